@@ -1,0 +1,162 @@
+/*
+ * Migration handshake: what the rest of QEMU calls
+ *
+ * Before a migration over a channel of type 'handshake', source and
+ * destination talk; see docs/devel/migration/handshake.rst.
+ *
+ * All functions are called with the BQL held unless they say otherwise.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef MIGRATION_HANDSHAKE_H
+#define MIGRATION_HANDSHAKE_H
+
+#include "io/channel.h"
+#include "qapi/qapi-types-migration.h"
+
+/**
+ * migration_handshake_check_outgoing: judge the arguments of 'migrate'
+ * @channels: the channel list, or NULL
+ * @resume: whether a paused migration is to be resumed
+ * @options: the argument 'handshake', or NULL
+ *
+ * Lists without a channel of type 'handshake' are none of our business, unless
+ * @options are given.
+ *
+ * Returns: true if they are good, false with @errp set if not
+ */
+bool
+migration_handshake_check_outgoing(const MigrationChannelList *channels,
+                                   bool resume,
+                                   const MigrationHandshakeOptions *options,
+                                   Error **errp);
+
+/**
+ * migration_handshake_check_incoming: judge the channel to listen on
+ * @channel: the only entry of the channel list
+ *
+ * Returns: true if it is good, false with @errp set if not
+ */
+bool migration_handshake_check_incoming(const MigrationChannel *channel,
+                                        Error **errp);
+
+/**
+ * migration_handshake_arm: say how the next main channel begins
+ * @wanted: whether a handshake goes over it
+ * @options: the argument 'handshake' of 'migrate', or NULL
+ *
+ * Called once a migration is certain to be attempted.
+ */
+void migration_handshake_arm(bool wanted,
+                             const MigrationHandshakeOptions *options);
+
+/**
+ * migration_handshake_listen: say how incoming connections begin
+ * @channel: the channel that is listened on
+ *
+ * 'migrate-recover' gets here out of band, without the BQL, with a channel of
+ * type 'main'.
+ */
+void migration_handshake_listen(const MigrationChannel *channel);
+
+/**
+ * migration_handshake_listening: how incoming connections begin
+ *
+ * Returns: whether they begin with a handshake
+ */
+bool migration_handshake_listening(void);
+
+/**
+ * migration_handshake_check_channel: whether a channel will do
+ * @ioc: a channel made from a file descriptor
+ *
+ * Returns: true if so, or if no handshake is wanted; false with @errp set if
+ *          the channel is not bidirectional
+ */
+bool migration_handshake_check_channel(QIOChannel *ioc, Error **errp);
+
+/**
+ * migration_handshake_attempt: which attempt to connect this is
+ *
+ * Returns: a number for migration_handshake_abandoned()
+ */
+unsigned migration_handshake_attempt(void);
+
+/**
+ * migration_handshake_abandoned: whether an attempt to connect was cancelled
+ * @attempt: what migration_handshake_attempt() said when it began
+ *
+ * Returns: true if nobody waits for it any more; then its connection, or its
+ *          failure, must not touch the migration that may have begun since
+ */
+bool migration_handshake_abandoned(unsigned attempt);
+
+/**
+ * migration_handshake_before_tls: a channel is about to negotiate TLS
+ * @ioc: the channel, before TLS
+ * @incoming: whether the peer connected to us
+ *
+ * TLS must not wait for the peer with the BQL held, as it does on a blocking
+ * socket; and on a source it must be possible to cancel, and take no longer
+ * than the user's timeout.  Without a handshake, nothing changes.
+ */
+void migration_handshake_before_tls(QIOChannel *ioc, bool incoming);
+
+/**
+ * migration_handshake_is_over: whether a channel had its handshake
+ * @ioc: the channel that migration_channel_connect() was called for
+ *
+ * Returns: true if only the stream may follow, whatever was set meanwhile
+ */
+bool migration_handshake_is_over(const QIOChannel *ioc);
+
+/**
+ * migration_handshake_connected: the main channel stands
+ * @ioc: the channel, after TLS
+ *
+ * Called in the main thread.  When a handshake is wanted it is held now, and
+ * migration_channel_connect() is called again, for the same channel, when it
+ * has ended.
+ *
+ * Returns: true if the caller has nothing more to do for now
+ */
+bool migration_handshake_connected(QIOChannel *ioc);
+
+/**
+ * migration_handshake_cancel: end the conversation, if there is one
+ *
+ * An attempt to connect is abandoned at once: its end may be minutes away.
+ *
+ * Returns: whether there is a conversation, or TLS on the way to it; its end
+ *          completes the cancellation
+ */
+bool migration_handshake_cancel(void);
+
+/**
+ * migration_handshake_accept: take a connection from a listener
+ * @ioc: the channel, after TLS
+ *
+ * Called in the main thread.
+ *
+ * Returns: true if it begins with a handshake, which takes care of it
+ */
+bool migration_handshake_accept(QIOChannel *ioc);
+
+/**
+ * migration_handshake_source_cleanup: the outgoing migration is over
+ * migration_handshake_incoming_cleanup: the incoming migration is over
+ *
+ * Settings that were taken for it alone are given back.
+ */
+void migration_handshake_source_cleanup(void);
+void migration_handshake_incoming_cleanup(void);
+
+/**
+ * migration_handshake_info: what query-migrate shows
+ *
+ * Returns: to be freed by the caller; NULL if there was no handshake
+ */
+MigrationHandshakeInfo *migration_handshake_info(void);
+
+#endif

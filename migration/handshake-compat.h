@@ -1,0 +1,28 @@
+/*
+ * Migration handshake: two profiles in, a list of issues out
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_HANDSHAKE_COMPAT_H
+#define QEMU_MIGRATION_HANDSHAKE_COMPAT_H
+
+#include "handshake-message.h"
+
+/**
+ * handshake_compare: whether a guest can move from one machine to another
+ * @source: the profile of the machine that the guest runs on
+ * @destination: the profile of the machine that it is to run on
+ * @effective: capabilities that the migration would use
+ * @issues: everything that differs and matters is added
+ *
+ * A member that either profile lacks is not compared.  An error is given only
+ * where the migration stream would provably fail or lose the guest.
+ *
+ * Pure; any thread.
+ */
+void handshake_compare(const HandshakeProfile *source,
+                       const HandshakeProfile *destination,
+                       const strList *effective, HandshakeIssues *issues);
+
+#endif

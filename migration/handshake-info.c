@@ -1,0 +1,81 @@
+/*
+ * Migration handshake: what query-migrate shows of it
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/clone-visitor.h"
+#include "qapi/qapi-builtin-visit.h"
+#include "qapi/qapi-visit-migration-handshake.h"
+#include "handshake-info.h"
+#include "handshake-policy.h"
+
+/* The conversation in progress, else the last one */
+static MigrationHandshakeInfo *current;
+
+MigrationHandshakeInfo *handshake_info_new(MigrationHandshakeRole role)
+{
+    MigrationHandshakeInfo *info = g_new0(MigrationHandshakeInfo, 1);
+
+    info->role = role;
+    info->status = MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS;
+    return info;
+}
+
+void handshake_info_set_wire(MigrationHandshakeInfo *info,
+                             const HandshakeWire *wire)
+{
+    info->bytes_sent = wire->bytes_sent;
+    info->bytes_received = wire->bytes_received;
+}
+
+void handshake_info_set_verdict(MigrationHandshakeInfo *info,
+                                const HandshakeVerdict *verdict)
+{
+    info->has_protocol_version = verdict->version != 0;
+    info->protocol_version = verdict->version;
+
+    qapi_free_strList(info->features);
+    info->features = QAPI_CLONE(strList, verdict->features);
+
+    qapi_free_strList(info->capabilities);
+    info->capabilities = QAPI_CLONE(strList, verdict->capabilities);
+
+    qapi_free_MigrationHandshakeDeclinedList(info->declined);
+    info->declined = QAPI_CLONE(MigrationHandshakeDeclinedList,
+                                verdict->declined);
+
+    qobject_unref(info->parameters);
+    info->parameters =
+        QOBJECT(handshake_policy_flatten(verdict->parameters));
+
+    qapi_free_MigrationHandshakeIssueList(info->issues);
+    info->issues = QAPI_CLONE(MigrationHandshakeIssueList,
+                              verdict->issues.list);
+    info->has_issues_omitted = verdict->issues.omitted != 0;
+    info->issues_omitted = verdict->issues.omitted;
+}
+
+/* QAPI_CLONE() does not know the type of @parameters */
+static MigrationHandshakeInfo *info_clone(const MigrationHandshakeInfo *info)
+{
+    MigrationHandshakeInfo shallow = *info;
+    MigrationHandshakeInfo *clone;
+
+    shallow.parameters = NULL;
+    clone = QAPI_CLONE(MigrationHandshakeInfo, &shallow);
+    clone->parameters = qobject_ref(info->parameters);
+    return clone;
+}
+
+void handshake_info_publish(const MigrationHandshakeInfo *info)
+{
+    qapi_free_MigrationHandshakeInfo(current);
+    current = info_clone(info);
+}
+
+MigrationHandshakeInfo *handshake_info_query(void)
+{
+    return current ? info_clone(current) : NULL;
+}

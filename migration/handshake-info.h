@@ -1,0 +1,52 @@
+/*
+ * Migration handshake: what query-migrate shows of it
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_HANDSHAKE_INFO_H
+#define QEMU_MIGRATION_HANDSHAKE_INFO_H
+
+#include "handshake-message.h"
+#include "handshake-wire.h"
+
+/* All functions here are called with the BQL held. */
+
+/**
+ * handshake_info_new: begin to keep record of a conversation
+ * @role: the side that this QEMU is on
+ *
+ * Returns: the record, to be freed by the caller
+ */
+MigrationHandshakeInfo *handshake_info_new(MigrationHandshakeRole role);
+
+/**
+ * handshake_info_set_wire: note what went over the wire
+ * @info: the record
+ * @wire: the conversation's channel
+ */
+void handshake_info_set_wire(MigrationHandshakeInfo *info,
+                             const HandshakeWire *wire);
+
+/**
+ * handshake_info_set_verdict: note what was agreed on, or why not
+ * @info: the record
+ * @verdict: the destination's answer
+ */
+void handshake_info_set_verdict(MigrationHandshakeInfo *info,
+                                const HandshakeVerdict *verdict);
+
+/**
+ * handshake_info_publish: show a record in query-migrate
+ * @info: the record, which is copied
+ */
+void handshake_info_publish(const MigrationHandshakeInfo *info);
+
+/**
+ * handshake_info_query: what was published last
+ *
+ * Returns: a copy, to be freed by the caller; NULL if there is nothing
+ */
+MigrationHandshakeInfo *handshake_info_query(void);
+
+#endif

@@ -1,0 +1,718 @@
+/*
+ * Migration handshake: the messages, from and to JSON
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/guest-random.h"
+#include "qapi/error.h"
+#include "qapi/util.h"
+#include "qapi/qapi-builtin-types.h"
+#include "qobject/qbool.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "qobject/qnum.h"
+#include "qobject/qstring.h"
+#include "handshake-json.h"
+#include "handshake-message.h"
+#include "handshake-wire.h"
+
+/* Bytes of a text that is passed on to people; what a peer says may be huge */
+#define TEXT_MAX                1024
+/* How many names of ignored members are reported back */
+#define NOT_UNDERSTOOD_MAX      64
+
+HandshakeProfile *handshake_profile_new(void)
+{
+    return g_new0(HandshakeProfile, 1);
+}
+
+void handshake_profile_free(HandshakeProfile *profile)
+{
+    if (!profile) {
+        return;
+    }
+    g_free(profile->qemu_version);
+    g_free(profile->package);
+    g_free(profile->arch);
+    g_free(profile->machine);
+    g_free(profile->uuid);
+    g_free(profile->name);
+    qapi_free_strList(profile->capabilities);
+    qapi_free_strList(profile->required);
+    qobject_unref(profile->parameters);
+    qobject_unref(profile->stream);
+    g_free(profile);
+}
+
+HandshakeHello *handshake_hello_new(void)
+{
+    HandshakeHello *hello = g_new0(HandshakeHello, 1);
+
+    hello->profile = handshake_profile_new();
+    return hello;
+}
+
+void handshake_hello_free(HandshakeHello *hello)
+{
+    if (!hello) {
+        return;
+    }
+    qapi_free_uint32List(hello->versions);
+    g_free(hello->purpose);
+    qapi_free_strList(hello->required);
+    qapi_free_strList(hello->features);
+    qapi_free_strList(hello->optional);
+    handshake_profile_free(hello->profile);
+    g_free(hello);
+}
+
+HandshakeVerdict *handshake_verdict_new(void)
+{
+    return g_new0(HandshakeVerdict, 1);
+}
+
+void handshake_verdict_free(HandshakeVerdict *verdict)
+{
+    if (!verdict) {
+        return;
+    }
+    g_free(verdict->message);
+    qapi_free_strList(verdict->features);
+    qapi_free_strList(verdict->not_understood);
+    qapi_free_MigrationHandshakePeer(verdict->peer);
+    qapi_free_strList(verdict->capabilities);
+    qapi_free_MigrationHandshakeDeclinedList(verdict->declined);
+    qobject_unref(verdict->parameters);
+    handshake_issues_free(&verdict->issues);
+    g_free(verdict);
+}
+
+/* NULL-terminated; none so far */
+static const char *const features[] = { NULL };
+
+bool handshake_feature_known(const char *name)
+{
+    return g_strv_contains(features, name);
+}
+
+strList *handshake_features_common(const strList *peer)
+{
+    strList *common = NULL;
+    strList **tail = &common;
+
+    for (int i = 0; features[i]; i++) {
+        if (handshake_strlist_contains(peer, features[i])) {
+            QAPI_LIST_APPEND(tail, g_strdup(features[i]));
+        }
+    }
+    return common;
+}
+
+static uint32_t grease_random(void)
+{
+    uint32_t value;
+
+    qemu_guest_getrandom_nofail(&value, sizeof(value));
+    return value;
+}
+
+char *handshake_grease_name(void)
+{
+    return g_strdup_printf("grease-%08" PRIx32, grease_random());
+}
+
+uint16_t handshake_grease_number(void)
+{
+    return 0x0a0a | (grease_random() & 0xf) * 0x1010;
+}
+
+char *handshake_text(const char *text)
+{
+    const char *end;
+    char *copy;
+
+    if (!text) {
+        return NULL;
+    }
+
+    /* The longest prefix that does not end within a character */
+    g_utf8_validate(text, strnlen(text, TEXT_MAX), &end);
+    copy = g_strndup(text, end - text);
+    for (char *p = copy; *p; p++) {
+        if (g_ascii_iscntrl(*p)) {
+            *p = ' ';
+        }
+    }
+    return copy;
+}
+
+/* Takes @issue */
+static void issues_append(HandshakeIssues *issues,
+                          MigrationHandshakeIssue *issue)
+{
+    issues->errors += issue->severity == MIGRATION_HANDSHAKE_SEVERITY_ERROR;
+    issues->warnings += issue->severity == MIGRATION_HANDSHAKE_SEVERITY_WARNING;
+
+    if (issues->listed == HANDSHAKE_ISSUES_MAX) {
+        issues->omitted++;
+        qapi_free_MigrationHandshakeIssue(issue);
+        return;
+    }
+    if (!issues->tail) {
+        issues->tail = &issues->list;
+    }
+    QAPI_LIST_APPEND(issues->tail, issue);
+    issues->listed++;
+}
+
+void handshake_issue_add(HandshakeIssues *issues, const char *code,
+                         MigrationHandshakeSeverity severity,
+                         const char *subject, const char *source,
+                         const char *destination, const char *fmt, ...)
+{
+    MigrationHandshakeIssue *issue = g_new0(MigrationHandshakeIssue, 1);
+    g_autofree char *message = NULL;
+    va_list ap;
+
+    va_start(ap, fmt);
+    message = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+
+    issue->code = handshake_text(code);
+    issue->severity = severity;
+    issue->subject = handshake_text(subject);
+    issue->source = handshake_text(source);
+    issue->destination = handshake_text(destination);
+    issue->message = handshake_text(message);
+    issues_append(issues, issue);
+}
+
+void handshake_issues_free(HandshakeIssues *issues)
+{
+    qapi_free_MigrationHandshakeIssueList(issues->list);
+    *issues = (HandshakeIssues) { 0 };
+}
+
+char *handshake_issues_summary(const HandshakeIssues *issues)
+{
+    const MigrationHandshakeIssue *gravest = NULL;
+    const MigrationHandshakeIssueList *l;
+    unsigned count = issues->errors + issues->warnings;
+
+    for (l = issues->list; l; l = l->next) {
+        /* The enum goes from bad to harmless */
+        if (!gravest || l->value->severity < gravest->severity) {
+            gravest = l->value;
+        }
+    }
+    if (!gravest) {
+        return g_strdup("no reason was given");
+    }
+    if (!count) {
+        return g_strdup_printf("%s (%s)", gravest->message, gravest->code);
+    }
+    return g_strdup_printf("%u problem%s: %s (%s)%s", count,
+                           count == 1 ? "" : "s", gravest->message,
+                           gravest->code, count > 1 ? ", ..." : "");
+}
+
+static void put_str(QDict *dict, const char *name, const char *value)
+{
+    if (value) {
+        qdict_put_str(dict, name, value);
+    }
+}
+
+static void put_dict(QDict *dict, const char *name, QDict *value)
+{
+    if (value) {
+        qdict_put(dict, name, qobject_ref(value));
+    }
+}
+
+/* Every object may gain members; so every object gets one that nobody knows */
+static void put_grease(QDict *dict)
+{
+    g_autofree char *name = handshake_grease_name();
+
+    qdict_put_int(dict, name, grease_random());
+}
+
+static void put_greased_strlist(QDict *dict, const char *name,
+                                const strList *list)
+{
+    g_autofree char *grease = handshake_grease_name();
+
+    handshake_json_put_strlist(dict, name, list);
+    qlist_append_str(qdict_get_qlist(dict, name), grease);
+}
+
+static char *to_json(const QDict *dict)
+{
+    g_autoptr(GString) json = qobject_to_json(QOBJECT(dict));
+
+    return g_strdup(json->str);
+}
+
+static QDict *profile_to_dict(const HandshakeProfile *profile)
+{
+    QDict *dict = qdict_new();
+
+    put_str(dict, "qemu-version", profile->qemu_version);
+    put_str(dict, "package", profile->package);
+    put_str(dict, "arch", profile->arch);
+    put_str(dict, "machine", profile->machine);
+    if (profile->page_size) {
+        qdict_put(dict, "page-size", qnum_from_uint(profile->page_size));
+    }
+    put_str(dict, "uuid", profile->uuid);
+    put_str(dict, "name", profile->name);
+    handshake_json_put_strlist(dict, "capabilities", profile->capabilities);
+    handshake_json_put_strlist(dict, "required-capabilities",
+                               profile->required);
+    put_dict(dict, "parameters", profile->parameters);
+    put_dict(dict, "stream", profile->stream);
+    put_grease(dict);
+    return dict;
+}
+
+char *handshake_hello_to_json(const HandshakeHello *hello)
+{
+    g_autoptr(QDict) dict = qdict_new();
+    QList *versions = qlist_new();
+    const uint32List *v;
+
+    for (v = hello->versions; v; v = v->next) {
+        qlist_append_int(versions, v->value);
+    }
+    qlist_append_int(versions, handshake_grease_number());
+    qdict_put(dict, "versions", versions);
+    qdict_put_str(dict, "purpose", hello->purpose);
+    handshake_json_put_strlist(dict, "required", hello->required);
+    put_greased_strlist(dict, "features", hello->features);
+    /* No grease here: what is declined is shown to people */
+    handshake_json_put_strlist(dict, "optional-capabilities", hello->optional);
+    if (hello->warnings_as_errors) {
+        qdict_put_bool(dict, "warnings-as-errors", true);
+    }
+    qdict_put(dict, "profile", profile_to_dict(hello->profile));
+    put_grease(dict);
+    return to_json(dict);
+}
+
+static QDict *peer_to_dict(const MigrationHandshakePeer *peer)
+{
+    QDict *dict = qdict_new();
+
+    put_str(dict, "qemu-version", peer->qemu_version);
+    put_str(dict, "package", peer->package);
+    put_str(dict, "arch", peer->arch);
+    put_str(dict, "machine", peer->machine);
+    put_grease(dict);
+    return dict;
+}
+
+static QDict *issue_to_dict(const MigrationHandshakeIssue *issue)
+{
+    QDict *dict = qdict_new();
+
+    qdict_put_str(dict, "code", issue->code);
+    qdict_put_str(dict, "severity",
+                  MigrationHandshakeSeverity_str(issue->severity));
+    put_str(dict, "subject", issue->subject);
+    put_str(dict, "source", issue->source);
+    put_str(dict, "destination", issue->destination);
+    qdict_put_str(dict, "message", issue->message);
+    return dict;
+}
+
+/* At most @max issues; what is left out is counted in "issues-omitted" */
+static void put_issues(QDict *dict, const HandshakeIssues *issues,
+                       unsigned max)
+{
+    const MigrationHandshakeIssueList *l;
+    QList *list = qlist_new();
+    unsigned omitted = issues->omitted;
+
+    for (l = issues->list; l; l = l->next) {
+        if (max) {
+            qlist_append(list, issue_to_dict(l->value));
+            max--;
+        } else {
+            omitted++;
+        }
+    }
+    qdict_put(dict, "issues", list);
+    if (omitted) {
+        qdict_put_int(dict, "issues-omitted", omitted);
+    }
+}
+
+static void put_declined(QDict *dict,
+                         const MigrationHandshakeDeclinedList *declined,
+                         unsigned max)
+{
+    QList *list = qlist_new();
+
+    for (; declined && max; declined = declined->next, max--) {
+        QDict *item = qdict_new();
+
+        qdict_put_str(item, "capability", declined->value->capability);
+        qdict_put_str(item, "reason", declined->value->reason);
+        qlist_append(list, item);
+    }
+    qdict_put(dict, "declined", list);
+}
+
+/* @max bounds each of the lists whose length the peer has a say in */
+static char *verdict_to_json_max(const HandshakeVerdict *verdict, unsigned max)
+{
+    g_autoptr(QDict) dict = qdict_new();
+
+    qdict_put_int(dict, "version", verdict->version);
+    put_str(dict, "message", verdict->message);
+    put_greased_strlist(dict, "features", verdict->features);
+    handshake_json_put_strlist(dict, "not-understood",
+                               verdict->not_understood);
+    if (verdict->peer) {
+        qdict_put(dict, "peer", peer_to_dict(verdict->peer));
+    }
+    if (verdict->accept) {
+        handshake_json_put_strlist(dict, "capabilities",
+                                   verdict->capabilities);
+        put_declined(dict, verdict->declined, max);
+        put_dict(dict, "parameters", verdict->parameters);
+    }
+    put_issues(dict, &verdict->issues, max);
+    put_grease(dict);
+    return to_json(dict);
+}
+
+char *handshake_verdict_to_json(const HandshakeVerdict *verdict)
+{
+    unsigned max = HANDSHAKE_ISSUES_MAX;
+    char *json = verdict_to_json_max(verdict, max);
+
+    while (max && strlen(json) > HANDSHAKE_FRAME_MAX) {
+        g_free(json);
+        max /= 2;
+        json = verdict_to_json_max(verdict, max);
+    }
+    return json;
+}
+
+char *handshake_commit_to_json(const char *digest)
+{
+    g_autoptr(QDict) dict = qdict_new();
+
+    qdict_put_str(dict, "digest", digest);
+    put_grease(dict);
+    return to_json(dict);
+}
+
+static char *abort_to_json_max(const char *message,
+                               const HandshakeIssues *issues, unsigned max)
+{
+    g_autoptr(QDict) dict = qdict_new();
+    g_autofree char *text = handshake_text(message);
+
+    qdict_put_str(dict, "message", text);
+    put_issues(dict, issues, max);
+    put_grease(dict);
+    return to_json(dict);
+}
+
+char *handshake_abort_to_json(const char *message,
+                              const HandshakeIssues *issues)
+{
+    unsigned max = HANDSHAKE_ISSUES_MAX;
+    char *json = abort_to_json_max(message, issues, max);
+
+    while (max && strlen(json) > HANDSHAKE_FRAME_MAX) {
+        g_free(json);
+        max /= 2;
+        json = abort_to_json_max(message, issues, max);
+    }
+    return json;
+}
+
+/* Tell the names in @dict that are not in the NULL-terminated @known */
+static void note_unknown(const QDict *dict, const char *prefix,
+                         const char *const *known, strList **not_understood)
+{
+    const QDictEntry *entry;
+    unsigned count = 0;
+
+    if (!not_understood) {
+        return;
+    }
+    for (strList *l = *not_understood; l; l = l->next) {
+        count++;
+    }
+    for (entry = qdict_first(dict); entry; entry = qdict_next(dict, entry)) {
+        const char *name = qdict_entry_key(entry);
+
+        if (!g_strv_contains(known, name) && count++ < NOT_UNDERSTOOD_MAX) {
+            QAPI_LIST_PREPEND(*not_understood,
+                              g_strconcat(prefix, name, NULL));
+        }
+    }
+}
+
+static bool profile_from_dict(const QDict *dict, HandshakeProfile *profile,
+                              strList **not_understood, Error **errp)
+{
+    static const char *const known[] = {
+        "qemu-version", "package", "arch", "machine", "page-size", "uuid",
+        "name", "capabilities", "required-capabilities", "parameters",
+        "stream", NULL
+    };
+    QDict *parameters = NULL;
+    QDict *stream = NULL;
+
+    if (!handshake_json_get_str(dict, "qemu-version",
+                                &profile->qemu_version, errp) ||
+        !handshake_json_get_str(dict, "package", &profile->package, errp) ||
+        !handshake_json_get_str(dict, "arch", &profile->arch, errp) ||
+        !handshake_json_get_str(dict, "machine", &profile->machine, errp) ||
+        !handshake_json_get_uint(dict, "page-size",
+                                 &profile->page_size, errp) ||
+        !handshake_json_get_str(dict, "uuid", &profile->uuid, errp) ||
+        !handshake_json_get_str(dict, "name", &profile->name, errp) ||
+        !handshake_json_get_strlist(dict, "capabilities", false,
+                                    &profile->capabilities, errp) ||
+        !handshake_json_get_strlist(dict, "required-capabilities", true,
+                                    &profile->required, errp) ||
+        !handshake_json_get_dict(dict, "parameters", &parameters, errp) ||
+        !handshake_json_get_dict(dict, "stream", &stream, errp)) {
+        return false;
+    }
+    profile->parameters = qobject_ref(parameters);
+    profile->stream = qobject_ref(stream);
+    note_unknown(dict, "profile.", known, not_understood);
+    return true;
+}
+
+static bool get_versions(const QDict *dict, uint32List **versions,
+                         Error **errp)
+{
+    uint32List **tail = versions;
+    QList *list = NULL;
+    const QListEntry *entry;
+
+    if (!handshake_json_get_list(dict, "versions", &list, errp)) {
+        return false;
+    }
+    QLIST_FOREACH_ENTRY(list, entry) {
+        QNum *num = qobject_to(QNum, qlist_entry_obj(entry));
+        uint64_t val;
+
+        if (num && qnum_get_try_uint(num, &val) && val <= UINT32_MAX) {
+            QAPI_LIST_APPEND(tail, val);
+        }
+    }
+    return true;
+}
+
+HandshakeHello *handshake_hello_from_json(const char *text, size_t len,
+                                          strList **not_understood,
+                                          Error **errp)
+{
+    static const char *const known[] = {
+        "versions", "purpose", "required", "features",
+        "optional-capabilities", "warnings-as-errors", "profile", NULL
+    };
+    static const char *const core[] = { "versions", "purpose", "required" };
+    g_autoptr(HandshakeHello) hello = handshake_hello_new();
+    g_autoptr(QDict) dict = handshake_json_parse(text, len, errp);
+    QDict *profile = NULL;
+
+    if (!dict) {
+        return NULL;
+    }
+    for (int i = 0; i < ARRAY_SIZE(core); i++) {
+        if (!qdict_haskey(dict, core[i])) {
+            error_setg(errp, "member '%s' is missing", core[i]);
+            return NULL;
+        }
+    }
+    if (!get_versions(dict, &hello->versions, errp) ||
+        !handshake_json_get_str(dict, "purpose", &hello->purpose, errp) ||
+        !handshake_json_get_strlist(dict, "required", true,
+                                    &hello->required, errp) ||
+        !handshake_json_get_strlist(dict, "features", false,
+                                    &hello->features, errp) ||
+        !handshake_json_get_strlist(dict, "optional-capabilities", false,
+                                    &hello->optional, errp) ||
+        !handshake_json_get_bool(dict, "warnings-as-errors",
+                                 &hello->warnings_as_errors, errp) ||
+        !handshake_json_get_dict(dict, "profile", &profile, errp)) {
+        return NULL;
+    }
+    note_unknown(dict, "", known, not_understood);
+    if (profile && !profile_from_dict(profile, hello->profile,
+                                      not_understood, errp)) {
+        return NULL;
+    }
+    return g_steal_pointer(&hello);
+}
+
+/*
+ * The text of a member, bounded and on one line; @fallback if there is none.
+ * What only people read is never worth an error.
+ */
+static char *text_member(const QDict *dict, const char *name,
+                         const char *fallback)
+{
+    g_autofree char *text = NULL;
+
+    handshake_json_get_str(dict, name, &text, NULL);
+    return text ? handshake_text(text) : g_strdup(fallback);
+}
+
+static MigrationHandshakePeer *get_peer(const QDict *dict)
+{
+    MigrationHandshakePeer *peer = g_new0(MigrationHandshakePeer, 1);
+    QDict *from = NULL;
+
+    handshake_json_get_dict(dict, "peer", &from, NULL);
+    if (from) {
+        peer->qemu_version = text_member(from, "qemu-version", NULL);
+        peer->package = text_member(from, "package", NULL);
+        peer->arch = text_member(from, "arch", NULL);
+        peer->machine = text_member(from, "machine", NULL);
+    }
+    return peer;
+}
+
+static MigrationHandshakeIssue *issue_from_dict(const QDict *dict)
+{
+    MigrationHandshakeIssue *issue = g_new0(MigrationHandshakeIssue, 1);
+    g_autofree char *severity = text_member(dict, "severity", "");
+
+    issue->code = text_member(dict, "code", "unknown");
+    issue->subject = text_member(dict, "subject", NULL);
+    issue->source = text_member(dict, "source", NULL);
+    issue->destination = text_member(dict, "destination", NULL);
+    issue->message = text_member(dict, "message", "no details were given");
+    issue->severity = qapi_enum_parse(&MigrationHandshakeSeverity_lookup,
+                                      severity,
+                                      MIGRATION_HANDSHAKE_SEVERITY_WARNING,
+                                      NULL);
+    return issue;
+}
+
+static void get_issues(const QDict *dict, HandshakeIssues *issues)
+{
+    QList *list = NULL;
+    const QListEntry *entry;
+    uint64_t more = 0;
+
+    handshake_json_get_list(dict, "issues", &list, NULL);
+    handshake_json_get_uint(dict, "issues-omitted", &more, NULL);
+    for (entry = list ? qlist_first(list) : NULL; entry;
+         entry = qlist_next(entry)) {
+        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (item) {
+            issues_append(issues, issue_from_dict(item));
+        }
+    }
+    issues->omitted += MIN(more, INT32_MAX);
+}
+
+static void get_declined(const QDict *dict,
+                         MigrationHandshakeDeclinedList **declined)
+{
+    MigrationHandshakeDeclinedList **tail = declined;
+    QList *list = NULL;
+    const QListEntry *entry;
+
+    handshake_json_get_list(dict, "declined", &list, NULL);
+    for (entry = list ? qlist_first(list) : NULL; entry;
+         entry = qlist_next(entry)) {
+        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (item) {
+            MigrationHandshakeDeclined *value =
+                g_new0(MigrationHandshakeDeclined, 1);
+
+            value->capability = text_member(item, "capability", "unknown");
+            value->reason = text_member(item, "reason",
+                                        "no reason was given");
+            QAPI_LIST_APPEND(tail, value);
+        }
+    }
+}
+
+/* What an ACCEPT says must be understood to the letter */
+static bool get_effective(const QDict *dict, HandshakeVerdict *verdict,
+                          Error **errp)
+{
+    QDict *parameters = NULL;
+    uint64_t version = 0;
+
+    if (!handshake_json_get_uint(dict, "version", &version, errp) ||
+        !handshake_json_get_strlist(dict, "capabilities", true,
+                                    &verdict->capabilities, errp) ||
+        !handshake_json_get_dict(dict, "parameters", &parameters, errp)) {
+        return false;
+    }
+    verdict->version = MIN(version, UINT32_MAX);
+    verdict->parameters = qobject_ref(parameters);
+    get_declined(dict, &verdict->declined);
+    return true;
+}
+
+HandshakeVerdict *handshake_verdict_from_json(const char *text, size_t len,
+                                              bool accept, Error **errp)
+{
+    g_autoptr(HandshakeVerdict) verdict = handshake_verdict_new();
+    g_autoptr(QDict) dict = handshake_json_parse(text, len, errp);
+    g_autoptr(strList) features = NULL;
+
+    if (!dict) {
+        return NULL;
+    }
+    verdict->accept = accept;
+    if (accept && !get_effective(dict, verdict, errp)) {
+        return NULL;
+    }
+    /* A refusal must come through whatever else a later version makes of it */
+    verdict->message = text_member(dict, "message", NULL);
+    handshake_json_get_strlist(dict, "features", false, &features, NULL);
+    verdict->features = handshake_features_common(features);
+    handshake_json_get_strlist(dict, "not-understood", false,
+                               &verdict->not_understood, NULL);
+    verdict->peer = get_peer(dict);
+    get_issues(dict, &verdict->issues);
+    return g_steal_pointer(&verdict);
+}
+
+char *handshake_commit_from_json(const char *text, size_t len, Error **errp)
+{
+    g_autoptr(QDict) dict = handshake_json_parse(text, len, errp);
+    g_autofree char *digest = NULL;
+
+    if (!dict || !handshake_json_get_str(dict, "digest", &digest, errp)) {
+        return NULL;
+    }
+    if (!digest) {
+        error_setg(errp, "member 'digest' is missing");
+    }
+    return g_steal_pointer(&digest);
+}
+
+char *handshake_abort_from_json(const char *text, size_t len,
+                                HandshakeIssues *issues, Error **errp)
+{
+    g_autoptr(QDict) dict = handshake_json_parse(text, len, errp);
+
+    if (!dict) {
+        return NULL;
+    }
+    get_issues(dict, issues);
+    return text_member(dict, "message", "no reason was given");
+}

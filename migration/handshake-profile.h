@@ -1,0 +1,30 @@
+/*
+ * Migration handshake: what this machine is
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_HANDSHAKE_PROFILE_H
+#define QEMU_MIGRATION_HANDSHAKE_PROFILE_H
+
+#include "handshake-message.h"
+
+/**
+ * handshake_profile_collect: describe this machine
+ * @profile: facts about the machine are filled in, settings are not
+ *
+ * Called with the BQL held, outside of coroutines.
+ */
+void handshake_profile_collect(HandshakeProfile *profile);
+
+/**
+ * handshake_profile_peer: what the other side is told about this QEMU
+ * @profile: a profile
+ *
+ * Pure; any thread.
+ *
+ * Returns: an excerpt, to be freed by the caller
+ */
+MigrationHandshakePeer *handshake_profile_peer(const HandshakeProfile *profile);
+
+#endif

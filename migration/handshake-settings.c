@@ -1,0 +1,265 @@
+/*
+ * Migration handshake: this QEMU's own capabilities and parameters
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qapi/qapi-commands-migration.h"
+#include "qapi/qapi-visit-migration.h"
+#include "qapi/qobject-input-visitor.h"
+#include "qapi/qobject-output-visitor.h"
+#include "qapi/util.h"
+#include "system/system.h"
+#include "handshake-json.h"
+#include "handshake-settings.h"
+#include "migration.h"
+#include "options.h"
+#include "trace.h"
+
+/* What a handshake has changed, and what it was before */
+static struct {
+    bool capability_taken[MIGRATION_CAPABILITY__MAX];
+    bool capability_was[MIGRATION_CAPABILITY__MAX];
+    QDict *parameters_taken;
+    QDict *parameters_were;
+} taken;
+
+strList *handshake_settings_capabilities(void)
+{
+    MigrationState *s = migrate_get_current();
+    strList *names = NULL;
+    strList **tail = &names;
+
+    for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
+        if (s->capabilities[i]) {
+            QAPI_LIST_APPEND(tail, g_strdup(MigrationCapability_str(i)));
+        }
+    }
+    return names;
+}
+
+QDict *handshake_settings_parameters(void)
+{
+    g_autoptr(MigrationParameters) params =
+        qmp_query_migrate_parameters(&error_abort);
+    QObject *obj;
+    Visitor *v = qobject_output_visitor_new(&obj);
+
+    visit_type_MigrationParameters(v, NULL, &params, &error_abort);
+    visit_complete(v, &obj);
+    visit_free(v);
+    return qobject_to(QDict, obj);
+}
+
+bool handshake_settings_check(bool destination, Error **errp)
+{
+    MigrationState *s = migrate_get_current();
+
+    for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
+        const char *name = MigrationCapability_str(i);
+        HandshakePolicy policy = handshake_policy_capability(name);
+
+        if (s->capabilities[i] &&
+            (policy == HANDSHAKE_POLICY_REFUSED ||
+             (policy == HANDSHAKE_POLICY_OFF && !destination))) {
+            error_setg(errp, "Channel type 'handshake' cannot be used with "
+                       "capability '%s'", name);
+            return false;
+        }
+    }
+    if (migrate_mode() != MIG_MODE_NORMAL) {
+        error_setg(errp, "Channel type 'handshake' cannot be used with "
+                   "migration mode '%s'", MigMode_str(migrate_mode()));
+        return false;
+    }
+    return true;
+}
+
+/* This QEMU's capabilities as they will be with @names as effective ones */
+static void merge_capabilities(const strList *names, bool *caps)
+{
+    MigrationState *s = migrate_get_current();
+
+    for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
+        const char *name = MigrationCapability_str(i);
+
+        switch (handshake_policy_capability(name)) {
+        case HANDSHAKE_POLICY_TAKEN:
+        case HANDSHAKE_POLICY_ALWAYS:
+        case HANDSHAKE_POLICY_OFF:
+            caps[i] = handshake_strlist_contains(names, name);
+            break;
+        default:
+            caps[i] = s->capabilities[i];
+        }
+    }
+}
+
+static bool try_capabilities(const strList *names, void *opaque, Error **errp)
+{
+    bool destination = opaque != NULL;
+    bool caps[MIGRATION_CAPABILITY__MAX];
+    bool ok;
+
+    merge_capabilities(names, caps);
+    for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
+        if (destination &&
+            handshake_policy_capability(MigrationCapability_str(i)) ==
+            HANDSHAKE_POLICY_SOURCE) {
+            caps[i] = false;
+        }
+    }
+    ok = migrate_caps_check(migrate_get_current()->capabilities, caps, errp);
+    if (destination && should_mlock(mlock_state)) {
+        /* The postcopy probe unlocks memory, and this was but a question */
+        os_mlock(is_mlock_on_fault(mlock_state));
+    }
+    return ok;
+}
+
+static bool try_parameter(const char *name, const QObject *value, void *opaque,
+                          Error **errp)
+{
+    bool *zero_copy = &migrate_get_current()->
+        capabilities[MIGRATION_CAPABILITY_ZERO_COPY_SEND];
+    const bool zero_copy_was = *zero_copy;
+    const bool destination = opaque != NULL;
+    g_autoptr(QDict) values = qdict_new();
+    g_autoptr(MigrationParameters) params = NULL;
+    Visitor *v;
+    bool ok;
+
+    qdict_put_obj(values, name, qobject_ref((QObject *)value));
+    v = qobject_input_visitor_new(QOBJECT(values));
+    visit_type_MigrationParameters(v, NULL, &params, errp);
+    visit_free(v);
+    if (!params) {
+        return false;
+    }
+
+    /* The check below asks for this one, which counts as off */
+    *zero_copy = zero_copy_was && !destination;
+    ok = migrate_params_check(params, errp);
+    *zero_copy = zero_copy_was;
+    return ok;
+}
+
+static const HandshakeJudge source_judge = {
+    .try_capabilities = try_capabilities,
+    .try_parameter = try_parameter,
+    .opaque = NULL,
+};
+
+static const HandshakeJudge destination_judge = {
+    .try_capabilities = try_capabilities,
+    .try_parameter = try_parameter,
+    .opaque = (void *)&destination_judge,
+};
+
+const HandshakeJudge *handshake_settings_source_judge(void)
+{
+    return &source_judge;
+}
+
+const HandshakeJudge *handshake_settings_destination_judge(void)
+{
+    return &destination_judge;
+}
+
+/*
+ * Every parameter that handshake-policy.c lets a destination take has its line
+ * here.  qmp_migrate_set_parameters() would judge them together with settings
+ * that do not matter to a destination.
+ */
+static void set_parameters(const QDict *values)
+{
+    MigrationParameters *to = &migrate_get_current()->parameters;
+    MigrationParameters *from = NULL;
+    Visitor *v = qobject_input_visitor_new(QOBJECT(values));
+
+    visit_type_MigrationParameters(v, NULL, &from, &error_abort);
+    visit_free(v);
+    if (from->has_multifd_channels) {
+        to->multifd_channels = from->multifd_channels;
+    }
+    if (from->has_multifd_compression) {
+        to->multifd_compression = from->multifd_compression;
+    }
+    qapi_free_MigrationParameters(from);
+}
+
+void handshake_settings_take(const strList *capabilities,
+                             const QDict *parameters)
+{
+    MigrationState *s = migrate_get_current();
+    g_autoptr(QDict) now = handshake_settings_parameters();
+    bool caps[MIGRATION_CAPABILITY__MAX];
+    const QDictEntry *entry;
+
+    handshake_settings_give_back();
+
+    merge_capabilities(capabilities, caps);
+    for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
+        const char *name = MigrationCapability_str(i);
+
+        taken.capability_taken[i] = caps[i] != s->capabilities[i];
+        taken.capability_was[i] = s->capabilities[i];
+        if (taken.capability_taken[i]) {
+            trace_migration_handshake_take(name, caps[i] ? "on" : "off");
+            s->capabilities[i] = caps[i];
+        }
+    }
+
+    taken.parameters_were = qdict_new();
+    taken.parameters_taken = handshake_policy_flatten(parameters);
+    for (entry = qdict_first(taken.parameters_taken); entry;
+         entry = qdict_next(taken.parameters_taken, entry)) {
+        const char *name = qdict_entry_key(entry);
+        g_autofree char *text = handshake_json_text(qdict_entry_value(entry));
+
+        trace_migration_handshake_take(name, text);
+        qdict_put_obj(taken.parameters_were, name,
+                      qobject_ref(qdict_get(now, name)));
+    }
+    set_parameters(taken.parameters_taken);
+}
+
+void handshake_settings_give_back(void)
+{
+    MigrationState *s = migrate_get_current();
+    g_autoptr(QDict) now = NULL;
+    g_autoptr(QDict) back = qdict_new();
+    const QDictEntry *entry;
+
+    if (!taken.parameters_taken) {
+        return;
+    }
+
+    for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
+        if (taken.capability_taken[i] &&
+            s->capabilities[i] != taken.capability_was[i]) {
+            trace_migration_handshake_give_back(MigrationCapability_str(i));
+            s->capabilities[i] = taken.capability_was[i];
+        }
+    }
+
+    now = handshake_settings_parameters();
+    for (entry = qdict_first(taken.parameters_taken); entry;
+         entry = qdict_next(taken.parameters_taken, entry)) {
+        const char *name = qdict_entry_key(entry);
+        QObject *was = qdict_get(taken.parameters_were, name);
+
+        if (qobject_is_equal(qdict_get(now, name), qdict_entry_value(entry)) &&
+            !qobject_is_equal(was, qdict_entry_value(entry))) {
+            trace_migration_handshake_give_back(name);
+            qdict_put_obj(back, name, qobject_ref(was));
+        }
+    }
+    set_parameters(back);
+
+    qobject_unref(taken.parameters_taken);
+    qobject_unref(taken.parameters_were);
+    memset(&taken, 0, sizeof(taken));
+}

@@ -1,0 +1,68 @@
+/*
+ * Migration handshake: this QEMU's own capabilities and parameters
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_HANDSHAKE_SETTINGS_H
+#define QEMU_MIGRATION_HANDSHAKE_SETTINGS_H
+
+#include "handshake-policy.h"
+
+/* All functions here are called with the BQL held. */
+
+/**
+ * handshake_settings_capabilities: what is switched on
+ *
+ * Returns: names, to be freed by the caller
+ */
+strList *handshake_settings_capabilities(void);
+
+/**
+ * handshake_settings_parameters: all parameters
+ *
+ * Returns: name -> value
+ */
+QDict *handshake_settings_parameters(void);
+
+/**
+ * handshake_settings_check: whether a handshake is possible at all
+ * @destination: whether it would be one with this QEMU as destination
+ *
+ * Some capabilities, and modes other than 'normal', exclude it.
+ *
+ * Returns: true if it is possible, false with @errp set if not
+ */
+bool handshake_settings_check(bool destination, Error **errp);
+
+/**
+ * handshake_settings_source_judge: what is possible here, as a source
+ * handshake_settings_destination_judge: the same, as a destination
+ *
+ * On a destination, capabilities that only matter to a source count as off.
+ * Its postcopy probe locks and unlocks memory and must not run in a coroutine.
+ *
+ * Returns: a judge for handshake_negotiate()
+ */
+const HandshakeJudge *handshake_settings_source_judge(void);
+const HandshakeJudge *handshake_settings_destination_judge(void);
+
+/**
+ * handshake_settings_take: set what was negotiated, for one migration
+ * @capabilities: effective capabilities; others that are negotiable go off
+ * @parameters: effective parameters, capability -> parameter -> value
+ *
+ * The caller has tried all of them with the judge before.  What was taken
+ * before and not given back is given back first.
+ */
+void handshake_settings_take(const strList *capabilities,
+                             const QDict *parameters);
+
+/**
+ * handshake_settings_give_back: undo handshake_settings_take()
+ *
+ * A setting that is no longer what was taken stays: somebody else set it.
+ */
+void handshake_settings_give_back(void);
+
+#endif

@@ -1,0 +1,481 @@
+/*
+ * Migration handshake: the source's side of the conversation
+ *
+ * It runs as a coroutine in the main loop:
+ *
+ *   channel header, HELLO  ->  wait for the verdict  ->  COMMIT or ABORT
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "block/aio.h"
+#include "qapi/error.h"
+#include "qapi/util.h"
+#include "qemu/main-loop.h"
+#include "qemu/timer.h"
+#include "handshake-info.h"
+#include "handshake-json.h"
+#include "handshake-message.h"
+#include "handshake-policy.h"
+#include "handshake-profile.h"
+#include "handshake-settings.h"
+#include "handshake-source.h"
+#include "handshake-wire.h"
+#include "trace.h"
+
+/* Seconds to wait for the verdict unless the user says otherwise */
+#define TIMEOUT_DEFAULT     60
+
+struct HandshakeSource {
+    HandshakeWire wire;
+    HandshakeHello *hello;
+    HandshakeVerdict *verdict;          /* NULL before it has come */
+    MigrationHandshakeInfo *info;
+    MigrationHandshakeDeclinedList *declined;   /* for reasons of our own */
+    QEMUTimer *timer;                   /* NULL if the user wants none */
+    uint32_t timeout;                   /* in seconds, 0 = none */
+    bool timed_out;
+    bool cancelled;
+    int64_t start_ns;
+    QemuUUID session;
+    Error *err;
+    HandshakeSourceDone *done;
+    void *opaque;
+};
+
+static void publish(HandshakeSource *hs, MigrationHandshakeStatus status)
+{
+    hs->info->status = status;
+    handshake_info_set_wire(hs->info, &hs->wire);
+    handshake_info_publish(hs->info);
+}
+
+/* What the user wants, in order of preference; to be freed by the caller */
+static strList *wanted_capabilities(const MigrationHandshakeOptions *options)
+{
+    static const MigrationCapability defaults[] = {
+        MIGRATION_CAPABILITY_SWITCHOVER_ACK,
+    };
+    strList *wanted = NULL;
+    strList **tail = &wanted;
+
+    if (options && options->has_optional_capabilities) {
+        for (MigrationCapabilityList *l = options->optional_capabilities; l;
+             l = l->next) {
+            QAPI_LIST_APPEND(tail, g_strdup(MigrationCapability_str(l->value)));
+        }
+    } else {
+        for (int i = 0; i < ARRAY_SIZE(defaults); i++) {
+            QAPI_LIST_APPEND(tail,
+                             g_strdup(MigrationCapability_str(defaults[i])));
+        }
+    }
+    return wanted;
+}
+
+/*
+ * Offers only what this side can do itself: all that is set, and of @wanted
+ * what goes with it.
+ */
+static strList *possible_capabilities(HandshakeSource *hs,
+                                      const strList *enabled,
+                                      const strList *wanted)
+{
+    const HandshakeJudge *judge = handshake_settings_source_judge();
+    MigrationHandshakeDeclinedList **declined = &hs->declined;
+    strList *set = NULL;
+    strList **set_tail = &set;
+    strList *possible = NULL;
+    strList **possible_tail = &possible;
+
+    QAPI_LIST_APPEND(set_tail, g_strdup("return-path"));
+    for (; enabled; enabled = enabled->next) {
+        if (!handshake_strlist_contains(set, enabled->value)) {
+            QAPI_LIST_APPEND(set_tail, g_strdup(enabled->value));
+        }
+    }
+    for (; wanted; wanted = wanted->next) {
+        g_autofree strList *item = NULL;
+        Error *err = NULL;
+
+        if (handshake_strlist_contains(set, wanted->value)) {
+            continue;
+        }
+        item = g_new0(strList, 1);
+        item->value = wanted->value;
+        *set_tail = item;
+        if (handshake_policy_capability(wanted->value) !=
+            HANDSHAKE_POLICY_TAKEN) {
+            error_setg(&err, "cannot be negotiated");
+        } else {
+            judge->try_capabilities(set, judge->opaque, &err);
+        }
+        *set_tail = NULL;
+
+        if (err) {
+            MigrationHandshakeDeclined *value =
+                g_new0(MigrationHandshakeDeclined, 1);
+
+            value->capability = g_strdup(wanted->value);
+            value->reason = g_strdup(error_get_pretty(err));
+            QAPI_LIST_APPEND(declined, value);
+            error_free(err);
+        } else {
+            QAPI_LIST_APPEND(set_tail, g_strdup(wanted->value));
+            QAPI_LIST_APPEND(possible_tail, g_strdup(wanted->value));
+        }
+    }
+    qapi_free_strList(set);
+    return possible;
+}
+
+static HandshakeHello *make_hello(HandshakeSource *hs,
+                                  const MigrationHandshakeOptions *options)
+{
+    g_autoptr(strList) enabled = handshake_settings_capabilities();
+    g_autoptr(strList) wanted = wanted_capabilities(options);
+    g_autoptr(strList) possible = possible_capabilities(hs, enabled, wanted);
+    g_autoptr(QDict) parameters = handshake_settings_parameters();
+    HandshakeHello *hello = handshake_hello_new();
+
+    QAPI_LIST_PREPEND(hello->versions, HANDSHAKE_VERSION);
+    hello->purpose = g_strdup("migrate");
+    hello->warnings_as_errors = options && options->has_warnings_as_errors &&
+                                options->warnings_as_errors;
+    handshake_profile_collect(hello->profile);
+    handshake_policy_offer(enabled, possible, parameters, hello);
+    return hello;
+}
+
+static bool coroutine_fn send_hello(HandshakeSource *hs, Error **errp)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    g_autofree char *json = handshake_hello_to_json(hs->hello);
+    HandshakeHeader header = { .name = "main" };
+
+    handshake_header_put(buf, &header);
+    if (!handshake_frame_put(buf, handshake_grease_number(), 0, "{}", errp) ||
+        !handshake_frame_put(buf, HANDSHAKE_FRAME_HELLO,
+                             HANDSHAKE_FRAME_CRITICAL, json, errp)) {
+        return false;
+    }
+    trace_migration_handshake_source_hello(json);
+    hs->start_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+    return handshake_wire_send(&hs->wire, buf, errp);
+}
+
+/* On success, hs->verdict is set, for better or worse */
+static bool coroutine_fn read_verdict(HandshakeSource *hs, Error **errp)
+{
+    ERRP_GUARD();
+    g_autoptr(GString) json = NULL;
+    HandshakeFrameType type;
+    HandshakeHeader header;
+    int ret;
+
+    ret = handshake_wire_read_header(&hs->wire, &header, errp);
+    if (ret <= 0 && hs->wire.broken && !hs->wire.bytes_received) {
+        /* Whether it ended or was reset depends on who was faster */
+        error_free(*errp);
+        *errp = NULL;
+        error_setg(errp, "the connection ended without an answer to the "
+                   "migration handshake; does the destination listen on a "
+                   "channel of type 'handshake', with the same use of TLS?");
+    }
+    if (ret > 0 && (strcmp(header.name, "main") || header.index != 0)) {
+        error_setg(errp, "migration handshake: the destination took the "
+                   "channel for '%s' %" PRIu32, header.name, header.index);
+        return false;
+    }
+    if (ret <= 0 ||
+        !handshake_wire_read_frame(&hs->wire, &type, &json, errp)) {
+        return false;
+    }
+    if (type != HANDSHAKE_FRAME_ACCEPT && type != HANDSHAKE_FRAME_REJECT) {
+        error_setg(errp, "migration handshake: the destination sent %s "
+                   "instead of a verdict", handshake_frame_type_str(type));
+        return false;
+    }
+    trace_migration_handshake_source_verdict(handshake_frame_type_str(type),
+                                             json->str);
+    hs->verdict = handshake_verdict_from_json(json->str, json->len,
+                                              type == HANDSHAKE_FRAME_ACCEPT,
+                                              errp);
+    if (!hs->verdict && type == HANDSHAKE_FRAME_REJECT) {
+        /* The verdict is the frame's type, and this one is clear enough */
+        hs->verdict = handshake_verdict_new();
+        hs->verdict->message = g_strdup_printf("its reason is malformed: %s",
+                                               error_get_pretty(*errp));
+        error_free(*errp);
+        *errp = NULL;
+    }
+    if (!hs->verdict) {
+        error_prepend(errp, "migration handshake: malformed verdict: ");
+        return false;
+    }
+    hs->session = header.session;
+    return true;
+}
+
+/* Whether what was said in HELLO still holds: QMP may change parameters */
+static bool offer_still_holds(HandshakeSource *hs, Error **errp)
+{
+    g_autoptr(strList) enabled = handshake_settings_capabilities();
+    g_autoptr(QDict) parameters = handshake_settings_parameters();
+    g_autoptr(HandshakeHello) now = handshake_hello_new();
+
+    handshake_policy_offer(enabled, hs->hello->optional, parameters, now);
+    if (!qobject_is_equal(QOBJECT(now->profile->parameters),
+                          QOBJECT(hs->hello->profile->parameters))) {
+        error_setg(errp, "migration parameters were changed during the "
+                   "migration handshake");
+        return false;
+    }
+    return true;
+}
+
+/* Whether this side agrees to what the destination made of the offer */
+static bool agree(HandshakeSource *hs, Error **errp)
+{
+    const HandshakeJudge *judge = handshake_settings_source_judge();
+    HandshakeVerdict *verdict = hs->verdict;
+    const uint32List *v;
+    bool offered = false;
+
+    for (v = hs->hello->versions; v; v = v->next) {
+        offered |= v->value == verdict->version;
+    }
+    if (!offered) {
+        error_setg(errp, "the destination chose protocol version %" PRIu32
+                   ", which was not offered", verdict->version);
+        return false;
+    }
+    if (qemu_uuid_is_null(&hs->session)) {
+        error_setg(errp, "the destination accepted without a session");
+        return false;
+    }
+    if (hs->hello->warnings_as_errors &&
+        (verdict->issues.warnings || verdict->issues.errors)) {
+        g_autofree char *summary = handshake_issues_summary(&verdict->issues);
+
+        error_setg(errp, "%s", summary);
+        return false;
+    }
+    return handshake_settings_check(false, errp) &&
+           handshake_policy_check_accept(hs->hello, verdict, errp) &&
+           judge->try_capabilities(verdict->capabilities, judge->opaque,
+                                   errp) &&
+           offer_still_holds(hs, errp);
+}
+
+static bool coroutine_fn send_commit(HandshakeSource *hs, Error **errp)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    g_autofree char *digest = handshake_wire_digest(&hs->wire);
+    g_autofree char *json = handshake_commit_to_json(digest);
+
+    trace_migration_handshake_source_commit(digest);
+    return handshake_frame_put(buf, HANDSHAKE_FRAME_COMMIT,
+                               HANDSHAKE_FRAME_CRITICAL, json, errp) &&
+           handshake_wire_send(&hs->wire, buf, errp);
+}
+
+/* A courtesy: the destination learns why; it would see the end anyway */
+static void coroutine_fn send_abort(HandshakeSource *hs, const char *message)
+{
+    static const HandshakeIssues none;
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    g_autofree char *json = handshake_abort_to_json(message, &none);
+
+    trace_migration_handshake_source_abort(message);
+    if (handshake_frame_put(buf, HANDSHAKE_FRAME_ABORT,
+                            HANDSHAKE_FRAME_CRITICAL, json, NULL)) {
+        handshake_wire_send(&hs->wire, buf, NULL);
+    }
+}
+
+/* Puts what went wrong on the way into words that help on the source */
+static void explain_failure(HandshakeSource *hs, Error **errp)
+{
+    if (hs->cancelled) {
+        error_free(*errp);
+        *errp = NULL;
+        error_setg(errp, "the migration handshake was cancelled");
+    } else if (hs->timed_out && !hs->verdict) {
+        error_free(*errp);
+        *errp = NULL;
+        error_setg(errp, "no answer to the migration handshake within %"
+                   PRIu32 " seconds; does the destination listen on a channel "
+                   "of type 'handshake', with the same use of TLS?",
+                   hs->timeout);
+    }
+}
+
+/* The verdict is known: note it with our own part */
+static void note_verdict(HandshakeSource *hs, bool agreed)
+{
+    MigrationHandshakeDeclinedList **tail;
+
+    if (!agreed) {
+        g_clear_pointer(&hs->verdict->capabilities, qapi_free_strList);
+        g_clear_pointer(&hs->verdict->declined,
+                        qapi_free_MigrationHandshakeDeclinedList);
+        qobject_unref(hs->verdict->parameters);
+        hs->verdict->parameters = NULL;
+    }
+    hs->info->duration =
+        (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) - hs->start_ns) / SCALE_US;
+    hs->info->peer = g_steal_pointer(&hs->verdict->peer);
+    if (!qemu_uuid_is_null(&hs->session)) {
+        hs->info->session = qemu_uuid_unparse_strdup(&hs->session);
+    }
+    tail = &hs->verdict->declined;
+    while (*tail) {
+        tail = &(*tail)->next;
+    }
+    *tail = g_steal_pointer(&hs->declined);
+    handshake_info_set_verdict(hs->info, hs->verdict);
+}
+
+static void coroutine_fn converse(HandshakeSource *hs, Error **errp)
+{
+    ERRP_GUARD();
+    bool agreed;
+
+    if (!send_hello(hs, errp) || !read_verdict(hs, errp)) {
+        explain_failure(hs, errp);
+        publish(hs, hs->cancelled ? MIGRATION_HANDSHAKE_STATUS_CANCELLED
+                                  : MIGRATION_HANDSHAKE_STATUS_FAILED);
+        return;
+    }
+
+    if (!hs->verdict->accept) {
+        note_verdict(hs, false);
+        if (hs->verdict->message) {
+            error_setg(errp, "the destination refused the migration: %s",
+                       hs->verdict->message);
+        } else {
+            g_autofree char *summary =
+                handshake_issues_summary(&hs->verdict->issues);
+
+            error_setg(errp, "the destination refused the migration: %s",
+                       summary);
+        }
+        publish(hs, MIGRATION_HANDSHAKE_STATUS_REJECTED);
+        return;
+    }
+
+    agreed = !hs->cancelled && agree(hs, errp);
+    note_verdict(hs, agreed);
+    if (!agreed) {
+        explain_failure(hs, errp);
+        send_abort(hs, error_get_pretty(*errp));
+        publish(hs, hs->cancelled ? MIGRATION_HANDSHAKE_STATUS_CANCELLED
+                                  : MIGRATION_HANDSHAKE_STATUS_REJECTED);
+        return;
+    }
+
+    handshake_settings_take(hs->verdict->capabilities,
+                            hs->verdict->parameters);
+    if (!send_commit(hs, errp)) {
+        explain_failure(hs, errp);
+        publish(hs, hs->cancelled ? MIGRATION_HANDSHAKE_STATUS_CANCELLED
+                                  : MIGRATION_HANDSHAKE_STATUS_FAILED);
+        return;
+    }
+    publish(hs, MIGRATION_HANDSHAKE_STATUS_ACCEPTED);
+}
+
+static void source_free(HandshakeSource *hs)
+{
+    timer_free(hs->timer);
+    handshake_wire_destroy(&hs->wire);
+    handshake_hello_free(hs->hello);
+    handshake_verdict_free(hs->verdict);
+    qapi_free_MigrationHandshakeDeclinedList(hs->declined);
+    qapi_free_MigrationHandshakeInfo(hs->info);
+    error_free(hs->err);
+    g_free(hs);
+}
+
+/* Outside of the coroutine, because the whole migration starts from here */
+static void source_finish_bh(void *opaque)
+{
+    HandshakeSource *hs = opaque;
+
+    trace_migration_handshake_source_end(
+        hs->err ? error_get_pretty(hs->err) : "agreed");
+    hs->done(hs->err, &hs->session, hs->opaque);
+    source_free(hs);
+}
+
+static void coroutine_fn source_co(void *opaque)
+{
+    HandshakeSource *hs = opaque;
+
+    converse(hs, &hs->err);
+    if (hs->timer) {
+        timer_del(hs->timer);
+    }
+    if (hs->err) {
+        g_free(hs->info->message);
+        hs->info->message = g_strdup(error_get_pretty(hs->err));
+        handshake_info_publish(hs->info);
+    }
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), source_finish_bh, hs);
+}
+
+static void source_timer_cb(void *opaque)
+{
+    HandshakeSource *hs = opaque;
+
+    hs->timed_out = true;
+    qio_channel_shutdown(hs->wire.ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+}
+
+static void source_start_bh(void *opaque)
+{
+    HandshakeSource *hs = opaque;
+
+    if (hs->timeout) {
+        hs->timer = timer_new_ms(QEMU_CLOCK_REALTIME, source_timer_cb, hs);
+        timer_mod(hs->timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+                             hs->timeout * 1000);
+    }
+    qemu_coroutine_enter(qemu_coroutine_create(source_co, hs));
+}
+
+uint32_t handshake_source_timeout(const MigrationHandshakeOptions *options)
+{
+    return options && options->has_timeout ? options->timeout
+                                           : TIMEOUT_DEFAULT;
+}
+
+HandshakeSource *
+handshake_source_start(QIOChannel *ioc,
+                       const MigrationHandshakeOptions *options,
+                       HandshakeSourceDone *done, void *opaque)
+{
+    HandshakeSource *hs = g_new0(HandshakeSource, 1);
+
+    /* One that came as fd: may be in any mode */
+    qio_channel_set_blocking(ioc, false, NULL);
+    handshake_wire_init(&hs->wire, ioc);
+    hs->timeout = handshake_source_timeout(options);
+    hs->done = done;
+    hs->opaque = opaque;
+    hs->hello = make_hello(hs, options);
+    hs->info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE);
+    publish(hs, MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS);
+
+    /* An fd: transport gets here inside the QMP command */
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), source_start_bh, hs);
+    return hs;
+}
+
+void handshake_source_cancel(HandshakeSource *hs)
+{
+    hs->cancelled = true;
+    qio_channel_shutdown(hs->wire.ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+}
