@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# The commands of the project; scripts/ does the work.
+
+BASE ?= 10.0
+TARGET := $(if $(QEMU_SRC),custom,$(BASE))
+export QEMU_SRC REFRESH
+
+.PHONY: all check check-series series refresh demo bench clean help
+
+all:
+	@scripts/build $(TARGET)
+
+check:
+	@scripts/check $(TARGET)
+
+series:
+	@scripts/series $(TARGET)
+
+check-series:
+	@scripts/series $(TARGET) --build=middle,last
+
+refresh:
+	@scripts/refresh-patches $(TARGET)
+
+demo bench:
+	@scripts/$@ $(TARGET)
+
+clean:
+	rm -rf build
+
+help:
+	@sed -n 's/^#: \?//p' Makefile | grep -v \
+	    $(foreach c,demo bench,$(if $(wildcard scripts/$c),,-e 'make $c')) -e '^-$$'
+
+#: make                    builds build/10.0/qemu-system-x86_64, qemu-img and the tests
+#: make BASE=10.2          the same for another base
+#: make QEMU_SRC=DIR       the same from your own QEMU tree, never changed, in build/custom
+#: make demo               builds, and migrates a real guest with the handshake
+#: make check              builds, and runs all the tests that gate a change
+#: make bench              measures and draws
+#: make series             writes build/series/10.0/*.patch for git am, and checks it
+#: make check-series       and builds after its middle and its last patch
+#: make refresh            the way back: patches/ from the commits in build/series/10.0-tree
+#: make clean              removes build/; the cache in ~/.cache/qemu-migration-handshake stays
+#:
+#: REFRESH=1               looks for a newer point release of QEMU
+#: QMHS_CACHE=DIR          keeps fetched sources, meson and ccache there
+#: QMHS_CONFIGURE=OPTIONS  more options for QEMU's configure
+#: QMHS_NO_INSTALL=1       takes it that all packages are there

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# shellcheck shell=bash
+# Shared by the scripts next to it; to be sourced.
+#
+# A "target" is a directory below build/: the name of a base (10.0), or
+# "custom" for the user's own tree in QEMU_SRC.
+
+set -euo pipefail
+shopt -s inherit_errexit
+export LC_ALL=C
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+[ -n "${HOME:-}" ] || export HOME=~
+cache=${QMHS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qemu-migration-handshake}
+
+# Progress goes to stderr: stdout belongs to results.
+say() { printf '==> %s\n' "$*" >&2; }
+
+# die WHAT-HAPPENED [WHAT-TO-DO...]: one argument a line.
+die()
+{
+    printf 'error: %s\n' "$1" >&2
+    shift
+    [ $# -eq 0 ] || printf '       %s\n' "$@" >&2
+    exit 1
+}
+
+# Names of files are shown as the user may type them.
+short() { printf '%s\n' "${1#"$top"/}"; }
+
+# lock FILE: until this script ends.
+lock()
+{
+    mkdir -p "$(dirname "$1")"
+    exec 9>"$1"
+    flock -n 9 || { say "waiting for another run to finish"; flock 9; }
+}
+
+### Packages
+
+# debian_codename: of this machine, if it is a Debian that the scripts know.
+debian_codename()
+{
+    local id name release
+    id=$(. /etc/os-release 2>/dev/null && echo "${ID:-}") || id=
+    name=$(. /etc/os-release 2>/dev/null && echo "${VERSION_CODENAME:-}") || name=
+    release=$(. /etc/os-release 2>/dev/null && echo "${PRETTY_NAME:-}") || release=
+    case $id:$name in
+    debian:bookworm | debian:trixie | debian:forky | debian:sid) echo "$name" ;;
+    *)  die "this is ${release:-an unknown system}; only Debian 12 and newer are supported" \
+            "With QEMU's build dependencies installed by hand, your own QEMU tree works:" \
+            "make QEMU_SRC=DIR QMHS_NO_INSTALL=1" ;;
+    esac
+}
+
+# need_packages WHY PACKAGE...: installs what is missing.
+need_packages()
+{
+    local why=$1 missing as_root=() log=$top/build/install.log
+    shift
+    [ -z "${QMHS_NO_INSTALL:-}" ] || return 0
+    debian_codename >/dev/null
+    mapfile -t missing < <(
+        { dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null || true; } |
+            sed -n 's/^installed //p' | sort -u | comm -13 - <(printf '%s\n' "$@" | sort))
+    [ ${#missing[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" -ne 0 ]; then
+        as_root=(sudo)
+        [ -t 0 ] || as_root+=(-n)
+        "${as_root[@]}" true 2>/dev/null ||
+            die "packages are missing $why, and they can only be installed as root" \
+                "apt-get install --no-install-recommends ${missing[*]}"
+    fi
+    say "installing packages $why: ${missing[*]}"
+    mkdir -p "$top/build"
+    as_root+=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y)
+    # A fresh container has no package lists, an old one stale ones.
+    "${as_root[@]}" install --no-install-recommends "${missing[@]}" >"$log" 2>&1 </dev/null ||
+    { "${as_root[@]}" update &&
+      "${as_root[@]}" install --no-install-recommends "${missing[@]}"; } >>"$log" 2>&1 </dev/null ||
+        die "installing packages failed: $(grep '^E:' "$log" | tail -n1)" \
+            "Is the network up? All of it is in $(short "$log")"
+}
+
+# need_build_packages: all that fetching, building and running takes, in one go.
+need_build_packages()
+{
+    local packages=(
+        ca-certificates debian-archive-keyring dpkg-dev xz-utils    # to fetch and unpack
+        git patch perl                                              # to patch; checkpatch
+        gcc libc6-dev ccache ninja-build pkgconf python3-venv
+        libglib2.0-dev zlib1g-dev libzstd-dev
+        libgnutls28-dev libtasn1-6-dev                              # the tests of TLS take both
+        seabios qemu-system-data ipxe-qemu)                         # Debian's source has no firmware
+    # Debian 12's meson is too old: scripts/build has a way.
+    [ -n "${QMHS_NO_INSTALL:-}" ] || [ "$(debian_codename)" = bookworm ] || packages+=(meson)
+    need_packages "to fetch, build and run QEMU" "${packages[@]}"
+}
+
+# apt_private SUITE COMMAND...: apt for one other suite of Debian. Lists,
+# downloads and configuration are our own, the machine's stay as they are.
+apt_private()
+{
+    local dir=$cache/apt/$1 command=$2
+    shift 2
+    mkdir -p "$dir"/{lists,archives}/partial "$dir/parts"
+    "$command" -q -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts="$dir/parts" \
+        -o Dir::State::Lists="$dir/lists" -o Dir::Cache="$dir" -o Dir::Cache::Archives="$dir/archives" \
+        -o APT::Sandbox::User="$(id -un)" -o APT::Update::Error-Mode=any -o Acquire::Languages=none \
+        -o Acquire::Retries=1 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 "$@"
+}
+
+# apt_private_update deb|deb-src SUITE: fails if no mirror answers.
+apt_private_update()
+{
+    local type=$1 suite=$2 dir=$cache/apt/$2 mirror codename
+    codename=$(debian_codename)
+    mkdir -p "$dir"
+    : >"$dir/update.log"
+    # The machine's own apt knows a mirror that can be reached. Where it
+    # knows several repositories of that name, the signature decides.
+    for mirror in $(apt-get indextargets --format '$(REPO_URI)|$(RELEASE)|$(COMPONENT)' |
+                    awk -F'|' -v name="$codename" '
+                        $3 == "main" && ($2 == name || $2 ~ /^((old)*stable|testing|unstable|sid)$/) &&
+                        !seen[$1]++ { print $1 }'); do
+        echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" \
+            >"$dir/sources.list"
+        ! apt_private "$suite" apt-get update >>"$dir/update.log" 2>&1 </dev/null || return 0
+    done
+    return 1
+}
+
+### QEMU's sources
+
+# pristine_of TARGET: the directory of the untouched QEMU.
+pristine_of()
+{
+    [ "$1" = custom ] || { "$top/scripts/fetch-qemu" "$1"; return; }
+    [ -n "${QEMU_SRC:-}" ] || die "QEMU_SRC is not set" "make QEMU_SRC=DIR, where DIR is a QEMU source tree"
+    [ -f "$QEMU_SRC/VERSION" ] && [ -f "$QEMU_SRC/configure" ] && [ -d "$QEMU_SRC/migration" ] ||
+        die "QEMU_SRC=$QEMU_SRC is not a QEMU source tree (no VERSION, configure, migration/)"
+    realpath "$QEMU_SRC"
+}
+
+# patches_of TARGET PRISTINE: the directory of the patches that fit it.
+patches_of()
+{
+    local base=$1 bases
+    [ "$1" != custom ] || base=$(cut -d. -f1,2 "$2/VERSION")
+    [ ! -d "$top/patches/$base" ] || { echo "$top/patches/$base"; return; }
+    bases=$(cd "$top/patches" 2>/dev/null && echo *)
+    die "there are no patches for QEMU $base (found VERSION $(<"$2/VERSION"))" "Bases: ${bases:-none}"
+}
+
+# list_files PRISTINE: every file as "path TAB size TAB mtime TAB type". Of a
+# git checkout what git knows, and the subprojects that meson downloaded.
+list_files()
+(
+    cd "$1"
+    if [ -e .git ]; then
+        git -c safe.directory='*' ls-files -z --cached --others --exclude-standard
+        find subprojects -mindepth 2 -name .git -prune -o -not -type d -print0
+    else
+        # Build directories are the ones with a build.ninja.
+        find . -mindepth 1 -maxdepth 3 -name build.ninja -printf '%h\0' >"$2.builds"
+        find . -mindepth 1 \( -path ./build -o -path ./.pc \
+            $(xargs -0 -r printf '-o -path %s ' <"$2.builds") \) -prune -o -not -type d -printf '%P\0'
+        rm "$2.builds"
+    fi |
+        # The firmware's sources are two thirds of QEMU's and not built here.
+        grep -zv '^roms/' |
+        { xargs -0 stat --printf '%n\t%s\t%.9Y\t%F\n' 2>/dev/null || true; } |
+        grep -v $'\tdirectory$' | sort -u >"$2"
+)
+
+# copy_files FROM TO <LIST: with new time stamps, so that ninja sees them.
+copy_files() { tar -C "$1" -c --no-recursion --verbatim-files-from -T - | tar -C "$2" -x -m; }
+
+### Patches
+
+# new_files PATCH...: the files of ours that the patches bring, named where
+# git am drops it.
+new_files() { [ $# -eq 0 ] || awk 'FNR == 1 { on = 0 } /^---$/ { on = 1 } /^diff --git / { on = 0 }
+                                   on && sub(/^New-file: */, "")' "$@"; }
+
+# patched_files PATCH...
+patched_files() { [ $# -eq 0 ] || sed -n 's,^diff --git a/.* b/,,p' "$@" | sort -u; }
+
+# apply_patch DIR PATCH REJECTS VERSION: a fuzz of one line and any offset are
+# the drift of a point release.
+apply_patch()
+{
+    grep -q '^diff --git ' "$2" || return 0
+    mkdir -p "$(dirname "$3")"
+    ! patch -d "$1" -p1 -F1 -f --no-backup-if-mismatch <"$2" >"$3" 2>&1 || { rm "$3"; return; }
+    find "$1" -name '*.rej' -exec cat {} + >>"$3"
+    die "$(short "$2") does not apply to QEMU $4:" \
+        "$(awk '/^patching file/ { f = $3 } /FAILED at|ignored/ { print sep f ": " $0; sep = "       " }
+                /find file to patch/ { print sep $0; sep = "       " }' "$3")" \
+        "No source tree was changed. Correct the patch's context; what was rejected is in" \
+        "$(short "$3")"
+}
+
+# series_git_environment: the series does not depend on the user's git.
+series_git_environment()
+{
+    export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1 GIT_TERMINAL_PROMPT=0
+    export GIT_AUTHOR_NAME=QEMU GIT_AUTHOR_EMAIL=qemu-devel@nongnu.org
+    export GIT_COMMITTER_NAME=QEMU GIT_COMMITTER_EMAIL=qemu-devel@nongnu.org
+    export GIT_COMMITTER_DATE=2000-01-01T00:00:00Z
+    unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+}
