@@ -35,22 +35,18 @@ static bool arch_related(const char *a, const char *b)
 static void compare_arch(const HandshakeProfile *src,
                          const HandshakeProfile *dst, HandshakeIssues *issues)
 {
+    bool related;
+
     if (!src->arch || !dst->arch || !strcmp(src->arch, dst->arch)) {
         return;
     }
-    if (arch_related(src->arch, dst->arch)) {
-        handshake_issue_add(issues, "arch",
-                            MIGRATION_HANDSHAKE_SEVERITY_WARNING, "arch",
-                            src->arch, dst->arch,
-                            "a guest of qemu-system-%s may not run in "
-                            "qemu-system-%s", src->arch, dst->arch);
-    } else {
-        handshake_issue_add(issues, "arch",
-                            MIGRATION_HANDSHAKE_SEVERITY_ERROR, "arch",
-                            src->arch, dst->arch,
-                            "a guest of qemu-system-%s cannot run in "
-                            "qemu-system-%s", src->arch, dst->arch);
-    }
+    related = arch_related(src->arch, dst->arch);
+    handshake_issue_add(issues, "arch",
+                        related ? MIGRATION_HANDSHAKE_SEVERITY_WARNING
+                                : MIGRATION_HANDSHAKE_SEVERITY_ERROR,
+                        "arch", src->arch, dst->arch,
+                        "a guest of qemu-system-%s %s run in qemu-system-%s",
+                        src->arch, related ? "may not" : "cannot", dst->arch);
 }
 
 static void compare_machine(const HandshakeProfile *src,

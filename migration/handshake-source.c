@@ -75,58 +75,28 @@ static strList *wanted_capabilities(const MigrationHandshakeOptions *options)
 }
 
 /*
- * Offers only what this side can do itself: all that is set, and of @wanted
- * what goes with it.
+ * What of @wanted goes with all that is set here: this side negotiates with
+ * itself first, and offers no more than that.
  */
 static strList *possible_capabilities(HandshakeSource *hs,
                                       const strList *enabled,
-                                      const strList *wanted)
+                                      const strList *wanted,
+                                      const QDict *parameters)
 {
-    const HandshakeJudge *judge = handshake_settings_source_judge();
-    MigrationHandshakeDeclinedList **declined = &hs->declined;
-    strList *set = NULL;
-    strList **set_tail = &set;
+    g_autoptr(HandshakeHello) wish = handshake_hello_new();
+    g_autoptr(HandshakeVerdict) own = handshake_verdict_new();
     strList *possible = NULL;
-    strList **possible_tail = &possible;
+    strList **tail = &possible;
+    const strList *l;
 
-    QAPI_LIST_APPEND(set_tail, g_strdup("return-path"));
-    for (; enabled; enabled = enabled->next) {
-        if (!handshake_strlist_contains(set, enabled->value)) {
-            QAPI_LIST_APPEND(set_tail, g_strdup(enabled->value));
+    handshake_policy_offer(enabled, wanted, parameters, wish);
+    handshake_negotiate(wish, handshake_settings_source_judge(), own);
+    hs->declined = g_steal_pointer(&own->declined);
+    for (l = wish->optional; l; l = l->next) {
+        if (handshake_strlist_contains(own->capabilities, l->value)) {
+            QAPI_LIST_APPEND(tail, g_strdup(l->value));
         }
     }
-    for (; wanted; wanted = wanted->next) {
-        g_autofree strList *item = NULL;
-        Error *err = NULL;
-
-        if (handshake_strlist_contains(set, wanted->value)) {
-            continue;
-        }
-        item = g_new0(strList, 1);
-        item->value = wanted->value;
-        *set_tail = item;
-        if (handshake_policy_capability(wanted->value) !=
-            HANDSHAKE_POLICY_TAKEN) {
-            error_setg(&err, "cannot be negotiated");
-        } else {
-            judge->try_capabilities(set, judge->opaque, &err);
-        }
-        *set_tail = NULL;
-
-        if (err) {
-            MigrationHandshakeDeclined *value =
-                g_new0(MigrationHandshakeDeclined, 1);
-
-            value->capability = g_strdup(wanted->value);
-            value->reason = g_strdup(error_get_pretty(err));
-            QAPI_LIST_APPEND(declined, value);
-            error_free(err);
-        } else {
-            QAPI_LIST_APPEND(set_tail, g_strdup(wanted->value));
-            QAPI_LIST_APPEND(possible_tail, g_strdup(wanted->value));
-        }
-    }
-    qapi_free_strList(set);
     return possible;
 }
 
@@ -135,8 +105,9 @@ static HandshakeHello *make_hello(HandshakeSource *hs,
 {
     g_autoptr(strList) enabled = handshake_settings_capabilities();
     g_autoptr(strList) wanted = wanted_capabilities(options);
-    g_autoptr(strList) possible = possible_capabilities(hs, enabled, wanted);
     g_autoptr(QDict) parameters = handshake_settings_parameters();
+    g_autoptr(strList) possible =
+        possible_capabilities(hs, enabled, wanted, parameters);
     HandshakeHello *hello = handshake_hello_new();
 
     QAPI_LIST_PREPEND(hello->versions, HANDSHAKE_VERSION);

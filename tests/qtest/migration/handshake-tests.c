@@ -322,6 +322,55 @@ static void test_info(void)
     stop_both(from, to);
 }
 
+static const char *declined_reason(QDict *handshake, const char *capability)
+{
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(handshake, "declined"), entry) {
+        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (!strcmp(qdict_get_str(item, "capability"), capability)) {
+            return qdict_get_str(item, "reason");
+        }
+    }
+    return NULL;
+}
+
+/*
+ * What is set is required, and the destination takes it.  What is wanted
+ * besides is used if it can be, for this migration only.
+ */
+static void test_settings(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    QDict *info;
+
+    migrate_set_capability(from, "x-ignore-shared", true);
+    migrate_to(from, to, "{ 'optional-capabilities':"
+               "  [ 'multifd', 'postcopy-ram', 'dirty-bitmaps' ] }");
+    qobject_unref(wait_status(from, "completed"));
+    qobject_unref(wait_status(to, "completed"));
+
+    info = wait_handshake(from, "accepted");
+    g_assert_true(list_contains(info, "capabilities", "return-path"));
+    g_assert_true(list_contains(info, "capabilities", "x-ignore-shared"));
+    g_assert_true(list_contains(info, "capabilities", "dirty-bitmaps"));
+    g_assert_cmpint(qlist_size(qdict_get_qlist(info, "capabilities")), ==, 3);
+    g_assert_cmpint(qlist_size(qdict_get_qlist(info, "declined")), ==, 2);
+    g_assert_cmpstr(declined_reason(info, "multifd"), ==,
+                    "cannot be negotiated");
+    g_assert_cmpstr(declined_reason(info, "postcopy-ram"), ==,
+                    "Postcopy is not compatible with ignore-shared");
+    qobject_unref(info);
+
+    g_assert_true(capability_is_on(from, "x-ignore-shared"));
+    g_assert_false(capability_is_on(from, "dirty-bitmaps"));
+    g_assert_false(capability_is_on(to, "x-ignore-shared"));
+    g_assert_false(capability_is_on(to, "dirty-bitmaps"));
+    stop_both(from, to);
+}
+
 static void test_unix_incoming_json(void)
 {
     g_autofree char *path = g_strdup_printf("%s/handshake", tmpfs);
@@ -1404,6 +1453,7 @@ void migration_test_add_handshake(MigrationTestEnv *env)
                            test_source_capability);
     }
     migration_test_add("/migration/handshake/info", test_info);
+    migration_test_add("/migration/handshake/settings", test_settings);
     migration_test_add("/migration/handshake/unix/incoming-json",
                        test_unix_incoming_json);
     migration_test_add("/migration/handshake/fd", test_fd);
