@@ -41,6 +41,7 @@ help:
 #: make series             writes build/series/10.0/*.patch for git am, and checks it
 #: make check-series       and builds after its middle and its last patch
 #: make refresh            the way back: patches/ from the commits in build/series/10.0-tree
+#: make help               lists these
 #: make clean              removes build/; the cache in ~/.cache/qemu-migration-handshake stays
 #:
 #: REFRESH=1               looks for a newer point release of QEMU
