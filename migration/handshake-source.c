@@ -309,6 +309,13 @@ static void note_verdict(HandshakeSource *hs, bool agreed)
     handshake_info_set_verdict(hs->info, hs->verdict);
 }
 
+/* Without an agreement, unless it is the user who did not want one any more */
+static void publish_failure(HandshakeSource *hs,
+                            MigrationHandshakeStatus status)
+{
+    publish(hs, hs->cancelled ? MIGRATION_HANDSHAKE_STATUS_CANCELLED : status);
+}
+
 static void coroutine_fn converse(HandshakeSource *hs, Error **errp)
 {
     ERRP_GUARD();
@@ -316,23 +323,17 @@ static void coroutine_fn converse(HandshakeSource *hs, Error **errp)
 
     if (!send_hello(hs, errp) || !read_verdict(hs, errp)) {
         explain_failure(hs, errp);
-        publish(hs, hs->cancelled ? MIGRATION_HANDSHAKE_STATUS_CANCELLED
-                                  : MIGRATION_HANDSHAKE_STATUS_FAILED);
+        publish_failure(hs, MIGRATION_HANDSHAKE_STATUS_FAILED);
         return;
     }
 
     if (!hs->verdict->accept) {
-        note_verdict(hs, false);
-        if (hs->verdict->message) {
-            error_setg(errp, "the destination refused the migration: %s",
-                       hs->verdict->message);
-        } else {
-            g_autofree char *summary =
-                handshake_issues_summary(&hs->verdict->issues);
+        g_autofree char *reason = hs->verdict->message
+            ? g_strdup(hs->verdict->message)
+            : handshake_issues_summary(&hs->verdict->issues);
 
-            error_setg(errp, "the destination refused the migration: %s",
-                       summary);
-        }
+        note_verdict(hs, false);
+        error_setg(errp, "the destination refused the migration: %s", reason);
         publish(hs, MIGRATION_HANDSHAKE_STATUS_REJECTED);
         return;
     }
@@ -342,8 +343,7 @@ static void coroutine_fn converse(HandshakeSource *hs, Error **errp)
     if (!agreed) {
         explain_failure(hs, errp);
         send_abort(hs, error_get_pretty(*errp));
-        publish(hs, hs->cancelled ? MIGRATION_HANDSHAKE_STATUS_CANCELLED
-                                  : MIGRATION_HANDSHAKE_STATUS_REJECTED);
+        publish_failure(hs, MIGRATION_HANDSHAKE_STATUS_REJECTED);
         return;
     }
 
@@ -351,8 +351,7 @@ static void coroutine_fn converse(HandshakeSource *hs, Error **errp)
                             hs->verdict->parameters);
     if (!send_commit(hs, errp)) {
         explain_failure(hs, errp);
-        publish(hs, hs->cancelled ? MIGRATION_HANDSHAKE_STATUS_CANCELLED
-                                  : MIGRATION_HANDSHAKE_STATUS_FAILED);
+        publish_failure(hs, MIGRATION_HANDSHAKE_STATUS_FAILED);
         return;
     }
     publish(hs, MIGRATION_HANDSHAKE_STATUS_ACCEPTED);
