@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qapi/error.h"
 #include "handshake-compat.h"
 #include "handshake-json.h"
 
@@ -122,26 +123,50 @@ static const struct {
      */
 };
 
+/* Whether both sides have stream_properties[@i], and not the same */
+static bool stream_differs(const HandshakeProfile *src,
+                           const HandshakeProfile *dst, int i)
+{
+    const char *name = stream_properties[i].name;
+    const QObject *a = src->stream ? qdict_get(src->stream, name) : NULL;
+    const QObject *b = dst->stream ? qdict_get(dst->stream, name) : NULL;
+
+    return a && b && !qobject_is_equal(a, b);
+}
+
+bool handshake_compare_capability(const HandshakeProfile *source,
+                                  const HandshakeProfile *destination,
+                                  const char *capability, Error **errp)
+{
+    for (int i = 0; i < ARRAY_SIZE(stream_properties); i++) {
+        if (stream_properties[i].capability &&
+            !strcmp(stream_properties[i].capability, capability) &&
+            stream_differs(source, destination, i)) {
+            error_setg(errp, "stream property '%s' is not the same on both "
+                       "sides", stream_properties[i].name);
+            return false;
+        }
+    }
+    return true;
+}
+
 static void compare_stream(const HandshakeProfile *src,
                            const HandshakeProfile *dst,
                            const strList *effective, HandshakeIssues *issues)
 {
-    if (!src->stream || !dst->stream) {
-        return;
-    }
     for (int i = 0; i < ARRAY_SIZE(stream_properties); i++) {
         const char *name = stream_properties[i].name;
         const char *capability = stream_properties[i].capability;
-        const QObject *a = qdict_get(src->stream, name);
-        const QObject *b = qdict_get(dst->stream, name);
-        g_autofree char *a_text = handshake_json_text(a);
-        g_autofree char *b_text = handshake_json_text(b);
+        g_autofree char *a_text = NULL;
+        g_autofree char *b_text = NULL;
 
-        if (!a || !b || qobject_is_equal(a, b) ||
+        if (!stream_differs(src, dst, i) ||
             (capability &&
              !handshake_strlist_contains(effective, capability))) {
             continue;
         }
+        a_text = handshake_json_text(qdict_get(src->stream, name));
+        b_text = handshake_json_text(qdict_get(dst->stream, name));
         handshake_issue_add(issues, "stream-format",
                             stream_properties[i].severity, name,
                             a_text, b_text,

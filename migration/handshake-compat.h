@@ -25,4 +25,22 @@ void handshake_compare(const HandshakeProfile *source,
                        const HandshakeProfile *destination,
                        const strList *effective, HandshakeIssues *issues);
 
+/**
+ * handshake_compare_capability: whether two machines go together with a
+ *                               capability
+ * @source: the profile of the machine that the guest runs on
+ * @destination: the profile of the machine that it is to run on
+ * @capability: its name
+ *
+ * What handshake_compare() would give as an error only because of @capability
+ * is no reason to refuse a migration that can do without it.
+ *
+ * Pure; any thread.
+ *
+ * Returns: true if they do, false with @errp set if not
+ */
+bool handshake_compare_capability(const HandshakeProfile *source,
+                                  const HandshakeProfile *destination,
+                                  const char *capability, Error **errp);
+
 #endif

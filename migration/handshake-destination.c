@@ -3,20 +3,26 @@
  *
  * Every connection is a coroutine in the main loop:
  *
- *   channel header, HELLO  ->  verdict  ->  wait for COMMIT  ->  deliver
+ *   channel header, HELLO  ->  verdict  ->  wait for COMMIT
+ *                          ->  wait for the other channels  ->  deliver
  *
- * Nothing in this QEMU changes before COMMIT.  One connection at a time can
- * have got ACCEPT: it holds the session.
+ * Nothing in this QEMU changes before they have all come.  One connection at a
+ * time can have got ACCEPT: it holds the session.  A channel that belongs to
+ * the session has nothing but a header.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
+#ifndef _WIN32
+#include <poll.h>
+#endif
 #include "block/aio.h"
 #include "qapi/error.h"
 #include "qapi/util.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
+#include "handshake-channels.h"
 #include "handshake-compat.h"
 #include "handshake-destination.h"
 #include "handshake-info.h"
@@ -28,20 +34,25 @@
 #include "handshake-wire.h"
 #include "trace.h"
 
-/* Connections at a time, the one that holds the session included */
+/*
+ * Connections at a time, the one that holds the session included; besides
+ * those that the session waits for
+ */
 #define CONNECTIONS_MAX         64
 
 /* Seconds */
 #define HELLO_TIMEOUT           30
 #define COMMIT_TIMEOUT          30
+#define CHANNELS_TIMEOUT        30
 #define DRAIN_TIMEOUT           5
 
 typedef struct HandshakeConn {
     HandshakeWire wire;
-    HandshakeDeliver *deliver;
+    const HandshakeSink *sink;
     Coroutine *co;
     QEMUTimer *timer;
     bool timed_out;
+    bool collecting;                /* waits for the session's channels */
     bool refused;                   /* REJECT has been sent */
     bool violated;                  /* after ACCEPT: no honest source */
     int64_t start_ns;               /* 0 before the first byte */
@@ -56,12 +67,33 @@ static QTAILQ_HEAD(, HandshakeConn) conns =
     QTAILQ_HEAD_INITIALIZER(conns);
 static unsigned conn_count;
 
-/*
- * Who got ACCEPT, and whether its migration has been delivered; from then on
- * @session_conn is gone and the session lasts until the migration is over.
- */
-static HandshakeConn *session_conn;
-static bool session_delivered;
+static struct {
+    QemuUUID id;
+    HandshakeConn *conn;            /* NULL once it has been delivered */
+    HandshakeChannels *channels;    /* NULL if there is no session */
+} session;
+
+static void session_begin(HandshakeConn *conn, unsigned multifd, bool preempt)
+{
+    qemu_uuid_generate(&session.id);
+    session.conn = conn;
+    session.channels = handshake_channels_new(&session.id, multifd, preempt);
+}
+
+static void session_end(void)
+{
+    session.conn = NULL;
+    g_clear_pointer(&session.channels, handshake_channels_free);
+}
+
+/* Nothing is read while channels are collected, so it has to be woken */
+static void conn_wake(HandshakeConn *conn)
+{
+    if (conn->collecting) {
+        conn->collecting = false;
+        aio_co_wake(conn->co);
+    }
+}
 
 static void conn_timer_cb(void *opaque)
 {
@@ -69,6 +101,7 @@ static void conn_timer_cb(void *opaque)
 
     conn->timed_out = true;
     qio_channel_shutdown(conn->wire.ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+    conn_wake(conn);
 }
 
 static void conn_set_timer(HandshakeConn *conn, int seconds)
@@ -145,6 +178,38 @@ static void judge_core(const HandshakeHello *hello, HandshakeIssues *issues)
     }
 }
 
+/* How many there will be; the parameter has been judged */
+static unsigned multifd_channels(const HandshakeVerdict *verdict)
+{
+    g_autoptr(QDict) values = handshake_policy_values(verdict->capabilities,
+                                                      verdict->parameters);
+
+    return qdict_get_try_int(values, "multifd-channels", 0);
+}
+
+/* Wishes that the two machines cannot fulfil are no reason to refuse */
+static void decline_by_machine(HandshakeHello *hello,
+                               const HandshakeProfile *local,
+                               HandshakeVerdict *verdict)
+{
+    strList **link = &hello->optional;
+
+    while (*link) {
+        strList *item = *link;
+        g_autoptr(Error) err = NULL;
+
+        if (handshake_compare_capability(hello->profile, local, item->value,
+                                         &err)) {
+            link = &item->next;
+        } else {
+            handshake_declined_add(&verdict->declined, item->value,
+                                   error_get_pretty(err));
+            *link = g_steal_pointer(&item->next);
+            qapi_free_strList(item);
+        }
+    }
+}
+
 /*
  * Everything that the answer depends on is looked at here, in one go with the
  * BQL held, so that it cannot change in between.
@@ -153,7 +218,7 @@ static void judge(HandshakeConn *conn)
 {
     g_autoptr(HandshakeProfile) local = handshake_profile_new();
     HandshakeVerdict *verdict = handshake_verdict_new();
-    const HandshakeHello *hello = conn->hello;
+    HandshakeHello *hello = conn->hello;
     HandshakeIssues *issues = &verdict->issues;
     g_autoptr(Error) err = NULL;
 
@@ -163,7 +228,7 @@ static void judge(HandshakeConn *conn)
     verdict->not_understood = g_steal_pointer(&conn->not_understood);
     verdict->features = handshake_features_common(hello->features);
 
-    if (session_conn || session_delivered) {
+    if (session.channels) {
         handshake_issue_add(issues, "busy", MIGRATION_HANDSHAKE_SEVERITY_ERROR,
                             "session", NULL, NULL,
                             "another migration to this destination is in "
@@ -171,12 +236,13 @@ static void judge(HandshakeConn *conn)
     } else {
         verdict->version = choose_version(hello, issues);
         judge_core(hello, issues);
-        if (!handshake_settings_check(true, &err)) {
+        if (!handshake_settings_check(&err)) {
             handshake_issue_add(issues, "capability-conflict",
                                 MIGRATION_HANDSHAKE_SEVERITY_ERROR,
                                 "destination", NULL, NULL, "%s",
                                 error_get_pretty(err));
         }
+        decline_by_machine(hello, local, verdict);
         handshake_negotiate(hello, handshake_settings_destination_judge(),
                             verdict);
         handshake_compare(hello->profile, local, verdict->capabilities,
@@ -190,7 +256,9 @@ static void judge(HandshakeConn *conn)
     if (!verdict->accept) {
         verdict->message = handshake_issues_summary(issues);
     } else {
-        session_conn = conn;
+        session_begin(conn, multifd_channels(verdict),
+                      handshake_strlist_contains(verdict->capabilities,
+                                                 "postcopy-preempt"));
     }
 }
 
@@ -206,14 +274,17 @@ static void judge_bh(void *opaque)
 /* Header, a frame that nobody knows, and the verdict, in one piece */
 static bool coroutine_fn send_verdict(HandshakeConn *conn,
                                       const HandshakeVerdict *verdict,
-                                      const QemuUUID *session, Error **errp)
+                                      Error **errp)
 {
     g_autoptr(GByteArray) buf = g_byte_array_new();
     g_autofree char *json = handshake_verdict_to_json(verdict);
     HandshakeFrameType type = verdict->accept ? HANDSHAKE_FRAME_ACCEPT
                                               : HANDSHAKE_FRAME_REJECT;
-    HandshakeHeader header = { .session = *session, .name = "main" };
+    HandshakeHeader header = { .name = HANDSHAKE_CHANNEL_MAIN };
 
+    if (verdict->accept) {
+        header.session = session.id;
+    }
     trace_migration_handshake_destination_verdict(
         conn->wire.ioc, handshake_frame_type_str(type), json);
     handshake_header_put(buf, &header);
@@ -228,23 +299,17 @@ static bool coroutine_fn send_verdict(HandshakeConn *conn,
 static void coroutine_fn refuse_malformed(HandshakeConn *conn, const Error *err)
 {
     g_autoptr(HandshakeVerdict) verdict = handshake_verdict_new();
-    QemuUUID session = { 0 };
 
     verdict->message = g_strdup_printf("no valid HELLO: %s",
                                        error_get_pretty(err));
-    conn->refused = send_verdict(conn, verdict, &session, NULL);
+    conn->refused = send_verdict(conn, verdict, NULL);
 }
 
-/* Returns false with @errp set unless conn->hello has been filled in */
-static bool coroutine_fn read_hello(HandshakeConn *conn, Error **errp)
+static bool coroutine_fn read_header(HandshakeConn *conn,
+                                     HandshakeHeader *header, Error **errp)
 {
-    ERRP_GUARD();
-    g_autoptr(GString) json = NULL;
-    HandshakeFrameType type;
-    HandshakeHeader header;
-    int ret;
+    int ret = handshake_wire_read_header(&conn->wire, header, errp);
 
-    ret = handshake_wire_read_header(&conn->wire, &header, errp);
     if (ret == 0) {
         /* libvirt, for one, connects before it knows whether it migrates */
         error_setg(errp, "connection closed without a byte");
@@ -253,11 +318,48 @@ static bool coroutine_fn read_hello(HandshakeConn *conn, Error **errp)
         return false;
     }
     conn->start_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
-    if (strcmp(header.name, "main") || header.index != 0) {
-        error_setg(errp, "channel '%s' %" PRIu32 " belongs to no session here",
-                   header.name, header.index);
+    return true;
+}
+
+/*
+ * A channel other than the main one.  Returns true if the session has taken
+ * it; if not, it is dropped alone, whoever it may come from.
+ */
+static bool add_channel(HandshakeConn *conn, const HandshakeHeader *header,
+                        Error **errp)
+{
+    QIOChannel *preempt;
+
+    if (!session.channels) {
+        error_setg(errp, "channel '%s' %" PRIu32 " without a session",
+                   header->name, header->index);
         return false;
     }
+    if (!handshake_channels_add(session.channels, header, conn->wire.ioc,
+                                errp)) {
+        return false;
+    }
+    trace_migration_handshake_destination_channel(
+        conn->wire.ioc, header->name, header->index,
+        handshake_channels_missing(session.channels, true));
+    if (!session.conn) {
+        preempt = handshake_channels_take(session.channels,
+                                          HANDSHAKE_CHANNEL_PREEMPT, 0);
+        conn->sink->preempt(preempt);
+        object_unref(OBJECT(preempt));
+    } else if (!handshake_channels_missing(session.channels, false)) {
+        conn_wake(session.conn);
+    }
+    return true;
+}
+
+/* Returns false with @errp set unless conn->hello has been filled in */
+static bool coroutine_fn read_hello(HandshakeConn *conn, Error **errp)
+{
+    ERRP_GUARD();
+    g_autoptr(GString) json = NULL;
+    HandshakeFrameType type;
+
     if (!handshake_wire_read_frame(&conn->wire, &type, &json, errp)) {
         if (!conn->wire.broken) {
             refuse_malformed(conn, *errp);
@@ -282,21 +384,16 @@ static bool coroutine_fn read_hello(HandshakeConn *conn, Error **errp)
 /* Returns true if the source was told ACCEPT */
 static bool coroutine_fn answer(HandshakeConn *conn, Error **errp)
 {
-    QemuUUID session = { 0 };
-
     /* One after the other: judging costs time, and a stranger may ask for it */
     aio_bh_schedule_oneshot(qemu_get_aio_context(), judge_bh, conn);
     qemu_coroutine_yield();
 
-    if (conn->verdict->accept) {
-        qemu_uuid_generate(&session);
-    }
-    if (!send_verdict(conn, conn->verdict, &session, errp)) {
+    if (!send_verdict(conn, conn->verdict, errp)) {
         return false;
     }
     if (conn->info) {
         if (conn->verdict->accept) {
-            conn->info->session = qemu_uuid_unparse_strdup(&session);
+            conn->info->session = qemu_uuid_unparse_strdup(&session.id);
         }
         conn->info->duration = (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) -
                                 conn->start_ns) / SCALE_US;
@@ -355,64 +452,159 @@ static bool coroutine_fn read_commit(HandshakeConn *conn, Error **errp)
     return true;
 }
 
+static gboolean gone_cb(QIOChannel *ioc, GIOCondition condition,
+                        gpointer opaque)
+{
+    conn_wake(opaque);
+    return G_SOURCE_CONTINUE;
+}
+
+/*
+ * Returns true once all channels are there that the stream cannot do without.
+ * The main channel may have bytes of the stream by now, which are not ours, so
+ * a source that gives up can only be seen by the state of its connection.
+ */
+static bool coroutine_fn collect_channels(HandshakeConn *conn, Error **errp)
+{
+#ifdef POLLRDHUP
+    const GIOCondition gone = G_IO_HUP | POLLRDHUP;
+#else
+    const GIOCondition gone = G_IO_HUP;
+#endif
+    unsigned missing = handshake_channels_missing(session.channels, false);
+    GSource *watch;
+
+    if (!missing) {
+        return true;
+    }
+    conn_set_timer(conn, CHANNELS_TIMEOUT);
+    watch = qio_channel_add_watch_source(conn->wire.ioc, gone, gone_cb, conn,
+                                         NULL, NULL);
+    conn->collecting = true;
+    qemu_coroutine_yield();
+    g_source_destroy(watch);
+    g_source_unref(watch);
+
+    missing = handshake_channels_missing(session.channels, false);
+    if (missing) {
+        error_setg(errp, "%s while %u of %u multifd channels were missing",
+                   conn->timed_out ? "time was up" : "the source gave up",
+                   missing, handshake_channels_multifd(session.channels));
+        return false;
+    }
+    return true;
+}
+
+/* The last chance to fail: QMP may have changed something since ACCEPT */
+static bool prepare(HandshakeConn *conn, Error **errp)
+{
+    const HandshakeJudge *judge = handshake_settings_destination_judge();
+    HandshakeVerdict *verdict = conn->verdict;
+
+    if (!handshake_settings_check(errp) ||
+        !judge->try_capabilities(verdict->capabilities, judge->opaque, errp)) {
+        return false;
+    }
+    handshake_settings_take(verdict->capabilities, verdict->parameters);
+    if (!conn->sink->prepare(errp)) {
+        handshake_settings_give_back();
+        return false;
+    }
+    return true;
+}
+
+/* All channels to the loader: from here on, there is no way back */
+static void deliver(HandshakeConn *conn)
+{
+    QIOChannel *ioc = QIO_CHANNEL(object_ref(OBJECT(conn->wire.ioc)));
+    const HandshakeSink *sink = conn->sink;
+    QIOChannel *channel;
+
+    for (unsigned i = 0; i < handshake_channels_multifd(session.channels);
+         i++) {
+        channel = handshake_channels_take(session.channels,
+                                          HANDSHAKE_CHANNEL_MULTIFD, i);
+        sink->multifd(channel, i);
+        object_unref(OBJECT(channel));
+    }
+    channel = handshake_channels_take(session.channels,
+                                      HANDSHAKE_CHANNEL_PREEMPT, 0);
+    if (channel) {
+        sink->preempt(channel);
+        object_unref(OBJECT(channel));
+    }
+    session.conn = NULL;
+    conn_free(conn);
+
+    sink->start(ioc);
+    object_unref(OBJECT(ioc));
+}
+
 static void deliver_bh(void *opaque)
 {
     HandshakeConn *conn = opaque;
-    const HandshakeJudge *judge = handshake_settings_destination_judge();
-    QIOChannel *ioc = QIO_CHANNEL(object_ref(OBJECT(conn->wire.ioc)));
-    HandshakeDeliver *deliver = conn->deliver;
-    Error *err = NULL;
+    g_autoptr(Error) err = NULL;
 
-    /* QMP may have changed something since ACCEPT */
-    if (!handshake_settings_check(true, &err) ||
-        !judge->try_capabilities(conn->verdict->capabilities, judge->opaque,
-                                 &err)) {
-        trace_migration_handshake_destination_end(ioc, error_get_pretty(err));
+    if (prepare(conn, &err)) {
+        trace_migration_handshake_destination_end(conn->wire.ioc, "agreed");
+        publish(conn, MIGRATION_HANDSHAKE_STATUS_ACCEPTED, NULL);
+        deliver(conn);
+    } else {
+        trace_migration_handshake_destination_end(conn->wire.ioc,
+                                                  error_get_pretty(err));
         publish(conn, MIGRATION_HANDSHAKE_STATUS_FAILED,
                 error_get_pretty(err));
-        error_free(err);
-        session_conn = NULL;
+        session_end();
         conn_free(conn);
-    } else {
-        trace_migration_handshake_destination_end(ioc, "agreed");
-        publish(conn, MIGRATION_HANDSHAKE_STATUS_ACCEPTED, NULL);
-        handshake_settings_take(conn->verdict->capabilities,
-                                conn->verdict->parameters);
-        session_conn = NULL;
-        session_delivered = true;
-        conn_free(conn);
-        deliver(ioc);
     }
-    object_unref(OBJECT(ioc));
+}
+
+/* Returns true if a migration is to be delivered */
+static bool coroutine_fn converse(HandshakeConn *conn, Error **errp)
+{
+    ERRP_GUARD();
+
+    if (!read_hello(conn, errp) || !answer(conn, errp)) {
+        return false;
+    }
+    conn_set_timer(conn, COMMIT_TIMEOUT);
+    if (!read_commit(conn, errp)) {
+        publish(conn, conn->violated ? MIGRATION_HANDSHAKE_STATUS_FAILED
+                                     : MIGRATION_HANDSHAKE_STATUS_CANCELLED,
+                conn->timed_out ? "no COMMIT came in time"
+                                : error_get_pretty(*errp));
+        return false;
+    }
+    if (!collect_channels(conn, errp)) {
+        publish(conn, MIGRATION_HANDSHAKE_STATUS_CANCELLED,
+                error_get_pretty(*errp));
+        return false;
+    }
+    return true;
 }
 
 static void coroutine_fn conn_co(void *opaque)
 {
     HandshakeConn *conn = opaque;
     g_autoptr(Error) err = NULL;
-    bool committed = false;
+    HandshakeHeader header;
 
-    if (read_hello(conn, &err) && answer(conn, &err)) {
-        conn_set_timer(conn, COMMIT_TIMEOUT);
-        committed = read_commit(conn, &err);
-        if (!committed) {
-            const char *why = conn->timed_out ? "no COMMIT came in time"
-                                              : error_get_pretty(err);
-
-            publish(conn, conn->violated ? MIGRATION_HANDSHAKE_STATUS_FAILED
-                                         : MIGRATION_HANDSHAKE_STATUS_CANCELLED,
-                    why);
+    if (!read_header(conn, &header, &err)) {
+        /* A stranger */
+    } else if (strcmp(header.name, HANDSHAKE_CHANNEL_MAIN) || header.index) {
+        if (add_channel(conn, &header, &err)) {
+            conn_free(conn);
+            return;
         }
-    }
-    timer_del(conn->timer);
-
-    if (committed) {
+    } else if (converse(conn, &err)) {
+        timer_del(conn->timer);
         aio_bh_schedule_oneshot(qemu_get_aio_context(), deliver_bh, conn);
         return;
     }
+    timer_del(conn->timer);
 
-    if (session_conn == conn) {
-        session_conn = NULL;
+    if (session.conn == conn) {
+        session_end();
     }
     trace_migration_handshake_destination_end(
         conn->wire.ioc,
@@ -430,9 +622,13 @@ static void coroutine_fn conn_co(void *opaque)
  */
 static void make_room(void)
 {
+    unsigned max = CONNECTIONS_MAX;
     HandshakeConn *conn;
 
-    if (conn_count < CONNECTIONS_MAX) {
+    if (session.channels) {
+        max += handshake_channels_missing(session.channels, true);
+    }
+    if (conn_count < max) {
         return;
     }
     QTAILQ_FOREACH(conn, &conns, next) {
@@ -453,7 +649,7 @@ static void make_room(void)
     }
 }
 
-void handshake_destination_accept(QIOChannel *ioc, HandshakeDeliver *deliver)
+void handshake_destination_accept(QIOChannel *ioc, const HandshakeSink *sink)
 {
     HandshakeConn *conn = g_new0(HandshakeConn, 1);
 
@@ -461,7 +657,7 @@ void handshake_destination_accept(QIOChannel *ioc, HandshakeDeliver *deliver)
     trace_migration_handshake_destination_accept(ioc);
     qio_channel_set_blocking(ioc, false, NULL);
     handshake_wire_init(&conn->wire, ioc);
-    conn->deliver = deliver;
+    conn->sink = sink;
     conn->timer = timer_new_ms(QEMU_CLOCK_REALTIME, conn_timer_cb, conn);
     conn_set_timer(conn, HELLO_TIMEOUT);
     QTAILQ_INSERT_TAIL(&conns, conn, next);
@@ -475,7 +671,9 @@ void handshake_destination_end(void)
 {
     HandshakeConn *conn;
 
-    session_delivered = false;
+    if (!session.conn) {
+        session_end();
+    }
     QTAILQ_FOREACH(conn, &conns, next) {
         qio_channel_shutdown(conn->wire.ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
     }

@@ -9,25 +9,36 @@
 
 #include "io/channel.h"
 
-/**
- * HandshakeDeliver: takes the main channel when both sides have agreed
- * @ioc: the channel; the next byte to be read is the first one of the stream
- *
- * Called in the main loop, outside of coroutines, with the BQL held.  The
- * effective settings have been taken.
+/*
+ * Where the channels go when both sides have agreed.  All functions are called
+ * in the main thread with the BQL held, when the effective settings have been
+ * taken.  Each channel's next byte to be read is the first one of the stream.
  */
-typedef void HandshakeDeliver(QIOChannel *ioc);
+typedef struct HandshakeSink {
+    /*
+     * Get ready for the effective settings: what can still fail, fails here
+     * and leaves nothing behind.
+     * Returns: true on success, false with @errp set
+     */
+    bool (*prepare)(Error **errp);
+    /* Take multifd channel @index; each is given once, before @start */
+    void (*multifd)(QIOChannel *ioc, unsigned index);
+    /* Take the preempt channel, before @start or while the migration runs */
+    void (*preempt)(QIOChannel *ioc);
+    /* Take the main channel, and load */
+    void (*start)(QIOChannel *ioc);
+} HandshakeSink;
 
 /**
  * handshake_destination_accept: hold a conversation with whoever connected
  * @ioc: the channel, after TLS; a reference is taken
- * @deliver: called if it leads to a migration
+ * @sink: what is called if it leads to a migration
  *
  * Whatever the peer does, a failure ends this connection and nothing else.
  *
  * Called in the main thread with the BQL held.
  */
-void handshake_destination_accept(QIOChannel *ioc, HandshakeDeliver *deliver);
+void handshake_destination_accept(QIOChannel *ioc, const HandshakeSink *sink);
 
 /**
  * handshake_destination_end: the migration that was agreed on is over

@@ -48,7 +48,8 @@ void handshake_info_set_verdict(MigrationHandshakeInfo *info,
 
     qobject_unref(info->parameters);
     info->parameters =
-        QOBJECT(handshake_policy_flatten(verdict->parameters));
+        QOBJECT(handshake_policy_values(verdict->capabilities,
+                                        verdict->parameters));
 
     qapi_free_MigrationHandshakeIssueList(info->issues);
     info->issues = QAPI_CLONE(MigrationHandshakeIssueList,

@@ -89,12 +89,40 @@ void handshake_verdict_free(HandshakeVerdict *verdict)
     g_free(verdict);
 }
 
-/* NULL-terminated; none so far */
-static const char *const features[] = { NULL };
+void handshake_declined_add(MigrationHandshakeDeclinedList **list,
+                            const char *capability, const char *reason)
+{
+    MigrationHandshakeDeclined *declined =
+        g_new0(MigrationHandshakeDeclined, 1);
+
+    declined->capability = handshake_text(capability);
+    declined->reason = handshake_text(reason);
+    while (*list) {
+        list = &(*list)->next;
+    }
+    QAPI_LIST_APPEND(list, declined);
+}
+
+/* NULL-terminated */
+static const char *const features[] = {
+    HANDSHAKE_FEATURE_NAMED_CHANNELS,
+    NULL
+};
 
 bool handshake_feature_known(const char *name)
 {
     return g_strv_contains(features, name);
+}
+
+strList *handshake_features(void)
+{
+    strList *all = NULL;
+    strList **tail = &all;
+
+    for (int i = 0; features[i]; i++) {
+        QAPI_LIST_APPEND(tail, g_strdup(features[i]));
+    }
+    return all;
 }
 
 strList *handshake_features_common(const strList *peer)

@@ -45,6 +45,9 @@ typedef struct HandshakeHello {
     HandshakeProfile *profile;  /* never NULL */
 } HandshakeHello;
 
+/* Each further channel begins with a header that says which one it is */
+#define HANDSHAKE_FEATURE_NAMED_CHANNELS    "named-channels"
+
 /* What was found; begin with an all-zero one */
 typedef struct HandshakeIssues {
     MigrationHandshakeIssueList *list;      /* HANDSHAKE_ISSUES_MAX at most */
@@ -89,6 +92,22 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(HandshakeVerdict, handshake_verdict_free)
  *          caller; NULL if @text is
  */
 char *handshake_text(const char *text);
+
+/**
+ * handshake_declined_add: note that an optional capability will not be used
+ * @list: where to append it
+ * @capability: its name
+ * @reason: why, for people
+ */
+void handshake_declined_add(MigrationHandshakeDeclinedList **list,
+                            const char *capability, const char *reason);
+
+/**
+ * handshake_features: features that this QEMU knows
+ *
+ * Returns: names, to be freed by the caller
+ */
+strList *handshake_features(void);
 
 /**
  * handshake_feature_known: whether this QEMU knows a handshake feature

@@ -8,6 +8,7 @@
 #include "qapi/error.h"
 #include "qapi/util.h"
 #include "qapi/qapi-builtin-types.h"
+#include "qobject/qjson.h"
 #include "handshake-json.h"
 #include "handshake-policy.h"
 
@@ -17,6 +18,7 @@
 static const struct {
     const char *name;
     HandshakePolicy policy;
+    bool channels;          /* it opens channels of its own */
 } capabilities[] = {
     /* The destination decodes it in any case */
     { "xbzrle", HANDSHAKE_POLICY_SOURCE },
@@ -32,7 +34,7 @@ static const struct {
     { "release-ram", HANDSHAKE_POLICY_SOURCE },
     { "return-path", HANDSHAKE_POLICY_ALWAYS },
     { "pause-before-switchover", HANDSHAKE_POLICY_SOURCE },
-    { "multifd", HANDSHAKE_POLICY_OFF },
+    { "multifd", HANDSHAKE_POLICY_TAKEN, .channels = true },
     { "dirty-bitmaps", HANDSHAKE_POLICY_TAKEN },
     { "postcopy-blocktime", HANDSHAKE_POLICY_LOCAL },
     { "late-block-activate", HANDSHAKE_POLICY_LOCAL },
@@ -41,7 +43,7 @@ static const struct {
     /* It excludes return-path */
     { "background-snapshot", HANDSHAKE_POLICY_REFUSED },
     { "zero-copy-send", HANDSHAKE_POLICY_SOURCE },
-    { "postcopy-preempt", HANDSHAKE_POLICY_OFF },
+    { "postcopy-preempt", HANDSHAKE_POLICY_TAKEN, .channels = true },
     { "switchover-ack", HANDSHAKE_POLICY_TAKEN },
     { "dirty-limit", HANDSHAKE_POLICY_SOURCE },
     /* It needs a file */
@@ -52,6 +54,7 @@ static const struct {
     const char *name;
     HandshakePolicy policy;
     const char *capability;
+    const char *absent;     /* JSON: the value if a source does not send it */
 } parameters[] = {
     { "announce-initial", HANDSHAKE_POLICY_LOCAL },
     { "announce-max", HANDSHAKE_POLICY_LOCAL },
@@ -71,8 +74,8 @@ static const struct {
     { "downtime-limit", HANDSHAKE_POLICY_SOURCE },
     { "max-postcopy-bandwidth", HANDSHAKE_POLICY_SOURCE },
     { "x-checkpoint-delay", HANDSHAKE_POLICY_SOURCE },
-    { "multifd-channels", HANDSHAKE_POLICY_TAKEN, "multifd" },
-    { "multifd-compression", HANDSHAKE_POLICY_TAKEN, "multifd" },
+    { "multifd-channels", HANDSHAKE_POLICY_TAKEN, "multifd", "2" },
+    { "multifd-compression", HANDSHAKE_POLICY_TAKEN, "multifd", "\"none\"" },
     { "multifd-zlib-level", HANDSHAKE_POLICY_SOURCE },
     { "multifd-qatzip-level", HANDSHAKE_POLICY_SOURCE },
     { "multifd-zstd-level", HANDSHAKE_POLICY_SOURCE },
@@ -98,6 +101,16 @@ HandshakePolicy handshake_policy_capability(const char *name)
         }
     }
     return HANDSHAKE_POLICY_UNKNOWN;
+}
+
+bool handshake_policy_needs_channels(const char *name)
+{
+    for (int i = 0; i < ARRAY_SIZE(capabilities); i++) {
+        if (!strcmp(capabilities[i].name, name)) {
+            return capabilities[i].channels;
+        }
+    }
+    return false;
 }
 
 HandshakePolicy handshake_policy_parameter(const char *name,
@@ -174,6 +187,24 @@ void handshake_policy_offer(const strList *enabled, const strList *optional,
             }
         }
     }
+}
+
+/*
+ * Whether the channels that @capability needs can be opened, if both sides
+ * have these @features
+ */
+static bool check_channels(const char *capability, const strList *features,
+                           Error **errp)
+{
+    if (handshake_policy_needs_channels(capability) &&
+        !handshake_strlist_contains(features,
+                                    HANDSHAKE_FEATURE_NAMED_CHANNELS)) {
+        error_setg(errp, "capability '%s' needs handshake feature '%s', which "
+                   "the other side does not have", capability,
+                   HANDSHAKE_FEATURE_NAMED_CHANNELS);
+        return false;
+    }
+    return true;
 }
 
 /* What the source sent along with @capability; NULL if nothing */
@@ -305,6 +336,8 @@ static strList *known_required(Negotiation *n)
     strList **tail = &possible;
 
     for (strList *l = n->hello->profile->required; l; l = l->next) {
+        g_autoptr(Error) err = NULL;
+
         switch (handshake_policy_capability(l->value)) {
         case HANDSHAKE_POLICY_ALWAYS:
             break;
@@ -313,7 +346,12 @@ static strList *known_required(Negotiation *n)
                 break;
             }
             QAPI_LIST_PREPEND(seen, g_strdup(l->value));
-            if (check_parameters(n, l->value, issues, NULL)) {
+            if (!check_channels(l->value, n->hello->features, &err)) {
+                handshake_issue_add(issues, "capability-unsupported",
+                                    MIGRATION_HANDSHAKE_SEVERITY_ERROR,
+                                    l->value, "required", "not possible", "%s",
+                                    error_get_pretty(err));
+            } else if (check_parameters(n, l->value, issues, NULL)) {
                 QAPI_LIST_APPEND(tail, g_strdup(l->value));
             }
             break;
@@ -388,12 +426,10 @@ static bool is_repeated(const strList *list, const strList *item)
 
 static void add_optional(Negotiation *n)
 {
-    MigrationHandshakeDeclinedList **tail = &n->verdict->declined;
     int count = 0;
 
     for (strList *l = n->hello->optional; l && count < OPTIONAL_MAX;
          l = l->next, count++) {
-        MigrationHandshakeDeclined *declined;
         g_autoptr(Error) err = NULL;
 
         /* Trying is not cheap, and a stranger may ask for it */
@@ -403,7 +439,8 @@ static void add_optional(Negotiation *n)
         }
         switch (handshake_policy_capability(l->value)) {
         case HANDSHAKE_POLICY_TAKEN:
-            if (check_parameters(n, l->value, NULL, &err)) {
+            if (check_channels(l->value, n->hello->features, &err) &&
+                check_parameters(n, l->value, NULL, &err)) {
                 try_to_add(n, l->value, &err);
             }
             break;
@@ -414,10 +451,8 @@ static void add_optional(Negotiation *n)
             error_setg(&err, "cannot be negotiated");
         }
         if (err) {
-            declined = g_new0(MigrationHandshakeDeclined, 1);
-            declined->capability = handshake_text(l->value);
-            declined->reason = handshake_text(error_get_pretty(err));
-            QAPI_LIST_APPEND(tail, declined);
+            handshake_declined_add(&n->verdict->declined, l->value,
+                                   error_get_pretty(err));
         }
     }
 }
@@ -489,6 +524,9 @@ bool handshake_policy_check_accept(const HandshakeHello *hello,
                        "offered");
             return false;
         }
+        if (!check_channels(l->value, verdict->features, errp)) {
+            return false;
+        }
     }
     if (verdict->parameters ? !qobject_is_equal(QOBJECT(expected),
                                                 QOBJECT(verdict->parameters))
@@ -500,19 +538,25 @@ bool handshake_policy_check_accept(const HandshakeHello *hello,
     return true;
 }
 
-QDict *handshake_policy_flatten(const QDict *groups)
+QDict *handshake_policy_values(const strList *effective, const QDict *groups)
 {
-    QDict *flat = qdict_new();
+    QDict *values = qdict_new();
 
-    for (const QDictEntry *g = groups ? qdict_first(groups) : NULL; g;
-         g = qdict_next(groups, g)) {
-        const QDict *group = qobject_to(QDict, qdict_entry_value(g));
+    for (int i = 0; i < ARRAY_SIZE(parameters); i++) {
+        const char *name = parameters[i].name;
+        const QDict *group;
+        QObject *value;
 
-        for (const QDictEntry *p = group ? qdict_first(group) : NULL; p;
-             p = qdict_next(group, p)) {
-            qdict_put_obj(flat, qdict_entry_key(p),
-                          qobject_ref(qdict_entry_value(p)));
+        if (parameters[i].policy != HANDSHAKE_POLICY_TAKEN ||
+            !handshake_strlist_contains(effective, parameters[i].capability)) {
+            continue;
         }
+        group = group_of(groups, parameters[i].capability);
+        value = group ? qdict_get(group, name) : NULL;
+        qdict_put_obj(values, name,
+                      value ? qobject_ref(value)
+                            : qobject_from_json(parameters[i].absent,
+                                                &error_abort));
     }
-    return flat;
+    return values;
 }

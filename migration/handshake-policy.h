@@ -22,11 +22,6 @@ typedef enum HandshakePolicy {
     HANDSHAKE_POLICY_SOURCE,
     /* Each side has its own; it never goes over the wire */
     HANDSHAKE_POLICY_LOCAL,
-    /*
-     * It needs channels of its own, which a handshake cannot name yet: no
-     * source may have it set, and on a destination it goes off meanwhile
-     */
-    HANDSHAKE_POLICY_OFF,
     /* No handshake with it */
     HANDSHAKE_POLICY_REFUSED,
 } HandshakePolicy;
@@ -57,6 +52,16 @@ typedef struct HandshakeJudge {
  * Returns: the policy
  */
 HandshakePolicy handshake_policy_capability(const char *name);
+
+/**
+ * handshake_policy_needs_channels: whether a capability opens channels
+ * @name: its name
+ *
+ * Pure; any thread.
+ *
+ * Returns: true if a migration with it has more channels than the main one
+ */
+bool handshake_policy_needs_channels(const char *name);
 
 /**
  * handshake_policy_parameter: who decides about a parameter
@@ -107,7 +112,8 @@ void handshake_negotiate(const HandshakeHello *hello,
  *           is dropped from it
  *
  * The effective configuration must be a subset of the offer and contain all
- * that was required, with the values that were sent.
+ * that was required, with the values that were sent; and what needs further
+ * channels needs a peer that takes them.
  *
  * Pure; any thread.
  *
@@ -117,11 +123,16 @@ bool handshake_policy_check_accept(const HandshakeHello *hello,
                                    HandshakeVerdict *verdict, Error **errp);
 
 /**
- * handshake_policy_flatten: parameters by name alone
- * @parameters: capability -> parameter -> value, or NULL
+ * handshake_policy_values: the parameters to be taken
+ * @effective: the effective capabilities
+ * @groups: effective parameters, capability -> parameter -> value, or NULL
  *
- * Returns: parameter -> value
+ * What the source did not send has the value that it had before it could be
+ * sent.  Pure; any thread.
+ *
+ * Returns: parameter -> value, for all parameters of effective capabilities;
+ *          the caller owns it
  */
-QDict *handshake_policy_flatten(const QDict *parameters);
+QDict *handshake_policy_values(const strList *effective, const QDict *groups);
 
 #endif

@@ -15,6 +15,7 @@
 #include "handshake-json.h"
 #include "handshake-settings.h"
 #include "migration.h"
+#include "multifd.h"
 #include "options.h"
 #include "trace.h"
 
@@ -53,17 +54,15 @@ QDict *handshake_settings_parameters(void)
     return qobject_to(QDict, obj);
 }
 
-bool handshake_settings_check(bool destination, Error **errp)
+bool handshake_settings_check(Error **errp)
 {
     MigrationState *s = migrate_get_current();
 
     for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
         const char *name = MigrationCapability_str(i);
-        HandshakePolicy policy = handshake_policy_capability(name);
 
         if (s->capabilities[i] &&
-            (policy == HANDSHAKE_POLICY_REFUSED ||
-             (policy == HANDSHAKE_POLICY_OFF && !destination))) {
+            handshake_policy_capability(name) == HANDSHAKE_POLICY_REFUSED) {
             error_setg(errp, "Channel type 'handshake' cannot be used with "
                        "capability '%s'", name);
             return false;
@@ -88,7 +87,6 @@ static void merge_capabilities(const strList *names, bool *caps)
         switch (handshake_policy_capability(name)) {
         case HANDSHAKE_POLICY_TAKEN:
         case HANDSHAKE_POLICY_ALWAYS:
-        case HANDSHAKE_POLICY_OFF:
             caps[i] = handshake_strlist_contains(names, name);
             break;
         default:
@@ -99,15 +97,16 @@ static void merge_capabilities(const strList *names, bool *caps)
 
 static bool try_capabilities(const strList *names, void *opaque, Error **errp)
 {
-    bool destination = opaque != NULL;
+    const bool destination = opaque != NULL;
     bool caps[MIGRATION_CAPABILITY__MAX];
     bool ok;
 
     merge_capabilities(names, caps);
     for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
+        const char *name = MigrationCapability_str(i);
+
         if (destination &&
-            handshake_policy_capability(MigrationCapability_str(i)) ==
-            HANDSHAKE_POLICY_SOURCE) {
+            handshake_policy_capability(name) == HANDSHAKE_POLICY_SOURCE) {
             caps[i] = false;
         }
     }
@@ -143,6 +142,9 @@ static bool try_parameter(const char *name, const QObject *value, void *opaque,
     *zero_copy = zero_copy_was && !destination;
     ok = migrate_params_check(params, errp);
     *zero_copy = zero_copy_was;
+    if (ok && params->has_multifd_compression) {
+        ok = multifd_probe(params->multifd_compression, destination, errp);
+    }
     return ok;
 }
 
@@ -213,7 +215,7 @@ void handshake_settings_take(const strList *capabilities,
     }
 
     taken.parameters_were = qdict_new();
-    taken.parameters_taken = handshake_policy_flatten(parameters);
+    taken.parameters_taken = handshake_policy_values(capabilities, parameters);
     for (entry = qdict_first(taken.parameters_taken); entry;
          entry = qdict_next(taken.parameters_taken, entry)) {
         const char *name = qdict_entry_key(entry);
@@ -224,6 +226,17 @@ void handshake_settings_take(const strList *capabilities,
                       qobject_ref(qdict_get(now, name)));
     }
     set_parameters(taken.parameters_taken);
+}
+
+bool handshake_settings_taken(const char *name)
+{
+    HandshakePolicy policy = handshake_policy_capability(name);
+
+    if (policy == HANDSHAKE_POLICY_UNKNOWN) {
+        policy = handshake_policy_parameter(name, NULL);
+    }
+    return taken.parameters_taken && (policy == HANDSHAKE_POLICY_TAKEN ||
+                                      policy == HANDSHAKE_POLICY_ALWAYS);
 }
 
 void handshake_settings_give_back(void)

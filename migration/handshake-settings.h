@@ -27,20 +27,21 @@ QDict *handshake_settings_parameters(void);
 
 /**
  * handshake_settings_check: whether a handshake is possible at all
- * @destination: whether it would be one with this QEMU as destination
  *
  * Some capabilities, and modes other than 'normal', exclude it.
  *
  * Returns: true if it is possible, false with @errp set if not
  */
-bool handshake_settings_check(bool destination, Error **errp);
+bool handshake_settings_check(Error **errp);
 
 /**
  * handshake_settings_source_judge: what is possible here, as a source
  * handshake_settings_destination_judge: the same, as a destination
  *
  * On a destination, capabilities that only matter to a source count as off.
- * Its postcopy probe locks and unlocks memory and must not run in a coroutine.
+ * A compression method is tried out, because it may need hardware.  The
+ * postcopy probe of a destination locks and unlocks memory, and must not run in
+ * a coroutine.
  *
  * Returns: a judge for handshake_negotiate()
  */
@@ -57,6 +58,15 @@ const HandshakeJudge *handshake_settings_destination_judge(void);
  */
 void handshake_settings_take(const strList *capabilities,
                              const QDict *parameters);
+
+/**
+ * handshake_settings_taken: whether a setting belongs to a migration
+ * @name: a capability or parameter
+ *
+ * Returns: true if it is negotiable, and handshake_settings_take() has been
+ *          called and not undone yet
+ */
+bool handshake_settings_taken(const char *name);
 
 /**
  * handshake_settings_give_back: undo handshake_settings_take()

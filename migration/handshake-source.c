@@ -55,6 +55,7 @@ static void publish(HandshakeSource *hs, MigrationHandshakeStatus status)
 static strList *wanted_capabilities(const MigrationHandshakeOptions *options)
 {
     static const MigrationCapability defaults[] = {
+        MIGRATION_CAPABILITY_MULTIFD,
         MIGRATION_CAPABILITY_SWITCHOVER_ACK,
     };
     strList *wanted = NULL;
@@ -75,6 +76,28 @@ static strList *wanted_capabilities(const MigrationHandshakeOptions *options)
 }
 
 /*
+ * Moves what needs further connections from @wanted to hs->declined, if the
+ * transport carries one only.  Where such a capability is set, 'migrate' has
+ * refused already.
+ */
+static void decline_channels(HandshakeSource *hs, strList **wanted)
+{
+    while (*wanted) {
+        strList *item = *wanted;
+
+        if (handshake_policy_needs_channels(item->value)) {
+            handshake_declined_add(&hs->declined, item->value,
+                                   "this transport carries a single "
+                                   "connection");
+            *wanted = g_steal_pointer(&item->next);
+            qapi_free_strList(item);
+        } else {
+            wanted = &item->next;
+        }
+    }
+}
+
+/*
  * What of @wanted goes with all that is set here: this side negotiates with
  * itself first, and offers no more than that.
  */
@@ -87,11 +110,16 @@ static strList *possible_capabilities(HandshakeSource *hs,
     g_autoptr(HandshakeVerdict) own = handshake_verdict_new();
     strList *possible = NULL;
     strList **tail = &possible;
+    MigrationHandshakeDeclinedList **declined_tail = &hs->declined;
     const strList *l;
 
+    wish->features = handshake_features();
     handshake_policy_offer(enabled, wanted, parameters, wish);
     handshake_negotiate(wish, handshake_settings_source_judge(), own);
-    hs->declined = g_steal_pointer(&own->declined);
+    while (*declined_tail) {
+        declined_tail = &(*declined_tail)->next;
+    }
+    *declined_tail = g_steal_pointer(&own->declined);
     for (l = wish->optional; l; l = l->next) {
         if (handshake_strlist_contains(own->capabilities, l->value)) {
             QAPI_LIST_APPEND(tail, g_strdup(l->value));
@@ -100,16 +128,21 @@ static strList *possible_capabilities(HandshakeSource *hs,
     return possible;
 }
 
-static HandshakeHello *make_hello(HandshakeSource *hs,
+static HandshakeHello *make_hello(HandshakeSource *hs, bool single,
                                   const MigrationHandshakeOptions *options)
 {
     g_autoptr(strList) enabled = handshake_settings_capabilities();
     g_autoptr(strList) wanted = wanted_capabilities(options);
     g_autoptr(QDict) parameters = handshake_settings_parameters();
-    g_autoptr(strList) possible =
-        possible_capabilities(hs, enabled, wanted, parameters);
+    g_autoptr(strList) possible = NULL;
     HandshakeHello *hello = handshake_hello_new();
 
+    if (single) {
+        decline_channels(hs, &wanted);
+    }
+    possible = possible_capabilities(hs, enabled, wanted, parameters);
+
+    hello->features = handshake_features();
     QAPI_LIST_PREPEND(hello->versions, HANDSHAKE_VERSION);
     hello->purpose = g_strdup("migrate");
     hello->warnings_as_errors = options && options->has_warnings_as_errors &&
@@ -206,10 +239,28 @@ static bool offer_still_holds(HandshakeSource *hs, Error **errp)
     return true;
 }
 
+/* Whether this side can do what it has to do, whoever asked for it */
+static bool can_do(const HandshakeVerdict *verdict, Error **errp)
+{
+    const HandshakeJudge *judge = handshake_settings_source_judge();
+    g_autoptr(QDict) values = handshake_policy_values(verdict->capabilities,
+                                                      verdict->parameters);
+    const QDictEntry *entry;
+
+    for (entry = qdict_first(values); entry;
+         entry = qdict_next(values, entry)) {
+        if (!judge->try_parameter(qdict_entry_key(entry),
+                                  qdict_entry_value(entry), judge->opaque,
+                                  errp)) {
+            return false;
+        }
+    }
+    return judge->try_capabilities(verdict->capabilities, judge->opaque, errp);
+}
+
 /* Whether this side agrees to what the destination made of the offer */
 static bool agree(HandshakeSource *hs, Error **errp)
 {
-    const HandshakeJudge *judge = handshake_settings_source_judge();
     HandshakeVerdict *verdict = hs->verdict;
     const uint32List *v;
     bool offered = false;
@@ -233,11 +284,9 @@ static bool agree(HandshakeSource *hs, Error **errp)
         error_setg(errp, "%s", summary);
         return false;
     }
-    return handshake_settings_check(false, errp) &&
+    return handshake_settings_check(errp) &&
            handshake_policy_check_accept(hs->hello, verdict, errp) &&
-           judge->try_capabilities(verdict->capabilities, judge->opaque,
-                                   errp) &&
-           offer_still_holds(hs, errp);
+           can_do(verdict, errp) && offer_still_holds(hs, errp);
 }
 
 static bool coroutine_fn send_commit(HandshakeSource *hs, Error **errp)
@@ -423,7 +472,7 @@ uint32_t handshake_source_timeout(const MigrationHandshakeOptions *options)
 }
 
 HandshakeSource *
-handshake_source_start(QIOChannel *ioc,
+handshake_source_start(QIOChannel *ioc, bool single,
                        const MigrationHandshakeOptions *options,
                        HandshakeSourceDone *done, void *opaque)
 {
@@ -435,7 +484,7 @@ handshake_source_start(QIOChannel *ioc,
     hs->timeout = handshake_source_timeout(options);
     hs->done = done;
     hs->opaque = opaque;
-    hs->hello = make_hello(hs, options);
+    hs->hello = make_hello(hs, single, options);
     hs->info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE);
     publish(hs, MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS);
 

@@ -30,6 +30,7 @@ typedef void HandshakeSourceDone(Error *err, const QemuUUID *session,
  * handshake_source_start: say HELLO and see what comes of it
  * @ioc: the main channel, after TLS; it must be able to shut down.  It is
  *       non-blocking afterwards.
+ * @single: whether no further connection can be made
  * @options: what the user asked for, or NULL
  * @done: called at the end, never before this function returns
  * @opaque: for @done
@@ -42,7 +43,7 @@ typedef void HandshakeSourceDone(Error *err, const QemuUUID *session,
  * Returns: the conversation, valid until @done is called
  */
 HandshakeSource *
-handshake_source_start(QIOChannel *ioc,
+handshake_source_start(QIOChannel *ioc, bool single,
                        const MigrationHandshakeOptions *options,
                        HandshakeSourceDone *done, void *opaque);
 

@@ -11,15 +11,19 @@
 #include "qapi/clone-visitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-migration.h"
+#include "qemu/cutils.h"
 #include "qemu/timer.h"
 #include "qemu/yank.h"
 #include "channel.h"
+#include "handshake-channels.h"
 #include "handshake-destination.h"
 #include "handshake-info.h"
 #include "handshake-settings.h"
 #include "handshake-source.h"
 #include "migration.h"
 #include "migration/handshake.h"
+#include "multifd.h"
+#include "postcopy-ram.h"
 #include "qemu-file.h"
 #include "trace.h"
 #include "yank_functions.h"
@@ -30,6 +34,7 @@
 /* The outgoing migration */
 static struct {
     bool wanted;                        /* and not yet held */
+    bool single;                        /* no further connection is possible */
     MigrationHandshakeOptions *options;
     unsigned attempt;                   /* to connect */
     QIOChannel *tls;                    /* raw channel while TLS negotiates */
@@ -37,6 +42,8 @@ static struct {
     HandshakeSource *conversation;
     QIOChannel *ioc;                    /* of the conversation */
     const QIOChannel *over;             /* its handshake is over */
+    bool in_session;                    /* further channels need a header */
+    QemuUUID session;
 } source;
 
 /* Whether incoming connections begin with a handshake */
@@ -97,7 +104,7 @@ migration_handshake_check_outgoing(const MigrationChannelList *channels,
         return false;
     }
     return check_transport(handshake->addr, false, errp) &&
-           handshake_settings_check(false, errp);
+           handshake_settings_check(errp);
 }
 
 bool migration_handshake_check_incoming(const MigrationChannel *channel,
@@ -106,7 +113,7 @@ bool migration_handshake_check_incoming(const MigrationChannel *channel,
     switch (channel->channel_type) {
     case MIGRATION_CHANNEL_TYPE_HANDSHAKE:
         return check_transport(channel->addr, true, errp) &&
-               handshake_settings_check(true, errp);
+               handshake_settings_check(errp);
     case MIGRATION_CHANNEL_TYPE_MAIN:
         return true;
     default:
@@ -116,12 +123,15 @@ bool migration_handshake_check_incoming(const MigrationChannel *channel,
     }
 }
 
-void migration_handshake_arm(bool wanted,
+void migration_handshake_arm(const MigrationChannel *channel,
                              const MigrationHandshakeOptions *options)
 {
     qapi_free_MigrationHandshakeOptions(source.options);
     source.options = QAPI_CLONE(MigrationHandshakeOptions, options);
-    source.wanted = wanted;
+    source.wanted = channel;
+    source.single = channel && channel->addr->u.socket.type ==
+                               SOCKET_ADDRESS_TYPE_FD;
+    source.in_session = false;
 }
 
 void migration_handshake_listen(const MigrationChannel *channel)
@@ -199,6 +209,10 @@ static void source_done(Error *err, const QemuUUID *session, void *opaque)
     if (!local_err && s->state != MIGRATION_STATUS_SETUP) {
         error_setg(&local_err, "the migration was cancelled");
     }
+    if (!local_err) {
+        source.session = *session;
+        source.in_session = true;
+    }
     source.over = ioc;
     migration_channel_connect(s, ioc, NULL, g_steal_pointer(&local_err));
     source.over = NULL;
@@ -239,8 +253,9 @@ bool migration_handshake_connected(QIOChannel *ioc)
     object_ref(OBJECT(s));
     source.ioc = QIO_CHANNEL(object_ref(OBJECT(ioc)));
     migration_ioc_register_yank(ioc);
-    source.conversation = handshake_source_start(ioc, source.options,
-                                                 source_done, s);
+    source.conversation = handshake_source_start(ioc, source.single,
+                                                 source.options, source_done,
+                                                 s);
     return true;
 }
 
@@ -262,11 +277,65 @@ bool migration_handshake_cancel(void)
     return false;
 }
 
-static void deliver(QIOChannel *ioc)
+bool migration_handshake_in_session(void)
+{
+    return source.in_session;
+}
+
+int coroutine_mixed_fn
+migration_handshake_send_header(QIOChannel *ioc, const char *name,
+                                uint32_t index, Error **errp)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    HandshakeHeader header = { .session = source.session, .index = index };
+
+    pstrcpy(header.name, sizeof(header.name), name);
+    handshake_header_put(buf, &header);
+    trace_migration_handshake_source_channel(ioc, name, index);
+    return qio_channel_write_all(ioc, (char *)buf->data, buf->len, errp);
+}
+
+void migration_handshake_channel_failed(Error **errp)
+{
+    if (source.in_session) {
+        error_prepend(errp, "multifd cannot open a further connection to the "
+                      "destination (if there is no way for one, migrate with "
+                      "'optional-capabilities': []): ");
+    }
+}
+
+static bool sink_prepare(Error **errp)
+{
+    return multifd_recv_setup(errp) == 0;
+}
+
+/* Its thread reads it, and waits as long as it takes */
+static void sink_multifd(QIOChannel *ioc, unsigned index)
+{
+    qio_channel_set_blocking(ioc, true, NULL);
+    migration_ioc_register_yank(ioc);
+    multifd_recv_attach(ioc, index);
+}
+
+static void sink_preempt(QIOChannel *ioc)
+{
+    migration_ioc_register_yank(ioc);
+    postcopy_preempt_new_channel(migration_incoming_get_current(),
+                                 qemu_file_new_input(ioc));
+}
+
+static void sink_start(QIOChannel *ioc)
 {
     migration_ioc_register_yank(ioc);
     migration_fd_process_incoming(qemu_file_new_input(ioc));
 }
+
+static const HandshakeSink sink = {
+    .prepare = sink_prepare,
+    .multifd = sink_multifd,
+    .preempt = sink_preempt,
+    .start = sink_start,
+};
 
 bool migration_handshake_accept(QIOChannel *ioc)
 {
@@ -279,7 +348,7 @@ bool migration_handshake_accept(QIOChannel *ioc)
     /* Somebody whose TLS took longer than the migration comes too late */
     if (listening && mis->state != MIGRATION_STATUS_COMPLETED &&
         mis->state != MIGRATION_STATUS_FAILED) {
-        handshake_destination_accept(ioc, deliver);
+        handshake_destination_accept(ioc, &sink);
     }
     return listening;
 }
@@ -287,6 +356,7 @@ bool migration_handshake_accept(QIOChannel *ioc)
 void migration_handshake_source_cleanup(void)
 {
     source.wanted = false;
+    source.in_session = false;
     tls_end();
     handshake_settings_give_back();
 }
@@ -295,6 +365,16 @@ void migration_handshake_incoming_cleanup(void)
 {
     handshake_destination_end();
     handshake_settings_give_back();
+}
+
+bool migration_handshake_may_set(const char *name, Error **errp)
+{
+    if (handshake_settings_taken(name)) {
+        error_setg(errp, "'%s' was negotiated for the migration in progress",
+                   name);
+        return false;
+    }
+    return true;
 }
 
 MigrationHandshakeInfo *migration_handshake_info(void)

@@ -43,12 +43,12 @@ bool migration_handshake_check_incoming(const MigrationChannel *channel,
 
 /**
  * migration_handshake_arm: say how the next main channel begins
- * @wanted: whether a handshake goes over it
+ * @channel: the channel of type 'handshake', NULL if there is none
  * @options: the argument 'handshake' of 'migrate', or NULL
  *
  * Called once a migration is certain to be attempted.
  */
-void migration_handshake_arm(bool wanted,
+void migration_handshake_arm(const MigrationChannel *channel,
                              const MigrationHandshakeOptions *options);
 
 /**
@@ -132,6 +132,49 @@ bool migration_handshake_connected(QIOChannel *ioc);
  *          completes the cancellation
  */
 bool migration_handshake_cancel(void);
+
+/**
+ * migration_handshake_in_session: how further channels begin
+ *
+ * Called on a source, by any thread of a migration that is running.
+ *
+ * Returns: whether they begin with migration_handshake_send_header()
+ */
+bool migration_handshake_in_session(void);
+
+/**
+ * migration_handshake_send_header: say which channel this is
+ * @ioc: a further channel of a migration in session, after TLS
+ * @name: what it is for, "multifd" or "preempt"
+ * @index: which one of that name
+ *
+ * Yields in a coroutine, blocks elsewhere; a new connection has room for it.
+ * Called on a source, by any thread of a migration that is running.
+ *
+ * Returns: 0 on success, -1 with @errp set
+ */
+int coroutine_mixed_fn
+migration_handshake_send_header(QIOChannel *ioc, const char *name,
+                                uint32_t index, Error **errp);
+
+/**
+ * migration_handshake_channel_failed: explain why multifd has no connection
+ * @errp: what went wrong; advice is added if multifd came from a handshake
+ *
+ * The user may never have asked for more than one connection.
+ */
+void migration_handshake_channel_failed(Error **errp);
+
+/**
+ * migration_handshake_may_set: whether a user may change a setting
+ * @name: a capability or parameter
+ *
+ * All that can be negotiated stays as both sides have agreed, be it on or off,
+ * until the migration is over.
+ *
+ * Returns: true if so, false with @errp set if not
+ */
+bool migration_handshake_may_set(const char *name, Error **errp);
 
 /**
  * migration_handshake_accept: take a connection from a listener

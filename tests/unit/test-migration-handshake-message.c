@@ -111,7 +111,7 @@ static HandshakeHello *hello_new(void)
     QAPI_LIST_PREPEND(hello->versions, UINT32_MAX);
     hello->purpose = g_strdup("migrate");
     hello->required = strlist("settings");
-    hello->features = strlist("settings late-error");
+    hello->features = strlist("named-channels late-error");
     hello->optional = strlist("multifd postcopy-ram");
     hello->warnings_as_errors = true;
 
@@ -154,7 +154,8 @@ static void test_hello(void)
     g_assert_true(got->warnings_as_errors);
     assert_strlist(got->required, "settings");
     drop_grease(&got->features);
-    assert_strlist(got->features, "settings late-error");
+    /* Those of a later version as well: the destination judges them */
+    assert_strlist(got->features, "named-channels late-error");
     assert_strlist(got->optional, "multifd postcopy-ram");
 
     g_assert_cmpstr(profile->qemu_version, ==, "10.0.0");
@@ -593,7 +594,7 @@ static HandshakeVerdict *verdict_new(bool accept)
     verdict->accept = accept;
     verdict->version = 1;
     verdict->message = accept ? NULL : g_strdup("2 problems");
-    verdict->features = strlist("settings");
+    verdict->features = strlist("late-error named-channels");
     verdict->not_understood = strlist("later profile.ram");
     verdict->peer = g_new0(MigrationHandshakePeer, 1);
     verdict->peer->qemu_version = g_strdup("11.0.0");
@@ -660,6 +661,8 @@ static void test_accept(void)
     g_assert_true(got->accept);
     g_assert_cmpuint(got->version, ==, 1);
     g_assert_null(got->message);
+    /* Without what we don't know, and without grease */
+    assert_strlist(got->features, "named-channels");
     assert_strlist(got->not_understood, "later profile.ram");
     g_assert_cmpstr(got->peer->qemu_version, ==, "11.0.0");
     g_assert_cmpstr(got->peer->package, ==, "v11.0.0");
@@ -682,6 +685,7 @@ static void test_reject(void)
 
     g_assert_false(got->accept);
     g_assert_cmpstr(got->message, ==, "2 problems");
+    assert_strlist(got->features, "named-channels");
     g_assert_cmpstr(got->peer->machine, ==, "virt-11.0");
     assert_verdict_issues(&got->issues);
     /* There is no configuration that it could be about */
@@ -812,18 +816,110 @@ static void test_severity(void)
     }
 }
 
-/* A destination cannot make us believe that we know a feature */
+/* Whoever adds a feature had better tell the specification */
 static void test_features(void)
 {
-    g_autoptr(strList) peer = strlist("nobody-knows grease-00000000 a a");
-    g_autoptr(HandshakeVerdict) verdict =
-        verdict_parse("{\"features\": [\"nobody-knows\", 1, \"\"]}", true);
+    static const char *const others[] = {
+        "", "nobody-knows", "grease-00000000", "named-channel",
+        "named-channels2", "named-channels ", " named-channels",
+        "Named-Channels", "named_channels", "multifd",
+    };
+    g_autoptr(strList) first = handshake_features();
+    g_autoptr(strList) second = handshake_features();
 
-    g_assert_false(handshake_feature_known(""));
-    g_assert_false(handshake_feature_known("nobody-knows"));
-    g_assert_null(handshake_features_common(peer));
+    g_assert_cmpstr(HANDSHAKE_FEATURE_NAMED_CHANNELS, ==, "named-channels");
+    assert_strlist(first, "named-channels");
+    /* Each caller has a list of its own */
+    second->value[0] = 'N';
+    assert_strlist(first, "named-channels");
+    qapi_free_strList(first);
+    first = handshake_features();
+    assert_strlist(first, "named-channels");
+
+    for (strList *l = first; l; l = l->next) {
+        g_assert_true(handshake_feature_known(l->value));
+    }
+    for (int i = 0; i < ARRAY_SIZE(others); i++) {
+        g_assert_false(handshake_feature_known(others[i]));
+    }
+}
+
+static void test_features_common(void)
+{
+    static const char *const cases[][2] = {
+        { "", "" },
+        { "nobody-knows grease-00000000 a a", "" },
+        { "named-channel named-channels2 Named-Channels", "" },
+        { "named-channels", "named-channels" },
+        { "nobody-knows named-channels", "named-channels" },
+        { "named-channels grease-00000000", "named-channels" },
+        /* Each once */
+        { "named-channels a named-channels", "named-channels" },
+    };
+    g_autoptr(strList) own = handshake_features();
+    g_autoptr(strList) all = handshake_features_common(own);
+
     g_assert_null(handshake_features_common(NULL));
-    g_assert_null(verdict->features);
+    assert_strlist(all, "named-channels");
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autoptr(strList) peer = strlist(cases[i][0]);
+        g_autoptr(strList) common = handshake_features_common(peer);
+
+        assert_strlist(common, cases[i][1]);
+        /* The peer's list is still the peer's */
+        assert_strlist(peer, cases[i][0]);
+    }
+}
+
+/* A destination cannot make us believe that we know a feature */
+static void test_features_received(void)
+{
+    static const char *const cases[][2] = {
+        { "[]", "" },
+        { "[\"nobody-knows\", 1, \"\"]", "" },
+        { "[1, {}, \"named-channels\", null]", "named-channels" },
+        { "[\"named-channels\", \"named-channels\"]", "named-channels" },
+        { "[\"grease-00000000\", \"named-channels\", \"late-error\"]",
+          "named-channels" },
+        { "[[\"named-channels\"]]", "" },
+        { "[{\"named-channels\": true}]", "" },
+        { "[\"named-channels\\u0020\"]", "" },
+        /* No list, no features; what needs one is checked elsewhere */
+        { "\"named-channels\"", "" },
+        { "{\"named-channels\": true}", "" },
+        { "true", "" },
+        { "null", "" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *text = g_strdup_printf("{\"features\": %s}",
+                                                cases[i][0]);
+
+        for (int accept = 0; accept < 2; accept++) {
+            g_autoptr(HandshakeVerdict) verdict = verdict_parse(text, accept);
+
+            assert_strlist(verdict->features, cases[i][1]);
+        }
+    }
+}
+
+/* What goes out is what was put in, and grease */
+static void test_features_sent(void)
+{
+    g_autoptr(HandshakeHello) hello = handshake_hello_new();
+    g_autoptr(HandshakeHello) got = NULL;
+    g_autofree char *text = NULL;
+
+    hello->purpose = g_strdup("migrate");
+    hello->features = handshake_features();
+    text = handshake_hello_to_json(hello);
+    /* Which remains the sender's */
+    assert_strlist(hello->features, "named-channels");
+    got = hello_parse(text, NULL);
+    drop_grease(&got->features);
+    assert_strlist(got->features, "named-channels");
+    /* Nobody asks a destination for something that it may do without */
+    g_assert_null(got->required);
 }
 
 static void test_commit(void)
@@ -1294,6 +1390,12 @@ int main(int argc, char **argv)
     g_test_add_func("/migration/handshake/message/strict-items",
                     test_strict_items);
     g_test_add_func("/migration/handshake/message/features", test_features);
+    g_test_add_func("/migration/handshake/message/features/common",
+                    test_features_common);
+    g_test_add_func("/migration/handshake/message/features/received",
+                    test_features_received);
+    g_test_add_func("/migration/handshake/message/features/sent",
+                    test_features_sent);
     g_test_add_func("/migration/handshake/message/bad-json",
                     test_hello_bad_json);
     g_test_add_func("/migration/handshake/message/not-understood",

@@ -87,14 +87,6 @@ static void test_all_parameters(void)
     }
 }
 
-/* Negotiable, if only some day */
-static bool shapes_stream(const char *name)
-{
-    HandshakePolicy policy = handshake_policy_capability(name);
-
-    return policy == HANDSHAKE_POLICY_TAKEN || policy == HANDSHAKE_POLICY_OFF;
-}
-
 /* What is taken goes with a capability, nothing else does */
 static void test_parameter_owners(void)
 {
@@ -106,7 +98,8 @@ static void test_parameter_owners(void)
         g_assert_cmpint(handshake_policy_parameter(name, NULL), ==, policy);
         if (policy == HANDSHAKE_POLICY_TAKEN) {
             g_assert_nonnull(capability);
-            g_assert_true(shapes_stream(capability));
+            g_assert_cmpint(handshake_policy_capability(capability), ==,
+                            HANDSHAKE_POLICY_TAKEN);
         } else {
             g_assert_null(capability);
         }
@@ -169,7 +162,7 @@ static void test_unknown(void)
 /* Whoever moves one of these to another policy had better mean it */
 static void test_policies(void)
 {
-    g_autoptr(strList) shaping =
+    g_autoptr(strList) negotiable =
         strlist("postcopy-ram multifd dirty-bitmaps x-ignore-shared "
                 "postcopy-preempt switchover-ack");
     g_autoptr(strList) refused = strlist("x-colo background-snapshot "
@@ -183,8 +176,8 @@ static void test_policies(void)
         const char *name = MigrationCapability_str(i);
         HandshakePolicy policy = handshake_policy_capability(name);
 
-        g_assert_true(shapes_stream(name) ==
-                      handshake_strlist_contains(shaping, name));
+        g_assert_true((policy == HANDSHAKE_POLICY_TAKEN) ==
+                      handshake_strlist_contains(negotiable, name));
         g_assert_true((policy == HANDSHAKE_POLICY_REFUSED) ==
                       handshake_strlist_contains(refused, name));
         g_assert_true((policy == HANDSHAKE_POLICY_ALWAYS) ==
@@ -203,6 +196,28 @@ static void test_policies(void)
     for (strList *l = local; l; l = l->next) {
         g_assert_cmpint(handshake_policy_parameter(l->value, NULL), ==,
                         HANDSHAKE_POLICY_LOCAL);
+    }
+}
+
+static void test_needs_channels(void)
+{
+    static const char *const others[] = {
+        "", "multifd ", "Multifd", "multifd-channels", "preempt", "main",
+        "grease-00000000",
+    };
+    g_autoptr(strList) channels = strlist("multifd postcopy-preempt");
+
+    for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
+        const char *name = MigrationCapability_str(i);
+        bool needs = handshake_policy_needs_channels(name);
+
+        g_assert_true(needs == handshake_strlist_contains(channels, name));
+        /* Whether there can be channels is asked for no other policy */
+        g_assert_true(!needs || handshake_policy_capability(name) ==
+                                HANDSHAKE_POLICY_TAKEN);
+    }
+    for (int i = 0; i < ARRAY_SIZE(others); i++) {
+        g_assert_false(handshake_policy_needs_channels(others[i]));
     }
 }
 
@@ -242,10 +257,9 @@ static bool fake_try_capabilities(const strList *list, void *opaque,
         error_setg(errp, "%s does not go with x-ignore-shared", fake->rival);
         return false;
     }
-    /* Like postcopy-preempt, which may not be there yet */
-    if (handshake_strlist_contains(list, "switchover-ack") &&
+    if (handshake_strlist_contains(list, "postcopy-preempt") &&
         !handshake_strlist_contains(list, "postcopy-ram")) {
-        error_setg(errp, "switchover-ack requires postcopy-ram");
+        error_setg(errp, "postcopy-preempt requires postcopy-ram");
         return false;
     }
     return true;
@@ -271,6 +285,15 @@ static bool fake_try_parameter(const char *name, const QObject *value,
     return true;
 }
 
+static void set_strlist(strList **list, const char *names)
+{
+    qapi_free_strList(*list);
+    *list = strlist(names);
+}
+
+/* The one feature that there is, at a place where it has to be looked for */
+#define FEATURES "grease-00000000 named-channels later"
+
 static HandshakeHello *hello_new(const char *required, const char *optional,
                                  const char *params)
 {
@@ -278,6 +301,7 @@ static HandshakeHello *hello_new(const char *required, const char *optional,
 
     hello->profile->required = strlist(required);
     hello->optional = strlist(optional);
+    hello->features = strlist(FEATURES);
     if (params) {
         hello->profile->parameters = dict_from(params);
     }
@@ -368,14 +392,14 @@ static void test_required(void)
         { "postcopy-ram", "return-path postcopy-ram" },
         { "postcopy-ram return-path postcopy-ram",
           "return-path postcopy-ram" },
-        { "postcopy-ram switchover-ack",
-          "return-path postcopy-ram switchover-ack" },
+        { "postcopy-ram postcopy-preempt",
+          "return-path postcopy-ram postcopy-preempt" },
         /* It needs one that comes later */
-        { "switchover-ack postcopy-ram",
-          "return-path postcopy-ram switchover-ack" },
-        { "switchover-ack dirty-bitmaps postcopy-ram x-ignore-shared",
+        { "postcopy-preempt postcopy-ram",
+          "return-path postcopy-ram postcopy-preempt" },
+        { "postcopy-preempt dirty-bitmaps postcopy-ram x-ignore-shared",
           "return-path dirty-bitmaps postcopy-ram x-ignore-shared "
-          "switchover-ack" },
+          "postcopy-preempt" },
     };
 
     for (int i = 0; i < ARRAY_SIZE(cases); i++) {
@@ -437,17 +461,17 @@ static void test_required_dependency(void)
 {
     FakeJudge fake = { 0 };
     g_autoptr(HandshakeVerdict) verdict =
-        negotiate(&fake, "switchover-ack", "postcopy-ram", NULL);
+        negotiate(&fake, "postcopy-preempt", "postcopy-ram", NULL);
 
-    assert_issue(verdict, "capability-unsupported", "switchover-ack",
-                 "switchover-ack requires postcopy-ram");
+    assert_issue(verdict, "capability-unsupported", "postcopy-preempt",
+                 "postcopy-preempt requires postcopy-ram");
 }
 
 static void test_required_conflict(void)
 {
     static const char *const orders[] = {
         "x-ignore-shared dirty-bitmaps", "dirty-bitmaps x-ignore-shared",
-        "postcopy-ram x-ignore-shared switchover-ack dirty-bitmaps",
+        "postcopy-ram x-ignore-shared postcopy-preempt dirty-bitmaps",
     };
 
     for (int i = 0; i < ARRAY_SIZE(orders); i++) {
@@ -469,27 +493,17 @@ static void test_required_everything(void)
     };
     g_autoptr(HandshakeVerdict) verdict =
         negotiate(&fake, "events nonsense postcopy-ram x-ignore-shared "
-                  "dirty-bitmaps switchover-ack", "", NULL);
+                  "dirty-bitmaps postcopy-preempt", "", NULL);
 
     find_issue(verdict, "capability-unsupported", "events");
     find_issue(verdict, "capability-unknown", "nonsense");
     find_issue(verdict, "capability-unsupported", "postcopy-ram");
     find_issue(verdict, "capability-conflict", "dirty-bitmaps");
-    find_issue(verdict, "capability-unsupported", "switchover-ack");
+    find_issue(verdict, "capability-unsupported", "postcopy-preempt");
     g_assert_cmpuint(verdict->issues.errors, ==, 5);
 }
 
-/* As long as multifd is off, there is no parameter that could be taken */
-static bool skip_parameters(void)
-{
-    if (handshake_policy_capability("multifd") == HANDSHAKE_POLICY_TAKEN) {
-        return false;
-    }
-    g_test_skip("multifd is not negotiated yet");
-    return true;
-}
-
-static void do_test_required_parameters(void)
+static void test_required_parameters(void)
 {
     FakeJudge fake = { 0 };
     g_autoptr(HandshakeVerdict) verdict =
@@ -499,6 +513,7 @@ static void do_test_required_parameters(void)
                   " \"postcopy-ram\": {\"later\": 1}}");
 
     g_assert_null(verdict->issues.list);
+    g_assert_null(verdict->declined);
     assert_strlist(verdict->capabilities, "return-path multifd");
     /* Without those of what is not effective */
     assert_dict(verdict->parameters,
@@ -507,14 +522,7 @@ static void do_test_required_parameters(void)
     g_assert_cmpuint(fake.parameters_tried, ==, 2);
 }
 
-static void test_required_parameters(void)
-{
-    if (!skip_parameters()) {
-        do_test_required_parameters();
-    }
-}
-
-static void do_test_required_parameter_bad(void)
+static void test_required_parameter_bad(void)
 {
     FakeJudge fake = { 0 };
     g_autoptr(HandshakeVerdict) verdict =
@@ -535,11 +543,104 @@ static void do_test_required_parameter_bad(void)
     assert_dict(verdict->parameters, "{}");
 }
 
-static void test_required_parameter_bad(void)
+/* What a source may say that cannot open named channels */
+static const char *const no_channels[] = {
+    "", "grease-00000000", "named-channel", "named-channels2",
+    "Named-Channels", "named_channels", "multifd postcopy-preempt",
+};
+
+static void test_required_channels(void)
 {
-    if (!skip_parameters()) {
-        do_test_required_parameter_bad();
+    static const struct {
+        const char *required;
+        const char *name;           /* the one that is not possible */
+        const char *effective;
+    } cases[] = {
+        { "multifd", "multifd", "return-path" },
+        { "multifd multifd", "multifd", "return-path" },
+        { "multifd dirty-bitmaps", "multifd", "return-path dirty-bitmaps" },
+        { "dirty-bitmaps multifd", "multifd", "return-path dirty-bitmaps" },
+        { "postcopy-ram postcopy-preempt", "postcopy-preempt",
+          "return-path postcopy-ram" },
+        { "postcopy-preempt postcopy-ram", "postcopy-preempt",
+          "return-path postcopy-ram" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autoptr(HandshakeHello) hello =
+            hello_new(cases[i].required, "", "{}");
+        FakeJudge fake = { 0 };
+        g_autoptr(HandshakeVerdict) able = negotiate_with(&fake, hello);
+
+        g_assert_null(able->issues.list);
+        g_assert_true(handshake_strlist_contains(able->capabilities,
+                                                 cases[i].name));
+
+        for (int j = 0; j < ARRAY_SIZE(no_channels); j++) {
+            g_autoptr(HandshakeVerdict) verdict = NULL;
+            const MigrationHandshakeIssue *issue;
+
+            set_strlist(&hello->features, no_channels[j]);
+            verdict = negotiate_with(&fake, hello);
+            assert_issue(verdict, "capability-unsupported", cases[i].name,
+                         cases[i].name);
+            issue = verdict->issues.list->value;
+            g_assert_nonnull(strstr(issue->message, "'named-channels'"));
+            g_assert_cmpstr(issue->source, ==, "required");
+            g_assert_cmpstr(issue->destination, ==, "not possible");
+            /* The others are none the worse for it */
+            assert_strlist(verdict->capabilities, cases[i].effective);
+            assert_dict(verdict->parameters, "{}");
+            g_assert_null(verdict->declined);
+        }
     }
+}
+
+/* Everything that is wrong is said, the parameters of what cannot be aside */
+static void test_required_channels_all(void)
+{
+    FakeJudge fake = { .impossible = "multifd" };
+    g_autoptr(HandshakeHello) hello =
+        hello_new("multifd warp-drive postcopy-preempt postcopy-ram",
+                  "multifd postcopy-preempt",
+                  "{\"multifd\": {\"multifd-channels\": 255, \"later\": 7},"
+                  " \"postcopy-preempt\": 4}");
+    g_autoptr(HandshakeVerdict) verdict = NULL;
+    const MigrationHandshakeIssue *issue;
+
+    set_strlist(&hello->features, "later");
+    verdict = negotiate_with(&fake, hello);
+    find_issue(verdict, "capability-unknown", "warp-drive");
+    /* The feature is the reason, whatever else would be one */
+    issue = find_issue(verdict, "capability-unsupported", "multifd");
+    g_assert_nonnull(strstr(issue->message, "'named-channels'"));
+    issue = find_issue(verdict, "capability-unsupported", "postcopy-preempt");
+    g_assert_nonnull(strstr(issue->message, "'named-channels'"));
+    g_assert_cmpuint(verdict->issues.errors, ==, 3);
+    assert_strlist(verdict->capabilities, "return-path postcopy-ram");
+    assert_dict(verdict->parameters, "{}");
+    assert_declined(verdict, "multifd", "'named-channels'");
+    assert_declined(verdict, "postcopy-preempt", "'named-channels'");
+    /* Only postcopy-ram was worth a try */
+    g_assert_cmpuint(fake.capabilities_tried, ==, 1);
+    g_assert_cmpuint(fake.parameters_tried, ==, 0);
+}
+
+/*
+ * That the destination must know a feature does not say that the source has
+ * it: a source which has one says so in the other list.
+ */
+static void test_required_channels_feature(void)
+{
+    FakeJudge fake = { 0 };
+    g_autoptr(HandshakeHello) hello = hello_new("multifd", "", NULL);
+    g_autoptr(HandshakeVerdict) verdict = NULL;
+
+    set_strlist(&hello->required, "named-channels");
+    set_strlist(&hello->features, "");
+    verdict = negotiate_with(&fake, hello);
+    assert_issue(verdict, "capability-unsupported", "multifd",
+                 "'named-channels'");
 }
 
 /* A parameter that is known, but belongs to another capability */
@@ -585,12 +686,12 @@ static void test_optional(void)
         { "x-ignore-shared", "dirty-bitmaps", "return-path x-ignore-shared",
           "dirty-bitmaps", "does not go with x-ignore-shared" },
         /* The order is the source's business */
-        { "", "postcopy-ram switchover-ack",
-          "return-path postcopy-ram switchover-ack" },
-        { "", "switchover-ack postcopy-ram", "return-path postcopy-ram",
-          "switchover-ack", "requires postcopy-ram" },
-        { "postcopy-ram", "switchover-ack",
-          "return-path postcopy-ram switchover-ack" },
+        { "", "postcopy-ram postcopy-preempt",
+          "return-path postcopy-ram postcopy-preempt" },
+        { "", "postcopy-preempt postcopy-ram", "return-path postcopy-ram",
+          "postcopy-preempt", "requires postcopy-ram" },
+        { "postcopy-ram", "postcopy-preempt",
+          "return-path postcopy-ram postcopy-preempt" },
         /* Not for this, not known */
         { "", "xbzrle postcopy-ram", "return-path postcopy-ram",
           "xbzrle", "cannot be negotiated" },
@@ -623,12 +724,13 @@ static void test_optional_impossible(void)
 {
     FakeJudge fake = { .impossible = "postcopy-ram" };
     g_autoptr(HandshakeVerdict) verdict =
-        negotiate(&fake, "", "postcopy-ram dirty-bitmaps switchover-ack", NULL);
+        negotiate(&fake, "", "postcopy-ram dirty-bitmaps postcopy-preempt",
+                  NULL);
 
     g_assert_null(verdict->issues.list);
     assert_strlist(verdict->capabilities, "return-path dirty-bitmaps");
     assert_declined(verdict, "postcopy-ram", "this host has no postcopy-ram");
-    assert_declined(verdict, "switchover-ack", "requires postcopy-ram");
+    assert_declined(verdict, "postcopy-preempt", "requires postcopy-ram");
 }
 
 /* The source chose the name, but it is shown here as well */
@@ -651,7 +753,7 @@ static void test_optional_hostile(void)
     g_assert_cmpuint(strlen(declined->reason), <=, 1024);
 }
 
-static void do_test_optional_parameters(void)
+static void test_optional_parameters(void)
 {
     static const struct {
         const char *params;
@@ -686,11 +788,61 @@ static void do_test_optional_parameters(void)
     }
 }
 
-static void test_optional_parameters(void)
+static void test_optional_channels(void)
 {
-    if (!skip_parameters()) {
-        do_test_optional_parameters();
+    static const char params[] =
+        "{\"multifd\": {\"multifd-channels\": 4}}";
+    g_autoptr(HandshakeHello) hello =
+        hello_new("", "multifd postcopy-ram postcopy-preempt", params);
+    FakeJudge fake = { 0 };
+    g_autoptr(HandshakeVerdict) able = negotiate_with(&fake, hello);
+
+    g_assert_null(able->issues.list);
+    g_assert_null(able->declined);
+    assert_strlist(able->capabilities,
+                   "return-path multifd postcopy-ram postcopy-preempt");
+    assert_dict(able->parameters, params);
+
+    for (int i = 0; i < ARRAY_SIZE(no_channels); i++) {
+        FakeJudge idle = { 0 };
+        g_autoptr(HandshakeVerdict) verdict = NULL;
+
+        set_strlist(&hello->features, no_channels[i]);
+        verdict = negotiate_with(&idle, hello);
+        g_assert_null(verdict->issues.list);
+        assert_strlist(verdict->capabilities, "return-path postcopy-ram");
+        assert_dict(verdict->parameters, "{}");
+        assert_declined(verdict, "multifd", "'multifd'");
+        assert_declined(verdict, "multifd", "'named-channels'");
+        assert_declined(verdict, "postcopy-preempt", "'postcopy-preempt'");
+        assert_declined(verdict, "postcopy-preempt", "'named-channels'");
+        g_assert_null(verdict->declined->next->next);
+        /* Trying is not cheap, and there would be no use in it */
+        g_assert_cmpuint(idle.capabilities_tried, ==, 1);
+        g_assert_cmpuint(idle.parameters_tried, ==, 0);
     }
+}
+
+/* Required and wanted ones do not get into each other's way */
+static void test_optional_channels_mixed(void)
+{
+    g_autoptr(HandshakeHello) hello =
+        hello_new("multifd", "postcopy-ram postcopy-preempt multifd", "{}");
+    FakeJudge fake = { 0 };
+    g_autoptr(HandshakeVerdict) able = negotiate_with(&fake, hello);
+    g_autoptr(HandshakeVerdict) unable = NULL;
+
+    g_assert_null(able->issues.list);
+    g_assert_null(able->declined);
+    assert_strlist(able->capabilities,
+                   "return-path multifd postcopy-ram postcopy-preempt");
+
+    set_strlist(&hello->features, "");
+    unable = negotiate_with(&fake, hello);
+    assert_issue(unable, "capability-unsupported", "multifd",
+                 "'named-channels'");
+    assert_declined(unable, "postcopy-preempt", "'named-channels'");
+    assert_strlist(unable->capabilities, "return-path postcopy-ram");
 }
 
 /* Every parameter that is not to be taken, wherever a hostile HELLO puts it */
@@ -721,13 +873,11 @@ static void test_hostile_parameters(void)
                 g_autoptr(HandshakeVerdict) verdict =
                     negotiate(&fake, how & 1 ? group : "return-path",
                               how & 2 ? group : "return-path", params);
-                QDict *flat = handshake_policy_flatten(verdict->parameters);
 
                 /* A value that is not possible is not there, either */
-                if (qdict_size(flat)) {
+                if (qdict_size(verdict->parameters)) {
                     g_error("%s came through (%d)", params, how);
                 }
-                qobject_unref(flat);
             }
         }
     }
@@ -740,20 +890,25 @@ static void test_hostile_groups(void)
         "null", "4", "[4]", "\"multifd-channels\"", "true",
     };
 
-    for (int i = 0; i < ARRAY_SIZE(values); i++) {
-        g_autofree char *params = g_strdup_printf("{\"postcopy-ram\": %s}",
-                                                  values[i]);
+    /* With one that has no parameters, and with one that has some */
+    static const char *const names[] = { "postcopy-ram", "multifd" };
+
+    for (int i = 0; i < ARRAY_SIZE(values) * ARRAY_SIZE(names); i++) {
+        const char *name = names[i % ARRAY_SIZE(names)];
+        g_autofree char *params =
+            g_strdup_printf("{\"%s\": %s}", name,
+                            values[i / ARRAY_SIZE(names)]);
         FakeJudge fake = { 0 };
         g_autoptr(HandshakeVerdict) required =
-            negotiate(&fake, "postcopy-ram", "", params);
+            negotiate(&fake, name, "", params);
         g_autoptr(HandshakeVerdict) optional =
-            negotiate(&fake, "", "postcopy-ram", params);
+            negotiate(&fake, "", name, params);
         g_autoptr(HandshakeVerdict) other =
             negotiate(&fake, "dirty-bitmaps", "", params);
 
-        assert_issue(required, "parameter-unknown", "postcopy-ram", "");
+        assert_issue(required, "parameter-unknown", name, "");
         assert_dict(required->parameters, "{}");
-        assert_declined(optional, "postcopy-ram", "postcopy-ram");
+        assert_declined(optional, name, name);
         assert_dict(optional->parameters, "{}");
         /* Nobody cares if nobody asked for it */
         g_assert_null(other->issues.list);
@@ -848,8 +1003,6 @@ static void test_offer(void)
     g_autoptr(strList) optional =
         strlist("multifd postcopy-ram switchover-ack multifd");
     QDict *values = qdict_new();
-    bool multifd = handshake_policy_capability("multifd") ==
-                   HANDSHAKE_POLICY_TAKEN;
 
     for (int i = 0; i < MIGRATION_PARAMETER__MAX; i++) {
         qdict_put_str(values, MigrationParameter_str(i), "value");
@@ -866,18 +1019,14 @@ static void test_offer(void)
     /* Each once, and none that is required already */
     assert_strlist(hello->optional, "multifd switchover-ack");
     /* Nothing that does not shape the stream leaves this host */
-    if (multifd) {
-        assert_dict(hello->profile->parameters,
-                    "{\"multifd\": {\"multifd-channels\": 4,"
-                    " \"multifd-compression\": \"value\"}}");
-    }
-    g_assert_false(qdict_haskey(hello->profile->parameters, "postcopy-ram"));
-    g_assert_cmpuint(qdict_size(hello->profile->parameters), <=, 1);
+    assert_dict(hello->profile->parameters,
+                "{\"multifd\": {\"multifd-channels\": 4,"
+                " \"multifd-compression\": \"value\"}}");
     qobject_unref(values);
 }
 
 /* Parameters go along with what may be switched on, and only with that */
-static void do_test_offer_parameters(void)
+static void test_offer_parameters(void)
 {
     static const struct {
         const char *enabled;
@@ -891,6 +1040,14 @@ static void do_test_offer_parameters(void)
           "{\"multifd\": {\"multifd-channels\": 4}}" },
         { "", "multifd", "{\"multifd-channels\": 4}",
           "{\"multifd\": {\"multifd-channels\": 4}}" },
+        { "multifd", "", "{\"multifd-compression\": \"zstd\"}",
+          "{\"multifd\": {\"multifd-compression\": \"zstd\"}}" },
+        { "postcopy-ram multifd postcopy-preempt", "",
+          "{\"multifd-compression\": \"zstd\", \"multifd-channels\": 4}",
+          "{\"multifd\": {\"multifd-channels\": 4,"
+          " \"multifd-compression\": \"zstd\"}}" },
+        { "postcopy-ram", "postcopy-preempt", "{\"multifd-channels\": 4}",
+          "{}" },
         { "multifd", "", "{}", "{}" },
         { "multifd", "", "{\"tls-creds\": \"tls0\"}", "{}" },
     };
@@ -907,13 +1064,6 @@ static void do_test_offer_parameters(void)
     }
 }
 
-static void test_offer_parameters(void)
-{
-    if (!skip_parameters()) {
-        do_test_offer_parameters();
-    }
-}
-
 /* @declined may be NULL; @expected is part of the error, NULL if none */
 static void check_accept(const HandshakeHello *hello, const char *effective,
                          const char *params, const char *declined,
@@ -925,6 +1075,7 @@ static void check_accept(const HandshakeHello *hello, const char *effective,
     Error *err = NULL;
 
     verdict->accept = true;
+    verdict->features = strlist("named-channels");
     verdict->capabilities = strlist(effective);
     verdict->parameters = params ? dict_from(params) : NULL;
     for (strList *l = names; l; l = l->next) {
@@ -957,9 +1108,6 @@ static void check_accept(const HandshakeHello *hello, const char *effective,
     error_free(err);
 }
 
-/* What a source sent: the names do not matter here */
-#define CHANNELS "{\"postcopy-ram\": {\"channels\": 4}}"
-
 static void test_accept_capabilities(void)
 {
     static const struct {
@@ -991,6 +1139,9 @@ static void test_accept_capabilities(void)
     }
 }
 
+/* What a source sent */
+#define CHANNELS "{\"multifd\": {\"multifd-channels\": 4}}"
+
 static void test_accept_parameters(void)
 {
     static const char changed[] = "changed the parameters";
@@ -999,32 +1150,32 @@ static void test_accept_parameters(void)
         const char *params;
         const char *error;
     } cases[] = {
-        { "return-path postcopy-ram", CHANNELS, NULL },
-        { "return-path postcopy-ram dirty-bitmaps", CHANNELS, NULL },
-        { "return-path postcopy-ram", "{\"postcopy-ram\": {\"channels\": 5}}",
+        { "return-path multifd", CHANNELS, NULL },
+        { "return-path multifd dirty-bitmaps", CHANNELS, NULL },
+        { "return-path multifd", "{\"multifd\": {\"multifd-channels\": 5}}",
           changed },
-        { "return-path postcopy-ram",
-          "{\"postcopy-ram\": {\"channels\": \"4\"}}", changed },
-        { "return-path postcopy-ram",
-          "{\"postcopy-ram\": {\"channels\": null}}", changed },
-        { "return-path postcopy-ram", "{\"postcopy-ram\": {}}", changed },
-        { "return-path postcopy-ram", "{}", changed },
-        { "return-path postcopy-ram", NULL, changed },
-        { "return-path postcopy-ram", "{\"postcopy-ram\": 4}", changed },
-        { "return-path postcopy-ram", "{\"postcopy-ram\": {\"channels\": 4,"
-          " \"compression\": \"zlib\"}}", changed },
-        { "return-path postcopy-ram", "{\"postcopy-ram\": {\"channels\": 4,"
+        { "return-path multifd",
+          "{\"multifd\": {\"multifd-channels\": \"4\"}}", changed },
+        { "return-path multifd",
+          "{\"multifd\": {\"multifd-channels\": null}}", changed },
+        { "return-path multifd", "{\"multifd\": {}}", changed },
+        { "return-path multifd", "{}", changed },
+        { "return-path multifd", NULL, changed },
+        { "return-path multifd", "{\"multifd\": 4}", changed },
+        /* Not even the value that it would have anyway */
+        { "return-path multifd", "{\"multifd\": {\"multifd-channels\": 4,"
+          " \"multifd-compression\": \"none\"}}", changed },
+        { "return-path multifd", "{\"multifd\": {\"multifd-channels\": 4,"
           " \"tls-creds\": \"evil\"}}", changed },
-        { "return-path postcopy-ram", "{\"postcopy-ram\": {\"channels\": 4},"
+        { "return-path multifd", "{\"multifd\": {\"multifd-channels\": 4},"
           " \"dirty-bitmaps\": {}}", changed },
-        { "return-path postcopy-ram", "{\"postcopy-ram\": {\"channels\": 4},"
+        { "return-path multifd", "{\"multifd\": {\"multifd-channels\": 4},"
           " \"return-path\": {\"tls-creds\": \"evil\"}}", changed },
     };
     g_autoptr(HandshakeHello) hello =
-        hello_new("postcopy-ram", "dirty-bitmaps", CHANNELS);
-    g_autoptr(HandshakeHello) optional =
-        hello_new("", "postcopy-ram", CHANNELS);
-    g_autoptr(HandshakeHello) plain = hello_new("", "postcopy-ram", NULL);
+        hello_new("multifd", "dirty-bitmaps", CHANNELS);
+    g_autoptr(HandshakeHello) optional = hello_new("", "multifd", CHANNELS);
+    g_autoptr(HandshakeHello) plain = hello_new("", "multifd", NULL);
 
     for (int i = 0; i < ARRAY_SIZE(cases); i++) {
         check_accept(hello, cases[i].effective, cases[i].params, NULL,
@@ -1032,14 +1183,86 @@ static void test_accept_parameters(void)
     }
 
     /* Those of a capability that was declined are not effective */
-    check_accept(optional, "return-path", "{}", "postcopy-ram", NULL);
-    check_accept(optional, "return-path", CHANNELS, "postcopy-ram", changed);
-    check_accept(optional, "return-path postcopy-ram", CHANNELS, NULL, NULL);
-    check_accept(optional, "return-path postcopy-ram", "{}", NULL, changed);
+    check_accept(optional, "return-path", "{}", "multifd", NULL);
+    check_accept(optional, "return-path", CHANNELS, "multifd", changed);
+    check_accept(optional, "return-path multifd", CHANNELS, NULL, NULL);
+    check_accept(optional, "return-path multifd", "{}", NULL, changed);
 
-    check_accept(plain, "return-path postcopy-ram", "{}", NULL, NULL);
-    check_accept(plain, "return-path postcopy-ram", NULL, NULL, NULL);
-    check_accept(plain, "return-path postcopy-ram", CHANNELS, NULL, changed);
+    check_accept(plain, "return-path multifd", "{}", NULL, NULL);
+    check_accept(plain, "return-path multifd", NULL, NULL, NULL);
+    check_accept(plain, "return-path multifd", CHANNELS, NULL, changed);
+}
+
+/* @name: what a destination with these @features cannot do; NULL if nothing */
+static void check_accept_channels(const HandshakeHello *hello,
+                                  const char *effective, const char *features,
+                                  const char *name)
+{
+    g_autoptr(HandshakeVerdict) verdict = handshake_verdict_new();
+    g_autoptr(Error) err = NULL;
+
+    verdict->accept = true;
+    verdict->features = strlist(features);
+    verdict->capabilities = strlist(effective);
+    if (!name) {
+        g_assert_true(handshake_policy_check_accept(hello, verdict,
+                                                    &error_abort));
+        return;
+    }
+    if (handshake_policy_check_accept(hello, verdict, &err)) {
+        g_error("accepted '%s' with '%s'", effective, features);
+    }
+    g_assert_nonnull(strstr(error_get_pretty(err), name));
+    g_assert_nonnull(strstr(error_get_pretty(err), "'named-channels'"));
+}
+
+/* A destination that cannot take the channels, and would get them */
+static void test_accept_channels(void)
+{
+    static const struct {
+        const char *effective;
+        const char *name;           /* what cannot be; NULL if all can */
+    } cases[] = {
+        { "return-path", NULL },
+        { "return-path postcopy-ram", NULL },
+        { "return-path multifd", "'multifd'" },
+        { "multifd return-path", "'multifd'" },
+        { "return-path postcopy-ram postcopy-preempt", "'postcopy-preempt'" },
+        { "return-path postcopy-preempt postcopy-ram", "'postcopy-preempt'" },
+        { "return-path multifd postcopy-ram postcopy-preempt", "'multifd'" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        const char *effective = cases[i].effective;
+        g_autoptr(HandshakeHello) required = hello_new(effective, "", NULL);
+        g_autoptr(HandshakeHello) optional = hello_new("", effective, NULL);
+
+        check_accept_channels(required, effective, FEATURES, NULL);
+        check_accept_channels(optional, effective, FEATURES, NULL);
+        for (int j = 0; j < ARRAY_SIZE(no_channels); j++) {
+            check_accept_channels(required, effective, no_channels[j],
+                                  cases[i].name);
+            check_accept_channels(optional, effective, no_channels[j],
+                                  cases[i].name);
+        }
+    }
+}
+
+/* What was declined for that reason is no problem of the source's */
+static void test_accept_channels_declined(void)
+{
+    g_autoptr(HandshakeHello) hello =
+        hello_new("dirty-bitmaps", "multifd postcopy-ram", CHANNELS);
+    g_autoptr(HandshakeVerdict) verdict = handshake_verdict_new();
+    MigrationHandshakeDeclined *item = g_new0(MigrationHandshakeDeclined, 1);
+
+    item->capability = g_strdup("multifd");
+    item->reason = g_strdup("no");
+    QAPI_LIST_PREPEND(verdict->declined, item);
+    verdict->accept = true;
+    verdict->capabilities = strlist("return-path dirty-bitmaps postcopy-ram");
+    g_assert_true(handshake_policy_check_accept(hello, verdict, &error_abort));
+    g_assert_cmpstr(verdict->declined->value->capability, ==, "multifd");
 }
 
 static void test_accept_declined(void)
@@ -1087,9 +1310,11 @@ static void test_accept_many(void)
     g_autoptr(HandshakeVerdict) verdict = handshake_verdict_new();
     Error *err = NULL;
 
+    verdict->features = strlist("named-channels");
     verdict->capabilities = strlist("return-path multifd");
     verdict->capabilities->next->next = many_names(MANY, "a");
     g_assert_false(handshake_policy_check_accept(hello, verdict, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), "not offered"));
     g_assert_cmpuint(strlen(error_get_pretty(err)), <, 1024);
     error_free(err);
 
@@ -1101,11 +1326,78 @@ static void test_accept_many(void)
     QAPI_LIST_PREPEND(verdict->capabilities, g_strdup("multifd"));
     err = NULL;
     g_assert_false(handshake_policy_check_accept(hello, verdict, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), "not offered"));
     g_assert_cmpuint(strlen(error_get_pretty(err)), <, 1024);
     error_free(err);
 }
 
-/* Whatever a destination of ours accepts satisfies a source of ours */
+/*
+ * Whatever a destination of ours accepts satisfies a source of ours.
+ * @features: what the older one of them knows
+ */
+static void check_both_sides(const char *enabled, const char *optional,
+                             const char *features)
+{
+    FakeJudge fake = {
+        .impossible = "x-ignore-shared", .rival = "dirty-bitmaps"
+    };
+    g_autoptr(HandshakeHello) hello = handshake_hello_new();
+    g_autoptr(strList) on = strlist(enabled);
+    g_autoptr(strList) wanted = strlist(optional);
+    g_autoptr(HandshakeHello) arrived = NULL;
+    g_autoptr(HandshakeVerdict) verdict = NULL;
+    g_autoptr(HandshakeVerdict) answer = NULL;
+    g_autofree char *request = NULL;
+    g_autofree char *reply = NULL;
+    bool able = strlen(features);
+    unsigned impossible = 0;
+    QDict *values = dict_from("{\"multifd-channels\": 4,"
+                              " \"multifd-compression\": \"zstd\","
+                              " \"tls-creds\": \"tls0\"}");
+
+    hello->purpose = g_strdup("migrate");
+    hello->features = strlist(features);
+    handshake_policy_offer(on, wanted, values, hello);
+    qobject_unref(values);
+    request = handshake_hello_to_json(hello);
+    arrived = handshake_hello_from_json(request, strlen(request), NULL,
+                                        &error_abort);
+    verdict = negotiate_with(&fake, arrived);
+    for (strList *l = on; l; l = l->next) {
+        if (!able && handshake_policy_needs_channels(l->value)) {
+            find_issue(verdict, "capability-unsupported", l->value);
+            impossible++;
+        }
+    }
+    g_assert_cmpuint(verdict->issues.errors, ==, impossible);
+    if (impossible) {
+        return;
+    }
+
+    verdict->accept = true;
+    verdict->features = handshake_features_common(arrived->features);
+    reply = handshake_verdict_to_json(verdict);
+    answer = handshake_verdict_from_json(reply, strlen(reply), true,
+                                         &error_abort);
+    g_assert_true(handshake_policy_check_accept(hello, answer, &error_abort));
+    for (MigrationHandshakeDeclinedList *l = answer->declined; l;
+         l = l->next) {
+        g_assert_true(handshake_strlist_contains(wanted,
+                                                 l->value->capability));
+    }
+    for (strList *l = answer->capabilities; l; l = l->next) {
+        g_assert_true(able || !handshake_policy_needs_channels(l->value));
+    }
+
+    /* Both get to the same values, from what each of them has at hand */
+    values = handshake_policy_values(answer->capabilities, answer->parameters);
+    assert_dict(values,
+                handshake_strlist_contains(verdict->capabilities, "multifd")
+                ? "{\"multifd-channels\": 4, \"multifd-compression\": \"zstd\"}"
+                : "{}");
+    qobject_unref(values);
+}
+
 static void test_both_sides(void)
 {
     static const char *const enabled[] = {
@@ -1114,72 +1406,159 @@ static void test_both_sides(void)
     };
     static const char *const optional[] = {
         "", "multifd", "dirty-bitmaps multifd", "postcopy-preempt postcopy-ram",
+        "postcopy-ram postcopy-preempt",
         "warp-drive events switchover-ack multifd x-ignore-shared return-path",
     };
 
-    for (int i = 0; i < ARRAY_SIZE(enabled) * ARRAY_SIZE(optional); i++) {
-        FakeJudge fake = {
-            .impossible = "x-ignore-shared", .rival = "dirty-bitmaps"
-        };
-        g_autoptr(HandshakeHello) hello = handshake_hello_new();
-        g_autoptr(strList) on = strlist(enabled[i % ARRAY_SIZE(enabled)]);
-        g_autoptr(strList) wanted = strlist(optional[i / ARRAY_SIZE(enabled)]);
-        g_autoptr(HandshakeHello) arrived = NULL;
-        g_autoptr(HandshakeVerdict) verdict = NULL;
-        g_autoptr(HandshakeVerdict) answer = NULL;
-        g_autofree char *request = NULL;
-        g_autofree char *reply = NULL;
-        QDict *values = dict_from("{\"multifd-channels\": 4,"
-                                  " \"multifd-compression\": \"zstd\","
-                                  " \"tls-creds\": \"tls0\"}");
-
-        hello->purpose = g_strdup("migrate");
-        handshake_policy_offer(on, wanted, values, hello);
-        qobject_unref(values);
-        request = handshake_hello_to_json(hello);
-        arrived = handshake_hello_from_json(request, strlen(request), NULL,
-                                            &error_abort);
-        verdict = negotiate_with(&fake, arrived);
-        g_assert_null(verdict->issues.list);
-        verdict->accept = true;
-        reply = handshake_verdict_to_json(verdict);
-        answer = handshake_verdict_from_json(reply, strlen(reply), true,
-                                             &error_abort);
-        g_assert_true(handshake_policy_check_accept(hello, answer,
-                                                    &error_abort));
-        for (MigrationHandshakeDeclinedList *l = answer->declined; l;
-             l = l->next) {
-            g_assert_true(handshake_strlist_contains(wanted,
-                                                     l->value->capability));
+    for (int i = 0; i < ARRAY_SIZE(enabled); i++) {
+        for (int j = 0; j < ARRAY_SIZE(optional); j++) {
+            check_both_sides(enabled[i], optional[j], "named-channels");
+            check_both_sides(enabled[i], optional[j], "");
         }
     }
 }
 
-static void test_flatten(void)
+#define ALL "return-path postcopy-ram multifd postcopy-preempt switchover-ack"
+#define DEFAULTS "{\"multifd-channels\": 2, \"multifd-compression\": \"none\"}"
+
+static void assert_values(const char *effective, const char *groups,
+                          const char *expected)
+{
+    g_autoptr(strList) capabilities = strlist(effective);
+    QDict *from = groups ? dict_from(groups) : NULL;
+    QDict *values = handshake_policy_values(capabilities, from);
+
+    assert_dict(values, expected);
+    qobject_unref(values);
+    if (from) {
+        /* It was only looked at */
+        assert_dict(from, groups);
+        qobject_unref(from);
+    }
+}
+
+static void test_values(void)
 {
     static const struct {
+        const char *effective;
         const char *groups;
-        const char *flat;
+        const char *values;
     } cases[] = {
-        { "{}", "{}" },
-        { "{\"a\": {}}", "{}" },
-        { "{\"a\": {\"x\": 1, \"y\": \"z\"}}", "{\"x\": 1, \"y\": \"z\"}" },
-        { "{\"a\": {\"x\": 1}, \"b\": {\"y\": 2}}", "{\"x\": 1, \"y\": 2}" },
-        { "{\"a\": 1, \"b\": null, \"c\": [], \"d\": {\"x\": {}}}",
-          "{\"x\": {}}" },
+        /* Nothing was sent */
+        { "return-path multifd", NULL, DEFAULTS },
+        { "return-path multifd", "{}", DEFAULTS },
+        { "return-path multifd", "{\"multifd\": {}}", DEFAULTS },
+        { "multifd", NULL, DEFAULTS },
+        { ALL, NULL, DEFAULTS },
+        { ALL, "{\"postcopy-preempt\": {}}", DEFAULTS },
+        /* One of them, both of them */
+        { "return-path multifd", "{\"multifd\": {\"multifd-channels\": 4}}",
+          "{\"multifd-channels\": 4, \"multifd-compression\": \"none\"}" },
+        { "return-path multifd",
+          "{\"multifd\": {\"multifd-compression\": \"zstd\"}}",
+          "{\"multifd-channels\": 2, \"multifd-compression\": \"zstd\"}" },
+        { "return-path multifd",
+          "{\"multifd\": {\"multifd-channels\": 255,"
+          " \"multifd-compression\": \"zlib\"}}",
+          "{\"multifd-channels\": 255, \"multifd-compression\": \"zlib\"}" },
+        { ALL, "{\"postcopy-ram\": {}, \"multifd\": {\"multifd-channels\": 1}}",
+          "{\"multifd-channels\": 1, \"multifd-compression\": \"none\"}" },
+        /* What is there is not replaced, whatever it is like */
+        { "return-path multifd", "{\"multifd\": {\"multifd-channels\": 0,"
+          " \"multifd-compression\": \"\"}}",
+          "{\"multifd-channels\": 0, \"multifd-compression\": \"\"}" },
+        /* Not effective */
+        { "", NULL, "{}" },
+        { "return-path", NULL, "{}" },
+        { "return-path", "{\"multifd\": {\"multifd-channels\": 4}}", "{}" },
+        { "return-path postcopy-ram postcopy-preempt switchover-ack",
+          "{\"multifd\": {\"multifd-channels\": 4}}", "{}" },
+        { "return-path multifd2", "{\"multifd\": {\"multifd-channels\": 4}}",
+          "{}" },
+        /* In another one's group */
+        { ALL, "{\"postcopy-ram\": {\"multifd-channels\": 4},"
+          " \"return-path\": {\"multifd-compression\": \"zstd\"}}", DEFAULTS },
+        { ALL, "{\"multifd-channels\": 4}", DEFAULTS },
+        /* Groups that are none */
+        { "return-path multifd", "{\"multifd\": null}", DEFAULTS },
+        { "return-path multifd", "{\"multifd\": 4}", DEFAULTS },
+        { "return-path multifd", "{\"multifd\": [4]}", DEFAULTS },
+        { "return-path multifd", "{\"multifd\": \"multifd-channels\"}",
+          DEFAULTS },
     };
-    QDict *flat = handshake_policy_flatten(NULL);
+    QDict *none = handshake_policy_values(NULL, NULL);
 
-    assert_dict(flat, "{}");
-    qobject_unref(flat);
+    assert_dict(none, "{}");
+    qobject_unref(none);
     for (int i = 0; i < ARRAY_SIZE(cases); i++) {
-        QDict *groups = dict_from(cases[i].groups);
-
-        flat = handshake_policy_flatten(groups);
-        assert_dict(flat, cases[i].flat);
-        qobject_unref(flat);
-        qobject_unref(groups);
+        assert_values(cases[i].effective, cases[i].groups, cases[i].values);
     }
+}
+
+/* They are set one by one: what is not to be taken must not be among them */
+static void test_values_hostile(void)
+{
+    for (int i = 0; i < MIGRATION_PARAMETER__MAX; i++) {
+        const char *name = MigrationParameter_str(i);
+        g_autofree char *groups =
+            g_strdup_printf("{\"multifd\": {\"%s\": \"evil\", \"later\": 1},"
+                            " \"postcopy-ram\": {\"%s\": \"evil\"},"
+                            " \"return-path\": {\"%s\": \"evil\"},"
+                            " \"%s\": {\"%s\": \"evil\"}}",
+                            name, name, name, name, name);
+
+        if (handshake_policy_parameter(name, NULL) != HANDSHAKE_POLICY_TAKEN) {
+            assert_values(ALL, groups, DEFAULTS);
+        }
+    }
+}
+
+/*
+ * A parameter to be taken has a value even if nobody sent it: the next one must
+ * not be forgotten in the table.
+ */
+static void test_values_complete(void)
+{
+    strList *effective = NULL;
+    unsigned count = 0;
+    QDict *values;
+
+    for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
+        QAPI_LIST_PREPEND(effective, g_strdup(MigrationCapability_str(i)));
+    }
+    values = handshake_policy_values(effective, NULL);
+    for (int i = 0; i < MIGRATION_PARAMETER__MAX; i++) {
+        const char *name = MigrationParameter_str(i);
+        bool taken = handshake_policy_parameter(name, NULL) ==
+                     HANDSHAKE_POLICY_TAKEN;
+
+        g_assert_true(qdict_haskey(values, name) == taken);
+        count += taken;
+    }
+    g_assert_cmpuint(qdict_size(values), ==, count);
+    g_assert_cmpint(qdict_get_int(values, "multifd-channels"), ==, 2);
+    g_assert_cmpstr(qdict_get_str(values, "multifd-compression"), ==, "none");
+    qobject_unref(values);
+    qapi_free_strList(effective);
+}
+
+/* The caller may keep them, and may change them */
+static void test_values_owned(void)
+{
+    g_autoptr(strList) effective = strlist("return-path multifd");
+    QDict *groups = dict_from("{\"multifd\": {\"multifd-channels\": 4,"
+                              " \"multifd-compression\": \"zstd\"}}");
+    QDict *values = handshake_policy_values(effective, groups);
+
+    qdict_put_int(values, "multifd-channels", 8);
+    assert_dict(groups, "{\"multifd\": {\"multifd-channels\": 4,"
+                        " \"multifd-compression\": \"zstd\"}}");
+    qobject_unref(groups);
+    assert_dict(values, "{\"multifd-channels\": 8,"
+                        " \"multifd-compression\": \"zstd\"}");
+    qobject_unref(values);
+    /* Nor did that change what the next one gets */
+    assert_values("return-path multifd", NULL, DEFAULTS);
 }
 
 int main(int argc, char **argv)
@@ -1195,6 +1574,8 @@ int main(int argc, char **argv)
     g_test_add_func("/migration/handshake/policy/each-once", test_each_once);
     g_test_add_func("/migration/handshake/policy/unknown", test_unknown);
     g_test_add_func("/migration/handshake/policy/policies", test_policies);
+    g_test_add_func("/migration/handshake/policy/needs-channels",
+                    test_needs_channels);
     g_test_add_func("/migration/handshake/policy/required", test_required);
     g_test_add_func("/migration/handshake/policy/required/unknown",
                     test_required_unknown);
@@ -1212,6 +1593,12 @@ int main(int argc, char **argv)
                     test_required_parameters);
     g_test_add_func("/migration/handshake/policy/required/parameter-bad",
                     test_required_parameter_bad);
+    g_test_add_func("/migration/handshake/policy/required/channels",
+                    test_required_channels);
+    g_test_add_func("/migration/handshake/policy/required/channels-all",
+                    test_required_channels_all);
+    g_test_add_func("/migration/handshake/policy/required/channels-feature",
+                    test_required_channels_feature);
     g_test_add_func("/migration/handshake/policy/parameter-misplaced",
                     test_parameter_misplaced);
     g_test_add_func("/migration/handshake/policy/optional", test_optional);
@@ -1221,6 +1608,10 @@ int main(int argc, char **argv)
                     test_optional_hostile);
     g_test_add_func("/migration/handshake/policy/optional/parameters",
                     test_optional_parameters);
+    g_test_add_func("/migration/handshake/policy/optional/channels",
+                    test_optional_channels);
+    g_test_add_func("/migration/handshake/policy/optional/channels-mixed",
+                    test_optional_channels_mixed);
     g_test_add_func("/migration/handshake/policy/hostile/parameters",
                     test_hostile_parameters);
     g_test_add_func("/migration/handshake/policy/hostile/groups",
@@ -1236,6 +1627,10 @@ int main(int argc, char **argv)
                     test_accept_capabilities);
     g_test_add_func("/migration/handshake/policy/accept/parameters",
                     test_accept_parameters);
+    g_test_add_func("/migration/handshake/policy/accept/channels",
+                    test_accept_channels);
+    g_test_add_func("/migration/handshake/policy/accept/channels-declined",
+                    test_accept_channels_declined);
     g_test_add_func("/migration/handshake/policy/accept/declined",
                     test_accept_declined);
     g_test_add_func("/migration/handshake/policy/accept/declined-kept",
@@ -1243,7 +1638,13 @@ int main(int argc, char **argv)
     g_test_add_func("/migration/handshake/policy/accept/many",
                     test_accept_many);
     g_test_add_func("/migration/handshake/policy/both-sides", test_both_sides);
-    g_test_add_func("/migration/handshake/policy/flatten", test_flatten);
+    g_test_add_func("/migration/handshake/policy/values", test_values);
+    g_test_add_func("/migration/handshake/policy/values/hostile",
+                    test_values_hostile);
+    g_test_add_func("/migration/handshake/policy/values/complete",
+                    test_values_complete);
+    g_test_add_func("/migration/handshake/policy/values/owned",
+                    test_values_owned);
 
     return g_test_run();
 }

@@ -1,14 +1,10 @@
 /*
- * QTest testcases for the migration handshake
- *
- * Most of them need no running guest: they start QEMU with the qtest
- * accelerator, which takes a fraction of a second.
+ * QTest testcases for the migration handshake: two QEMUs
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
-#include "qemu/bswap.h"
 #include "qemu/cutils.h"
 #include "qemu/sockets.h"
 #include "qapi/error.h"
@@ -17,192 +13,11 @@
 #include "qobject/qstring.h"
 #include "libqtest.h"
 #include "migration/framework.h"
+#include "migration/handshake-util.h"
 #include "migration/migration-qmp.h"
 #include "migration/migration-util.h"
 
-#define MACHINE     "-machine q35 -m 64 -nodefaults "
-#define TCP_LISTEN  "{ 'channel-type': 'handshake'," \
-                    "  'addr': { 'transport': 'socket', 'type': 'inet'," \
-                    "            'host': '127.0.0.1', 'port': '0' } }"
-
-/* Milliseconds; what is waited for takes a few of them */
-#define PATIENCE    30000
-
 static char *tmpfs;
-
-/* A destination that listens on a handshake channel */
-static QTestState *start_destination(const char *opts)
-{
-    QTestState *to = qtest_initf(MACHINE "-incoming defer %s", opts);
-
-    qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"
-                             "  'arguments': { 'exit-on-error': false,"
-                             "    'channels': [ " TCP_LISTEN " ] } }");
-    return to;
-}
-
-static QTestState *start_source(const char *opts)
-{
-    QTestState *from = qtest_initf(MACHINE "%s", opts);
-
-    /* Something that takes a while if the bandwidth is low */
-    qtest_memset(from, 16 * 1024 * 1024, 0x5a, 16 * 1024 * 1024);
-    return from;
-}
-
-static char *destination_port(QTestState *to)
-{
-    QDict *rsp = migrate_query(to);
-    QList *list = qdict_get_qlist(rsp, "socket-address");
-    QDict *addr = qobject_to(QDict, qlist_peek(list));
-    char *port = g_strdup(qdict_get_str(addr, "port"));
-
-    qobject_unref(rsp);
-    return port;
-}
-
-/* 'migrate' with one channel of a type, and more arguments from a format */
-static void migrate_to_port(QTestState *from, const char *type,
-                            const char *port, const char *options)
-{
-    QDict *args = qdict_from_jsonf_nofail(
-        "{ 'channels': [ { 'channel-type': %s,"
-        "    'addr': { 'transport': 'socket', 'type': 'inet',"
-        "              'host': '127.0.0.1', 'port': %s } } ] }", type, port);
-
-    if (options) {
-        qdict_put_obj(args, "handshake", qobject_from_json(options,
-                                                           &error_abort));
-    }
-    qtest_qmp_assert_success(from, "{ 'execute': 'migrate',"
-                             "  'arguments': %p }", args);
-}
-
-static void migrate_to(QTestState *from, QTestState *to, const char *options)
-{
-    g_autofree char *port = destination_port(to);
-
-    migrate_to_port(from, "handshake", port, options);
-}
-
-static bool is_running(QTestState *who)
-{
-    QDict *rsp = qtest_qmp_assert_success_ref(who,
-                                              "{ 'execute': 'query-status' }");
-    bool running = qdict_get_bool(rsp, "running");
-
-    qobject_unref(rsp);
-    return running;
-}
-
-/* query-migrate once 'status' is as given; to be unreferenced by the caller */
-static QDict *wait_status(QTestState *who, const char *status)
-{
-    for (int i = 0; i < PATIENCE / 10; i++) {
-        QDict *rsp = migrate_query(who);
-        const char *now = qdict_get_try_str(rsp, "status");
-
-        if (now && !strcmp(now, status)) {
-            return rsp;
-        }
-        if (i == PATIENCE / 10 - 1) {
-            g_test_message("status is '%s', not '%s'", now, status);
-        }
-        qobject_unref(rsp);
-        g_usleep(10 * 1000);
-    }
-    g_assert_not_reached();
-}
-
-/* The 'handshake' of query-migrate once its 'status' is as given */
-static QDict *wait_handshake(QTestState *who, const char *status)
-{
-    for (int i = 0; i < PATIENCE / 10; i++) {
-        QDict *rsp = migrate_query(who);
-        QDict *handshake = qdict_get_qdict(rsp, "handshake");
-
-        if (handshake && !strcmp(qdict_get_str(handshake, "status"), status)) {
-            handshake = qobject_ref(handshake);
-            qobject_unref(rsp);
-            return handshake;
-        }
-        qobject_unref(rsp);
-        g_usleep(10 * 1000);
-    }
-    g_assert_not_reached();
-}
-
-static QDict *find_issue(QDict *handshake, const char *code)
-{
-    QList *issues = qdict_get_qlist(handshake, "issues");
-    const QListEntry *entry;
-
-    QLIST_FOREACH_ENTRY(issues, entry) {
-        QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
-
-        if (!strcmp(qdict_get_str(issue, "code"), code)) {
-            return issue;
-        }
-    }
-    return NULL;
-}
-
-static bool list_contains(QDict *dict, const char *member, const char *item)
-{
-    QList *list = qdict_get_qlist(dict, member);
-    const QListEntry *entry;
-
-    QLIST_FOREACH_ENTRY(list, entry) {
-        QString *str = qobject_to(QString, qlist_entry_obj(entry));
-
-        if (str && !strcmp(qstring_get_str(str), item)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool capability_is_on(QTestState *who, const char *capability)
-{
-    QDict *rsp = qtest_qmp(who, "{ 'execute': 'query-migrate-capabilities' }");
-    const QListEntry *entry;
-    bool on = false;
-
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
-        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
-
-        if (!strcmp(qdict_get_str(item, "capability"), capability)) {
-            on = qdict_get_bool(item, "state");
-        }
-    }
-    qobject_unref(rsp);
-    return on;
-}
-
-static void assert_good_migration(QTestState *from, QTestState *to)
-{
-    migrate_to(from, to, NULL);
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
-    g_assert_true(is_running(to));
-    g_assert_false(is_running(from));
-}
-
-/* The destination shows no trace of it all, and takes the next migration */
-static void assert_listening(QTestState *to)
-{
-    QDict *rsp = migrate_query(to);
-
-    g_assert_cmpstr(qdict_get_str(rsp, "status"), ==, "setup");
-    g_assert_false(qdict_haskey(rsp, "error-desc"));
-    qobject_unref(rsp);
-}
-
-static void stop_both(QTestState *from, QTestState *to)
-{
-    qtest_quit(from);
-    qtest_quit(to);
-}
 
 /* Migrations that work */
 
@@ -273,8 +88,9 @@ static void check_info(QDict *info, const char *role)
     g_assert_cmpstr(qdict_get_str(info, "status"), ==, "accepted");
     g_assert_false(qdict_get_bool(info, "check-only"));
     g_assert_cmpint(qdict_get_int(info, "protocol-version"), ==, 1);
-    g_assert_true(qlist_empty(qdict_get_qlist(info, "features")));
+    g_assert_true(list_contains(info, "features", "named-channels"));
     g_assert_true(list_contains(info, "capabilities", "return-path"));
+    g_assert_true(list_contains(info, "capabilities", "multifd"));
     g_assert_true(list_contains(info, "capabilities", "switchover-ack"));
     g_assert_true(qlist_empty(qdict_get_qlist(info, "issues")));
     g_assert_true(qlist_empty(qdict_get_qlist(info, "declined")));
@@ -319,21 +135,9 @@ static void test_info(void)
     g_assert_false(capability_is_on(from, "return-path"));
     g_assert_false(capability_is_on(to, "return-path"));
     g_assert_false(capability_is_on(to, "switchover-ack"));
+    g_assert_false(capability_is_on(from, "multifd"));
+    g_assert_false(capability_is_on(to, "multifd"));
     stop_both(from, to);
-}
-
-static const char *declined_reason(QDict *handshake, const char *capability)
-{
-    const QListEntry *entry;
-
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(handshake, "declined"), entry) {
-        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
-
-        if (!strcmp(qdict_get_str(item, "capability"), capability)) {
-            return qdict_get_str(item, "reason");
-        }
-    }
-    return NULL;
 }
 
 /*
@@ -348,7 +152,7 @@ static void test_settings(void)
 
     migrate_set_capability(from, "x-ignore-shared", true);
     migrate_to(from, to, "{ 'optional-capabilities':"
-               "  [ 'multifd', 'postcopy-ram', 'dirty-bitmaps' ] }");
+               "  [ 'zero-copy-send', 'postcopy-ram', 'dirty-bitmaps' ] }");
     qobject_unref(wait_status(from, "completed"));
     qobject_unref(wait_status(to, "completed"));
 
@@ -358,7 +162,7 @@ static void test_settings(void)
     g_assert_true(list_contains(info, "capabilities", "dirty-bitmaps"));
     g_assert_cmpint(qlist_size(qdict_get_qlist(info, "capabilities")), ==, 3);
     g_assert_cmpint(qlist_size(qdict_get_qlist(info, "declined")), ==, 2);
-    g_assert_cmpstr(declined_reason(info, "multifd"), ==,
+    g_assert_cmpstr(declined_reason(info, "zero-copy-send"), ==,
                     "cannot be negotiated");
     g_assert_cmpstr(declined_reason(info, "postcopy-ram"), ==,
                     "Postcopy is not compatible with ignore-shared");
@@ -392,20 +196,6 @@ static void test_unix_incoming_json(void)
     unlink(path);
 }
 
-static int connect_to(const char *port)
-{
-    struct sockaddr_in addr = {
-        .sin_family = AF_INET,
-        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-        .sin_port = htons(atoi(port)),
-    };
-    int fd = qemu_socket(AF_INET, SOCK_STREAM, 0);
-
-    g_assert_cmpint(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), ==,
-                    0);
-    return fd;
-}
-
 /* As libvirt does: a connected socket, in blocking mode */
 static void test_fd(void)
 {
@@ -413,6 +203,7 @@ static void test_fd(void)
     QTestState *from = start_source("");
     g_autofree char *port = destination_port(to);
     int fd = connect_to(port);
+    QDict *info;
 
     g_assert_true(g_unix_set_fd_nonblocking(fd, FALSE, NULL));
     qtest_qmp_fds_assert_success(from, &fd, 1,
@@ -425,7 +216,167 @@ static void test_fd(void)
                              "      'type': 'fd', 'str': 'mig' } } ] } }");
     qobject_unref(wait_status(from, "completed"));
     qobject_unref(wait_status(to, "completed"));
+
+    /* Nobody can open a second one */
+    info = wait_handshake(from, "accepted");
+    g_assert_cmpstr(declined_reason(info, "multifd"), ==,
+                    "this transport carries a single connection");
+    g_assert_true(list_contains(info, "capabilities", "switchover-ack"));
+    qobject_unref(info);
     stop_both(from, to);
+}
+
+/* What goes over it, and only the source has been told of */
+
+static void finish_migration(QTestState *from, QTestState *to)
+{
+    qobject_unref(wait_status(from, "completed"));
+    qobject_unref(wait_status(to, "completed"));
+    qobject_unref(wait_handshake(from, "accepted"));
+    stop_both(from, to);
+}
+
+#define DISK(node) "-blockdev null-co,size=1048576,node-name=" node " " \
+                   "-device virtio-blk-pci,drive=" node " "
+
+/* With names of nodes that only each side itself knows */
+static void test_dirty_bitmaps(void)
+{
+    QTestState *to = start_destination(DISK("there"));
+    QTestState *from = start_source(DISK("here"));
+    g_autoptr(GString) json = NULL;
+    QDict *rsp;
+
+    qtest_qmp_assert_success(from, "{ 'execute': 'block-dirty-bitmap-add',"
+                             "  'arguments': { 'node': 'here',"
+                             "    'name': 'changed', 'persistent': false } }");
+    qtest_qmp_assert_success(from, "{ 'execute': 'migrate-set-parameters',"
+                             "  'arguments': { 'block-bitmap-mapping': [ {"
+                             "    'node-name': 'here', 'alias': 'disk',"
+                             "    'bitmaps': [ { 'name': 'changed',"
+                             "      'alias': 'bitmap' } ] } ] } }");
+    qtest_qmp_assert_success(to, "{ 'execute': 'migrate-set-parameters',"
+                             "  'arguments': { 'block-bitmap-mapping': [ {"
+                             "    'node-name': 'there', 'alias': 'disk',"
+                             "    'bitmaps': [ { 'name': 'arrived',"
+                             "      'alias': 'bitmap' } ] } ] } }");
+    migrate_set_capability(from, "dirty-bitmaps", true);
+    migrate_to(from, to, NULL);
+    qobject_unref(wait_status(to, "completed"));
+
+    rsp = qtest_qmp(to, "{ 'execute': 'query-named-block-nodes' }");
+    json = qobject_to_json(QOBJECT(rsp));
+    g_assert_nonnull(strstr(json->str, "\"arrived\""));
+    qobject_unref(rsp);
+    g_assert_false(capability_is_on(to, "dirty-bitmaps"));
+    finish_migration(from, to);
+}
+
+/* RAM that both have does not move */
+static void test_ignore_shared(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/shared", tmpfs);
+    g_autofree char *opts = g_strdup_printf(
+        "-object memory-backend-file,id=ram,size=64M,share=on,mem-path=%s "
+        "-machine memory-backend=ram", path);
+    QTestState *to = start_destination(opts);
+    QTestState *from = start_source(opts);
+    QDict *rsp, *ram;
+
+    migrate_set_capability(from, "x-ignore-shared", true);
+    migrate_to(from, to, NULL);
+    rsp = wait_status(from, "completed");
+    ram = qdict_get_qdict(rsp, "ram");
+    g_assert_cmpint(qdict_get_int(ram, "transferred"), <, 16 * 1024 * 1024);
+    qobject_unref(rsp);
+    g_assert_cmpint(qtest_readb(to, 16 * 1024 * 1024), ==, 0x5a);
+    unlink(path);
+    finish_migration(from, to);
+}
+
+/* The source's own business */
+static void test_source_only(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    QDict *info;
+
+    migrate_set_capability(from, "xbzrle", true);
+    migrate_set_capability(from, "auto-converge", true);
+    migrate_set_capability(from, "release-ram", true);
+    migrate_set_parameter_int(from, "xbzrle-cache-size", 4 * 1024 * 1024);
+    migrate_to(from, to, NULL);
+    qobject_unref(wait_status(to, "completed"));
+    g_assert_cmpint(qtest_readb(to, 16 * 1024 * 1024), ==, 0x5a);
+    info = wait_handshake(to, "accepted");
+    g_assert_false(list_contains(info, "capabilities", "xbzrle"));
+    qobject_unref(info);
+    finish_migration(from, to);
+}
+
+static void test_zero_copy(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    QDict *rsp = qtest_qmp(from, "{ 'execute': 'migrate-set-capabilities',"
+                           "  'arguments': { 'capabilities': ["
+                           "    { 'capability': 'multifd', 'state': true },"
+                           "    { 'capability': 'zero-copy-send',"
+                           "      'state': true } ] } }");
+    const char *error;
+
+    if (qdict_haskey(rsp, "error")) {
+        g_test_skip("no zero-copy-send in this build");
+        qobject_unref(rsp);
+        stop_both(from, to);
+        return;
+    }
+    qobject_unref(rsp);
+
+    migrate_to(from, to, NULL);
+    for (;;) {
+        rsp = migrate_query(from);
+        error = qdict_get_try_str(rsp, "error-desc");
+        if (error && strstr(error, "not detected in host kernel")) {
+            g_test_skip(error);
+            qobject_unref(rsp);
+            stop_both(from, to);
+            return;
+        }
+        g_assert_null(error);
+        if (!strcmp(qdict_get_str(rsp, "status"), "completed")) {
+            break;
+        }
+        qobject_unref(rsp);
+        g_usleep(10 * 1000);
+    }
+    qobject_unref(rsp);
+    g_assert_cmpint(qtest_readb(to, 16 * 1024 * 1024), ==, 0x5a);
+    finish_migration(from, to);
+}
+
+/* A guest that has come goes on, and nothing of the first move sticks to it */
+static void test_again(void)
+{
+    QTestState *third = start_destination("");
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    QDict *info;
+
+    migrate_set_capability(from, "multifd", true);
+    migrate_set_parameter_int(from, "multifd-channels", 4);
+    migrate_set_parameter_str(from, "multifd-compression", "zlib");
+    assert_good_migration(from, to);
+    qtest_quit(from);
+
+    migrate_to(to, third, "{ 'optional-capabilities': [] }");
+    qobject_unref(wait_status(third, "completed"));
+    info = wait_handshake(third, "accepted");
+    g_assert_false(list_contains(info, "capabilities", "multifd"));
+    g_assert_cmpint(qdict_size(qdict_get_qdict(info, "parameters")), ==, 0);
+    qobject_unref(info);
+    g_assert_cmpint(qtest_readb(third, 16 * 1024 * 1024), ==, 0x5a);
+    finish_migration(to, third);
 }
 
 /* Commands that are refused at once */
@@ -494,7 +445,6 @@ static void assert_refused(QTestState *who, const char *command,
 
 static void test_refused_outgoing(void)
 {
-    static const char *const excluded[] = { "mapped-ram", "multifd" };
     QTestState *from = qtest_init(MACHINE);
     QDict *rsp;
 
@@ -506,13 +456,11 @@ static void test_refused_outgoing(void)
         qobject_unref(rsp);
     }
 
-    for (int i = 0; i < ARRAY_SIZE(excluded); i++) {
-        migrate_set_capability(from, excluded[i], true);
-        assert_refused(from, "migrate",
-                       "{ 'channels': [ " HANDSHAKE(ADDR_TCP) " ] }",
-                       excluded[i]);
-        migrate_set_capability(from, excluded[i], false);
-    }
+    migrate_set_capability(from, "mapped-ram", true);
+    assert_refused(from, "migrate",
+                   "{ 'channels': [ " HANDSHAKE(ADDR_TCP) " ] }",
+                   "mapped-ram");
+    migrate_set_capability(from, "mapped-ram", false);
     migrate_set_parameter_str(from, "mode", "cpr-reboot");
     assert_refused(from, "migrate",
                    "{ 'channels': [ " HANDSHAKE(ADDR_TCP) " ] }",
@@ -696,9 +644,9 @@ static void test_no_mismatch(void)
 static void test_mismatch_all(void)
 {
     QTestState *to = start_destination("");
-    QTestState *from = start_source("-machine pc "
-                                    "-global migration.send-configuration=off "
-                                    "-global migration.send-section-footer=off");
+    QTestState *from = start_source(
+        "-machine pc -global migration.send-configuration=off "
+        "-global migration.send-section-footer=off");
     QDict *rsp;
 
     migrate_to(from, to, NULL);
@@ -741,6 +689,56 @@ static void test_warning(void)
     stop_both(from, to);
 }
 
+/*
+ * What is required and not possible is refused in the destination's own words:
+ * postcopy cannot place pages into a file on a disk.
+ */
+static void test_impossible(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/on-disk", tmpfs);
+    g_autofree char *opts = g_strdup_printf(
+        "-object memory-backend-file,id=ram,size=64M,share=on,mem-path=%s "
+        "-machine memory-backend=ram", path);
+    QTestState *to = start_destination(opts);
+    QTestState *from = start_source("-object memory-backend-ram,id=ram,size=64M"
+                                    " -machine memory-backend=ram");
+    QDict *rsp = qtest_qmp(to, "{ 'execute': 'migrate-set-capabilities',"
+                           "  'arguments': { 'capabilities': [ {"
+                           "    'capability': 'postcopy-ram',"
+                           "    'state': true } ] } }");
+    QDict *error = qdict_get_qdict(rsp, "error");
+    const char *reason = error ? qdict_get_str(error, "desc") : NULL;
+    QDict *info;
+
+    if (!reason) {
+        g_test_skip("postcopy is possible with a file here");
+    } else {
+        migrate_set_capability(from, "postcopy-ram", true);
+        migrate_to(from, to, NULL);
+        qobject_unref(wait_status(from, "failed"));
+        g_assert_true(is_running(from));
+        info = wait_handshake(from, "rejected");
+        g_test_message("%s", qdict_get_str(info, "message"));
+        g_assert_nonnull(strstr(
+            qdict_get_str(find_issue(info, "capability-unsupported"),
+                          "message"), reason));
+        qobject_unref(info);
+
+        /* If it is but a wish, the migration goes on without */
+        migrate_set_capability(from, "postcopy-ram", false);
+        migrate_to(from, to, "{ 'optional-capabilities':"
+                   "  [ 'postcopy-ram' ] }");
+        qobject_unref(wait_status(to, "completed"));
+        qobject_unref(wait_status(from, "completed"));
+        info = wait_handshake(from, "accepted");
+        g_assert_cmpstr(declined_reason(info, "postcopy-ram"), ==, reason);
+        qobject_unref(info);
+    }
+    qobject_unref(rsp);
+    unlink(path);
+    stop_both(from, to);
+}
+
 /* Whatever the destination has set for its own sake */
 static void test_conflict_on_destination(void)
 {
@@ -762,21 +760,6 @@ static void test_conflict_on_destination(void)
     assert_good_migration(from, to);
     g_assert_true(capability_is_on(to, "xbzrle"));
     g_assert_true(capability_is_on(to, "auto-converge"));
-    stop_both(from, to);
-}
-
-/* What a destination has set for its own next migration is not in the way */
-static void test_multifd_on_destination(void)
-{
-    QTestState *to = qtest_init(MACHINE "-incoming defer");
-    QTestState *from = start_source("");
-
-    migrate_set_capability(to, "multifd", true);
-    qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"
-                             "  'arguments': { 'exit-on-error': false,"
-                             "    'channels': [ " TCP_LISTEN " ] } }");
-    assert_good_migration(from, to);
-    g_assert_true(capability_is_on(to, "multifd"));
     stop_both(from, to);
 }
 
@@ -814,589 +797,6 @@ static void test_legacy_source(void)
     qobject_unref(wait_status(from, "failed"));
     g_assert_true(is_running(from));
     migrate_set_capability(from, "return-path", false);
-
-    assert_listening(to);
-    assert_good_migration(from, to);
-    stop_both(from, to);
-}
-
-/* A peer that accepts and says nothing */
-typedef struct SilentPeer {
-    int listener;
-    int fd;
-    char *port;
-} SilentPeer;
-
-static void silent_peer_start(SilentPeer *peer)
-{
-    struct sockaddr_in addr = {
-        .sin_family = AF_INET,
-        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-    };
-    socklen_t len = sizeof(addr);
-
-    peer->listener = qemu_socket(AF_INET, SOCK_STREAM, 0);
-    g_assert_cmpint(bind(peer->listener, (struct sockaddr *)&addr, len), ==, 0);
-    g_assert_cmpint(listen(peer->listener, 1), ==, 0);
-    g_assert_cmpint(getsockname(peer->listener, (struct sockaddr *)&addr,
-                                &len), ==, 0);
-    peer->port = g_strdup_printf("%d", ntohs(addr.sin_port));
-}
-
-/* Returns when HELLO has begun to come */
-static void silent_peer_accept(SilentPeer *peer)
-{
-    uint8_t header[64];
-
-    peer->fd = qemu_accept(peer->listener, NULL, NULL);
-    g_assert_cmpint(peer->fd, >=, 0);
-    g_assert_cmpint(recv(peer->fd, header, sizeof(header), MSG_WAITALL), ==,
-                    sizeof(header));
-    g_assert_cmpint(ldl_be_p(header), ==, 0x514d4853);
-}
-
-static void silent_peer_stop(SilentPeer *peer)
-{
-    close(peer->fd);
-    close(peer->listener);
-    g_free(peer->port);
-}
-
-static void do_test_interrupt(const char *command, const char *arguments,
-                              const char *status)
-{
-    SilentPeer peer;
-    QTestState *to = start_destination("");
-    QTestState *from = start_source("");
-    QDict *rsp;
-
-    silent_peer_start(&peer);
-    for (int i = 0; i < 3; i++) {
-        gint64 start;
-
-        migrate_to_port(from, "handshake", peer.port, NULL);
-        silent_peer_accept(&peer);
-        rsp = wait_status(from, "setup");
-        g_assert_cmpstr(qdict_get_str(qdict_get_qdict(rsp, "handshake"),
-                                      "status"), ==, "in-progress");
-        qobject_unref(rsp);
-
-        start = g_get_monotonic_time();
-        qtest_qmp_assert_success(from, "{ 'execute': %s, 'arguments': %p }",
-                                 command, qobject_from_json(arguments,
-                                                            &error_abort));
-        qobject_unref(wait_status(from, status));
-        g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
-        g_assert_true(is_running(from));
-        close(peer.fd);
-    }
-    silent_peer_stop(&peer);
-
-    assert_good_migration(from, to);
-    stop_both(from, to);
-}
-
-static void test_cancel(void)
-{
-    do_test_interrupt("migrate_cancel", "{}", "cancelled");
-}
-
-static void test_yank(void)
-{
-    do_test_interrupt("yank",
-                      "{ 'instances': [ { 'type': 'migration' } ] }",
-                      "failed");
-}
-
-/*
- * While the connection is made: a full backlog keeps connect() waiting.  That
- * must not keep the next migration waiting, and the late connection must not
- * carry one that nobody wants any more.
- */
-static void test_cancel_connecting(void)
-{
-    g_autofree char *path = g_strdup_printf("%s/full", tmpfs);
-    struct sockaddr_un addr = { .sun_family = AF_UNIX };
-    QTestState *to = start_destination("");
-    QTestState *from = start_source("");
-    int listener = qemu_socket(AF_UNIX, SOCK_STREAM, 0);
-    int first = qemu_socket(AF_UNIX, SOCK_STREAM, 0);
-    uint8_t byte;
-
-    pstrcpy(addr.sun_path, sizeof(addr.sun_path), path);
-    g_assert_cmpint(bind(listener, (struct sockaddr *)&addr, sizeof(addr)),
-                    ==, 0);
-    g_assert_cmpint(listen(listener, 0), ==, 0);
-    g_assert_cmpint(connect(first, (struct sockaddr *)&addr, sizeof(addr)),
-                    ==, 0);
-
-    for (int i = 0; i < 2; i++) {
-        gint64 start;
-
-        qtest_qmp_assert_success(from, "{ 'execute': 'migrate', 'arguments': {"
-                                 "  'channels': [ {"
-                                 "    'channel-type': 'handshake',"
-                                 "    'addr': { 'transport': 'socket',"
-                                 "      'type': 'unix', 'path': %s } } ] } }",
-                                 path);
-        start = g_get_monotonic_time();
-        migrate_cancel(from);
-        qobject_unref(wait_status(from, "cancelled"));
-        g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
-        g_assert_true(is_running(from));
-    }
-
-    /* A migration that takes its time, and meanwhile the others come through */
-    migrate_set_parameter_int(from, "max-bandwidth", 1024 * 1024);
-    migrate_to(from, to, NULL);
-    qobject_unref(wait_status(from, "active"));
-    close(qemu_accept(listener, NULL, NULL));
-    for (int i = 0; i < 2; i++) {
-        int fd = qemu_accept(listener, NULL, NULL);
-
-        g_assert_cmpint(recv(fd, &byte, 1, 0), ==, 0);
-        close(fd);
-    }
-    close(first);
-    close(listener);
-    unlink(path);
-
-    migrate_set_parameter_int(from, "max-bandwidth", 0);
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
-    stop_both(from, to);
-}
-
-static void test_timeout(void)
-{
-    SilentPeer peer;
-    QTestState *from = start_source("");
-    QDict *rsp;
-
-    silent_peer_start(&peer);
-    migrate_to_port(from, "handshake", peer.port, "{ 'timeout': 1 }");
-    silent_peer_accept(&peer);
-    rsp = wait_status(from, "failed");
-    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"),
-                            "within 1 seconds"));
-    qobject_unref(rsp);
-    g_assert_true(is_running(from));
-    silent_peer_stop(&peer);
-    qtest_quit(from);
-}
-
-/* Bytes that the source cannot make sense of */
-static void test_bad_answer(void)
-{
-    static const char *const answers[] = {
-        "HTTP/1.1 400 Bad Request\r\n\r\n",
-        "SSH-2.0-OpenSSH\r\n",
-        "\x15\x03\x01\x00\x02\x02\x46....",
-    };
-    SilentPeer peer;
-    QTestState *from = start_source("");
-
-    silent_peer_start(&peer);
-    for (int i = 0; i < ARRAY_SIZE(answers); i++) {
-        QDict *rsp;
-
-        migrate_to_port(from, "handshake", peer.port, NULL);
-        silent_peer_accept(&peer);
-        g_assert_cmpint(send(peer.fd, answers[i], 14, 0), ==, 14);
-        rsp = wait_status(from, "failed");
-        g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"),
-                                "not a migration handshake"));
-        qobject_unref(rsp);
-        g_assert_true(is_running(from));
-        close(peer.fd);
-    }
-    silent_peer_stop(&peer);
-    qtest_quit(from);
-}
-
-/* What a destination may be sent */
-
-static void put_header(GByteArray *buf, const char *name)
-{
-    uint8_t header[64] = { 0 };
-
-    stl_be_p(header, 0x514d4853);
-    stw_be_p(header + 6, sizeof(header));
-    memcpy(header + 24, name, strlen(name));
-    g_byte_array_append(buf, header, sizeof(header));
-}
-
-static void put_frame(GByteArray *buf, uint16_t type, const char *json)
-{
-    uint8_t prefix[8] = { 0 };
-
-    stl_be_p(prefix, strlen(json));
-    stw_be_p(prefix + 4, type);
-    g_byte_array_append(buf, prefix, sizeof(prefix));
-    g_byte_array_append(buf, (const uint8_t *)json, strlen(json));
-}
-
-static void send_all(int fd, const void *buf, size_t len)
-{
-    g_assert_cmpint(send(fd, buf, len, MSG_NOSIGNAL), ==, len);
-}
-
-/* All that comes until the peer closes */
-static GByteArray *read_to_end(int fd)
-{
-    GByteArray *buf = g_byte_array_new();
-    struct timeval limit = { .tv_sec = PATIENCE / 1000 };
-    uint8_t chunk[4096];
-    ssize_t len;
-
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    while ((len = recv(fd, chunk, sizeof(chunk), 0)) > 0) {
-        g_byte_array_append(buf, chunk, len);
-    }
-    /* 0 is the end; a reset will do for those who are not answered */
-    g_assert_true(len == 0 || errno == ECONNRESET);
-    return buf;
-}
-
-/* The verdict's text, after header and frames of other types */
-static QDict *parse_answer(const GByteArray *buf, uint16_t *type)
-{
-    size_t pos = lduw_be_p(buf->data + 6);
-
-    g_assert_cmpint(buf->len, >, 64);
-    g_assert_cmpint(ldl_be_p(buf->data), ==, 0x514d4853);
-    for (;;) {
-        uint32_t length = ldl_be_p(buf->data + pos);
-
-        g_assert_cmpint(pos + 8 + length, <=, buf->len);
-        *type = lduw_be_p(buf->data + pos + 4);
-        pos += 8;
-        if (*type <= 5) {
-            g_autofree char *json = g_strndup((char *)buf->data + pos, length);
-
-            g_assert_cmpint(pos + length, ==, buf->len);
-            return qobject_to(QDict, qobject_from_json(json, &error_abort));
-        }
-        pos += length;
-    }
-}
-
-#define FRAME_HELLO     1
-#define FRAME_ACCEPT    2
-#define FRAME_REJECT    3
-#define FRAME_COMMIT    4
-#define FRAME_ABORT     5
-
-static const struct {
-    const char *hello;
-    const char *code;       /* of the first issue, or NULL */
-    const char *message;
-} unacceptable[] = {
-    { "{ \"versions\": [2, 3], \"purpose\": \"migrate\", \"required\": [] }",
-      "protocol-version", "no common version" },
-    { "{ \"versions\": [1], \"purpose\": \"dance\", \"required\": [] }",
-      "purpose", "dance" },
-    { "{ \"versions\": [1], \"purpose\": \"migrate\","
-      "  \"required\": [\"warp-drive\"] }",
-      "required-feature", "warp-drive" },
-    { "{ \"versions\": [1], \"purpose\": \"migrate\", \"required\": [],"
-      "  \"profile\": { \"arch\": \"s390x\" } }",
-      "arch", "s390x" },
-    { "{ \"versions\": [1], \"purpose\": \"migrate\", \"required\": [],"
-      "  \"profile\": { \"page-size\": 65536 } }",
-      "page-size", "65536" },
-    { "{ \"versions\": [1], \"purpose\": \"migrate\", \"required\": [],"
-      "  \"profile\": { \"required-capabilities\": [ \"warp-drive\" ] } }",
-      "capability-unknown", "warp-drive" },
-    { "{ \"versions\": [1], \"purpose\": \"migrate\", \"required\": [],"
-      "  \"profile\": { \"required-capabilities\": [ \"x-colo\" ] } }",
-      "capability-unsupported", "x-colo" },
-    /* Not even a HELLO, but in a proper frame */
-    { "{", NULL, "JSON error" },
-    { "[]", NULL, "JSON error" },
-    { "{ 'versions': [1] }", NULL, "JSON error" },
-    { "{ \"a\": 1, \"a\": 2 }", NULL, "duplicate" },
-    { "{ \"a\": 1.5 }", NULL, "fraction" },
-    { "{ \"a\": 18446744073709551616 }", NULL, "out of range" },
-    { "{ \"a\": [[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]] }", NULL, "nested" },
-    { "{}", NULL, "missing" },
-    { "{ \"versions\": 1, \"purpose\": \"migrate\", \"required\": [] }",
-      NULL, "'versions' is not a list" },
-    { "{ \"versions\": [1], \"purpose\": \"migrate\", \"required\": [],"
-      "  \"profile\": { \"machine\": [] } }",
-      NULL, "'machine' is not a string" },
-};
-
-static void test_unacceptable_hello(void)
-{
-    QTestState *to = start_destination("");
-    QTestState *from = start_source("");
-    g_autofree char *port = destination_port(to);
-
-    for (int i = 0; i < ARRAY_SIZE(unacceptable); i++) {
-        g_autoptr(GByteArray) buf = g_byte_array_new();
-        g_autoptr(GByteArray) rsp = NULL;
-        int fd = connect_to(port);
-        uint16_t type;
-        QDict *answer;
-
-        g_test_message("%s", unacceptable[i].hello);
-        put_header(buf, "main");
-        put_frame(buf, FRAME_HELLO, unacceptable[i].hello);
-        send_all(fd, buf->data, buf->len);
-        rsp = read_to_end(fd);
-        close(fd);
-
-        answer = parse_answer(rsp, &type);
-        g_assert_cmpint(type, ==, FRAME_REJECT);
-        g_assert_nonnull(strstr(qdict_get_str(answer, "message"),
-                                unacceptable[i].message));
-        if (unacceptable[i].code) {
-            g_assert_nonnull(find_issue(answer, unacceptable[i].code));
-        }
-        qobject_unref(answer);
-        assert_listening(to);
-    }
-    assert_good_migration(from, to);
-    stop_both(from, to);
-}
-
-/* Frames that make no sense are answered: the peer speaks the protocol */
-static void test_bad_frame(void)
-{
-    static const struct {
-        uint8_t prefix[8];
-        int times;
-        const char *message;
-    } frames[] = {
-        { { 0, 8, 0, 1, 0, 1, 0, 0 }, 1, "at most 524288" },
-        { { 0xff, 0xff, 0xff, 0xff, 0, 1, 0, 0 }, 1, "at most 524288" },
-        { { 0, 2, 0, 1, 0, 4, 0, 0 }, 1, "at most 131072" },
-        { { 0, 0, 0, 0, 0x77, 0x77, 0, 1 }, 1, "type 30583 is critical" },
-        { { 0, 0, 0, 0, 0x77, 0x77, 0, 0 }, 17, "more than 16 frames" },
-        { { 0, 0, 0, 0, 0, FRAME_COMMIT, 0, 0 }, 1, "COMMIT instead of HELLO" },
-    };
-    QTestState *to = start_destination("");
-    QTestState *from = start_source("");
-    g_autofree char *port = destination_port(to);
-
-    for (int i = 0; i < ARRAY_SIZE(frames); i++) {
-        g_autoptr(GByteArray) buf = g_byte_array_new();
-        g_autoptr(GByteArray) rsp = NULL;
-        int fd = connect_to(port);
-        uint16_t type;
-        QDict *answer;
-
-        put_header(buf, "main");
-        for (int j = 0; j < frames[i].times; j++) {
-            g_byte_array_append(buf, frames[i].prefix, 8);
-        }
-        send_all(fd, buf->data, buf->len);
-        rsp = read_to_end(fd);
-        close(fd);
-        answer = parse_answer(rsp, &type);
-        g_assert_cmpint(type, ==, FRAME_REJECT);
-        g_assert_nonnull(strstr(qdict_get_str(answer, "message"),
-                                frames[i].message));
-        qobject_unref(answer);
-        assert_listening(to);
-    }
-    assert_good_migration(from, to);
-    stop_both(from, to);
-}
-
-#define GOOD_HELLO \
-    "{ \"versions\": [1], \"purpose\": \"migrate\", \"required\": [] }"
-
-/* What is no conversation ends without an answer, and hurts nobody */
-static void test_strangers(void)
-{
-    QTestState *to = start_destination("");
-    QTestState *from = start_source("");
-    g_autofree char *port = destination_port(to);
-    g_autoptr(GPtrArray) speeches =
-        g_ptr_array_new_with_free_func((GDestroyNotify)g_byte_array_unref);
-    GByteArray *buf;
-    int silent[20];
-
-    /* Nothing at all, and then it goes */
-    g_ptr_array_add(speeches, g_byte_array_new());
-    for (int i = 0; i < 5; i++) {
-        static const char *const texts[] = {
-            "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-            "QEVM\x00\x00\x00\x03",
-            "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-            "SSH-2.0-OpenSSH_9.2\r\n",
-            "QMHS",
-        };
-        static const int lengths[] = { 35, 8, 11, 21, 4 };
-
-        buf = g_byte_array_new();
-        g_byte_array_append(buf, (const uint8_t *)texts[i], lengths[i]);
-        g_ptr_array_add(speeches, buf);
-    }
-    /* A header alone; one for a channel of no session */
-    buf = g_byte_array_new();
-    put_header(buf, "main");
-    g_ptr_array_add(speeches, buf);
-    buf = g_byte_array_new();
-    put_header(buf, "multifd");
-    g_ptr_array_add(speeches, buf);
-    /* A frame cut off in the middle */
-    buf = g_byte_array_new();
-    put_header(buf, "main");
-    put_frame(buf, FRAME_HELLO, GOOD_HELLO);
-    g_byte_array_set_size(buf, buf->len - 10);
-    g_ptr_array_add(speeches, buf);
-
-    for (int i = 0; i < ARRAY_SIZE(silent); i++) {
-        silent[i] = connect_to(port);
-    }
-    for (int i = 0; i < speeches->len; i++) {
-        g_autoptr(GByteArray) rsp = NULL;
-        int fd = connect_to(port);
-
-        buf = g_ptr_array_index(speeches, i);
-        send_all(fd, buf->data, buf->len);
-        shutdown(fd, SHUT_WR);
-        rsp = read_to_end(fd);
-        g_assert_cmpint(rsp->len, ==, 0);
-        close(fd);
-        assert_listening(to);
-    }
-
-    assert_good_migration(from, to);
-    for (int i = 0; i < ARRAY_SIZE(silent); i++) {
-        close(silent[i]);
-    }
-    stop_both(from, to);
-}
-
-/* Says HELLO as a source would, and reads the verdict; the rest is up to you */
-static int claim_session(const char *port)
-{
-    g_autoptr(GByteArray) buf = g_byte_array_new();
-    uint8_t header[64];
-    uint16_t type;
-    int fd = connect_to(port);
-
-    put_header(buf, "main");
-    put_frame(buf, FRAME_HELLO, GOOD_HELLO);
-    send_all(fd, buf->data, buf->len);
-    g_assert_cmpint(recv(fd, header, sizeof(header), MSG_WAITALL), ==,
-                    sizeof(header));
-    do {
-        uint8_t prefix[8];
-        g_autofree char *json = NULL;
-        uint32_t length;
-
-        g_assert_cmpint(recv(fd, prefix, 8, MSG_WAITALL), ==, 8);
-        length = ldl_be_p(prefix);
-        type = lduw_be_p(prefix + 4);
-        json = g_malloc(length);
-        g_assert_cmpint(recv(fd, json, length, MSG_WAITALL), ==, length);
-    } while (type > 5);
-    g_assert_cmpint(type, ==, FRAME_ACCEPT);
-    return fd;
-}
-
-/* One source at a time, and nothing changes before it has said COMMIT */
-static void test_busy(void)
-{
-    QTestState *to = start_destination("");
-    QTestState *from = start_source("");
-    g_autofree char *port = destination_port(to);
-    int fd = claim_session(port);
-    QDict *rsp;
-
-    g_assert_false(capability_is_on(to, "return-path"));
-    migrate_to(from, to, NULL);
-    rsp = wait_status(from, "failed");
-    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"), "busy"));
-    qobject_unref(rsp);
-    rsp = wait_handshake(from, "rejected");
-    g_assert_nonnull(find_issue(rsp, "busy"));
-    qobject_unref(rsp);
-
-    /* It is the other one that is shown on the destination */
-    qobject_unref(wait_handshake(to, "in-progress"));
-    close(fd);
-    qobject_unref(wait_handshake(to, "cancelled"));
-
-    assert_good_migration(from, to);
-    stop_both(from, to);
-}
-
-/* After ACCEPT */
-static void test_bad_commit(void)
-{
-    static const struct {
-        uint16_t type;
-        const char *json;
-        const char *status;
-        const char *message;
-    } ends[] = {
-        { FRAME_ABORT, "{ \"message\": \"second thoughts\" }", "cancelled",
-          "second thoughts" },
-        { FRAME_COMMIT, "{ \"digest\": \"00\" }", "failed",
-          "different conversations" },
-        { FRAME_COMMIT, "{}", "failed", "digest" },
-        { FRAME_COMMIT, "{", "failed", "JSON error" },
-        { FRAME_HELLO, GOOD_HELLO, "failed", "HELLO instead of COMMIT" },
-    };
-    QTestState *to = start_destination("");
-    QTestState *from = start_source("");
-    g_autofree char *port = destination_port(to);
-
-    for (int i = 0; i < ARRAY_SIZE(ends); i++) {
-        g_autoptr(GByteArray) buf = g_byte_array_new();
-        g_autoptr(GByteArray) rest = NULL;
-        int fd = claim_session(port);
-        QDict *rsp;
-
-        put_frame(buf, ends[i].type, ends[i].json);
-        send_all(fd, buf->data, buf->len);
-        rest = read_to_end(fd);
-        g_assert_cmpint(rest->len, ==, 0);
-        close(fd);
-        rsp = wait_handshake(to, ends[i].status);
-        g_assert_nonnull(strstr(qdict_get_str(rsp, "message"),
-                                ends[i].message));
-        qobject_unref(rsp);
-        assert_listening(to);
-        g_assert_false(capability_is_on(to, "return-path"));
-    }
-    assert_good_migration(from, to);
-    stop_both(from, to);
-}
-
-/* Whoever says nothing any more is not waited for, with or without a session */
-static void test_silence(void)
-{
-    QTestState *to = start_destination("");
-    QTestState *from = start_source("");
-    g_autofree char *port = destination_port(to);
-    g_autoptr(GByteArray) header = g_byte_array_new();
-    int fds[3];
-    QDict *rsp;
-
-    put_header(header, "main");
-    fds[0] = connect_to(port);
-    fds[1] = connect_to(port);
-    send_all(fds[1], header->data, header->len);
-    fds[2] = claim_session(port);
-
-    for (int i = 0; i < ARRAY_SIZE(fds); i++) {
-        struct timeval limit = { .tv_sec = 40 };
-        uint8_t byte;
-
-        setsockopt(fds[i], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-        g_assert_cmpint(recv(fds[i], &byte, 1, 0), ==, 0);
-        close(fds[i]);
-    }
-    rsp = wait_handshake(to, "cancelled");
-    g_assert_nonnull(strstr(qdict_get_str(rsp, "message"), "in time"));
-    qobject_unref(rsp);
 
     assert_listening(to);
     assert_good_migration(from, to);
@@ -1447,6 +847,8 @@ void migration_test_add_handshake(MigrationTestEnv *env)
     if (!env->is_x86) {
         return;
     }
+    migration_test_add_handshake_peer(env);
+    migration_test_add_handshake_channels(env);
     migration_test_add("/migration/handshake/precopy/live", test_precopy_live);
     if (env->has_uffd) {
         migration_test_add("/migration/handshake/precopy/source-capability",
@@ -1458,6 +860,16 @@ void migration_test_add_handshake(MigrationTestEnv *env)
                        test_unix_incoming_json);
     migration_test_add("/migration/handshake/fd", test_fd);
     migration_test_add("/migration/handshake/schema", test_schema);
+    migration_test_add("/migration/handshake/over/dirty-bitmaps",
+                       test_dirty_bitmaps);
+    migration_test_add("/migration/handshake/over/ignore-shared",
+                       test_ignore_shared);
+    migration_test_add("/migration/handshake/over/source-only",
+                       test_source_only);
+    migration_test_add("/migration/handshake/over/zero-copy", test_zero_copy);
+    migration_test_add("/migration/handshake/over/again", test_again);
+    migration_test_add("/migration/handshake/mismatch/impossible",
+                       test_impossible);
     migration_test_add("/migration/handshake/refused/outgoing",
                        test_refused_outgoing);
     migration_test_add("/migration/handshake/refused/incoming",
@@ -1476,25 +888,10 @@ void migration_test_add_handshake(MigrationTestEnv *env)
     migration_test_add("/migration/handshake/mismatch/warning", test_warning);
     migration_test_add("/migration/handshake/mismatch/destination",
                        test_conflict_on_destination);
-    migration_test_add("/migration/handshake/mismatch/multifd",
-                       test_multifd_on_destination);
     migration_test_add("/migration/handshake/legacy/destination",
                        test_legacy_destination);
     migration_test_add("/migration/handshake/legacy/source",
                        test_legacy_source);
-    migration_test_add("/migration/handshake/cancel", test_cancel);
-    migration_test_add("/migration/handshake/cancel-connecting",
-                       test_cancel_connecting);
-    migration_test_add("/migration/handshake/yank", test_yank);
-    migration_test_add("/migration/handshake/timeout", test_timeout);
-    migration_test_add("/migration/handshake/bad/answer", test_bad_answer);
-    migration_test_add("/migration/handshake/bad/hello",
-                       test_unacceptable_hello);
-    migration_test_add("/migration/handshake/bad/frame", test_bad_frame);
-    migration_test_add("/migration/handshake/bad/strangers", test_strangers);
-    migration_test_add("/migration/handshake/bad/commit", test_bad_commit);
-    migration_test_add("/migration/handshake/bad/silence", test_silence);
-    migration_test_add("/migration/handshake/busy", test_busy);
     migration_test_add("/migration/handshake/kill-destination",
                        test_kill_destination);
     migration_test_add("/migration/handshake/late-failure",

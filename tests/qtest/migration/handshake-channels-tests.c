@@ -1,0 +1,800 @@
+/*
+ * QTest testcases for the migration handshake: named channels
+ *
+ * Most of these tests need no running guest, see handshake-util.h.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/uuid.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "libqtest.h"
+#include "migration/framework.h"
+#include "migration/handshake-util.h"
+#include "migration/migration-qmp.h"
+#include "migration/migration-util.h"
+
+static int64_t parameter_int(QTestState *who, const char *name)
+{
+    QDict *rsp = qtest_qmp_assert_success_ref(
+        who, "{ 'execute': 'query-migrate-parameters' }");
+    int64_t value = qdict_get_int(rsp, name);
+
+    qobject_unref(rsp);
+    return value;
+}
+
+static char *parameter_str(QTestState *who, const char *name)
+{
+    QDict *rsp = qtest_qmp_assert_success_ref(
+        who, "{ 'execute': 'query-migrate-parameters' }");
+    char *value = g_strdup(qdict_get_str(rsp, name));
+
+    qobject_unref(rsp);
+    return value;
+}
+
+/*
+ * Multifd with that many channels, which the destination has not been told:
+ * it has settings of its own, and has them again afterwards.
+ */
+static void do_test_multifd(int channels, const char *compression)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    g_autofree char *method = NULL;
+
+    migrate_set_parameter_int(to, "multifd-channels", 7);
+    migrate_set_parameter_str(to, "multifd-compression", "zlib");
+    migrate_set_capability(from, "multifd", true);
+    migrate_set_parameter_int(from, "multifd-channels", channels);
+    migrate_set_parameter_str(from, "multifd-compression", compression);
+
+    assert_good_migration(from, to);
+    for (int i = 0; i < 2; i++) {
+        QDict *info = wait_handshake(i ? to : from, "accepted");
+        QDict *params = qdict_get_qdict(info, "parameters");
+
+        g_assert_true(list_contains(info, "capabilities", "multifd"));
+        g_assert_cmpint(qdict_get_int(params, "multifd-channels"), ==,
+                        channels);
+        g_assert_cmpstr(qdict_get_str(params, "multifd-compression"), ==,
+                        compression);
+        qobject_unref(info);
+    }
+
+    g_assert_true(capability_is_on(from, "multifd"));
+    g_assert_false(capability_is_on(to, "multifd"));
+    g_assert_cmpint(parameter_int(to, "multifd-channels"), ==, 7);
+    method = parameter_str(to, "multifd-compression");
+    g_assert_cmpstr(method, ==, "zlib");
+    stop_both(from, to);
+}
+
+static void test_multifd_1(void)
+{
+    do_test_multifd(1, "none");
+}
+
+static void test_multifd_2(void)
+{
+    do_test_multifd(2, "none");
+}
+
+static void test_multifd_16(void)
+{
+    do_test_multifd(16, "zlib");
+}
+
+/* As many as there can be: more than strangers may have */
+static void test_multifd_255(void)
+{
+    do_test_multifd(255, "none");
+}
+
+/* What a destination has set for its own next migration is not in the way */
+static void test_set_on_destination(void)
+{
+    QTestState *to = qtest_init(MACHINE "-incoming defer");
+    QTestState *from = start_source("");
+
+    migrate_set_capability(to, "multifd", true);
+    migrate_set_parameter_int(to, "multifd-channels", 5);
+    qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"
+                             "  'arguments': { 'exit-on-error': false,"
+                             "    'channels': [ " TCP_LISTEN " ] } }");
+    migrate_to(from, to, "{ 'optional-capabilities': [] }");
+    qobject_unref(wait_status(from, "completed"));
+    qobject_unref(wait_status(to, "completed"));
+    g_assert_true(capability_is_on(to, "multifd"));
+    g_assert_cmpint(parameter_int(to, "multifd-channels"), ==, 5);
+    stop_both(from, to);
+}
+
+/*
+ * Optional ones are taken in order, as long as they go together, and those
+ * that do not are listed; with what is set they do not go together either.
+ */
+static void test_declined(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    QDict *info;
+
+    migrate_set_capability(from, "xbzrle", true);
+    migrate_to(from, to, NULL);
+    qobject_unref(wait_status(from, "completed"));
+    qobject_unref(wait_status(to, "completed"));
+    info = wait_handshake(from, "accepted");
+    g_assert_cmpstr(declined_reason(info, "multifd"), ==,
+                    "Multifd is not compatible with xbzrle");
+    g_assert_true(list_contains(info, "capabilities", "switchover-ack"));
+    qobject_unref(info);
+    stop_both(from, to);
+}
+
+/* What the two machines cannot do with each other is refused, or declined */
+static void test_machine_property(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source(
+        "-global migration.multifd-flush-after-each-section=on");
+    QDict *info;
+
+    migrate_set_capability(from, "multifd", true);
+    migrate_to(from, to, NULL);
+    qobject_unref(wait_status(from, "failed"));
+    info = wait_handshake(from, "rejected");
+    g_assert_nonnull(find_issue(info, "stream-format"));
+    qobject_unref(info);
+    migrate_set_capability(from, "multifd", false);
+
+    assert_good_migration(from, to);
+    info = wait_handshake(from, "accepted");
+    g_assert_nonnull(strstr(declined_reason(info, "multifd"),
+                            "multifd-flush-after-each-section"));
+    g_assert_null(find_issue(info, "stream-format"));
+    qobject_unref(info);
+    stop_both(from, to);
+}
+
+/* QEMU 10.0 cannot do both at once */
+static void test_multifd_postcopy(void)
+{
+    const char *reason = "Postcopy is not yet compatible with multifd";
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    QDict *info;
+
+    migrate_set_capability(from, "postcopy-ram", true);
+    assert_good_migration(from, to);
+    info = wait_handshake(from, "accepted");
+    g_assert_cmpstr(declined_reason(info, "multifd"), ==, reason);
+    g_assert_true(list_contains(info, "capabilities", "postcopy-ram"));
+    qobject_unref(info);
+    g_assert_false(capability_is_on(to, "postcopy-ram"));
+    stop_both(from, to);
+}
+
+/* The effective settings stay what they are until the migration is over */
+static void test_change_meanwhile(void)
+{
+    static const struct {
+        const char *command;
+        const char *arguments;
+        bool on_source;         /* where stock QEMU would let it be done */
+    } changes[] = {
+        { "migrate-set-capabilities",
+          "{ 'capabilities': [ {"
+          "    'capability': 'multifd', 'state': false } ] }" },
+        { "migrate-set-capabilities",
+          "{ 'capabilities': [ {"
+          "    'capability': 'return-path', 'state': false } ] }" },
+        { "migrate-set-parameters", "{ 'multifd-channels': 3 }", true },
+        { "migrate-set-parameters", "{ 'multifd-compression': 'zlib' }", true },
+    };
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+
+    migrate_set_parameter_int(from, "max-bandwidth", 1024 * 1024);
+    migrate_to(from, to, NULL);
+    qobject_unref(wait_status(from, "active"));
+    qobject_unref(wait_handshake(to, "accepted"));
+
+    for (int i = 0; i < ARRAY_SIZE(changes); i++) {
+        for (int side = 0; side <= changes[i].on_source; side++) {
+            QObject *args = qobject_from_json(changes[i].arguments,
+                                              &error_abort);
+            QDict *rsp = qtest_qmp_assert_failure_ref(
+                side ? from : to, "{ 'execute': %s, 'arguments': %p }",
+                changes[i].command, args);
+
+            g_assert_nonnull(strstr(qdict_get_str(rsp, "desc"),
+                                    "negotiated for the migration"));
+            qobject_unref(rsp);
+        }
+    }
+    /* Those that were not negotiated are free */
+    migrate_set_parameter_int(to, "announce-rounds", 3);
+
+    migrate_set_parameter_int(from, "max-bandwidth", 0);
+    qobject_unref(wait_status(from, "completed"));
+    qobject_unref(wait_status(to, "completed"));
+    migrate_set_capability(to, "multifd", true);
+    migrate_set_parameter_int(to, "multifd-channels", 3);
+    stop_both(from, to);
+}
+
+#define HELLO(rest) \
+    "{ \"versions\": [1], \"purpose\": \"migrate\", \"required\": [], " rest "}"
+#define NAMED_CHANNELS  "\"features\": [ \"named-channels\" ], "
+#define MULTIFD_HELLO(n) \
+    HELLO(NAMED_CHANNELS "\"profile\": {" \
+          "  \"required-capabilities\": [ \"multifd\" ]," \
+          "  \"parameters\": { \"multifd\": {" \
+          "    \"multifd-channels\": " n "," \
+          "    \"multifd-compression\": \"none\" } } }")
+
+/* Opens a channel, and returns whether the destination has kept it */
+static bool channel_is_kept(const char *port, const uint8_t *session,
+                            const char *name, uint32_t index, int *fd)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    struct timeval limit = { .tv_usec = 300 * 1000 };
+    uint8_t byte;
+    ssize_t len;
+
+    *fd = connect_to(port);
+    put_named_header(buf, session, name, index);
+    send_all(*fd, buf->data, buf->len);
+    setsockopt(*fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    len = recv(*fd, &byte, 1, 0);
+    g_assert_cmpint(len, <=, 0);
+    return len < 0 && errno == EAGAIN;
+}
+
+static void assert_dropped(const char *port, const uint8_t *session,
+                           const char *name, uint32_t index)
+{
+    int fd;
+
+    g_assert_false(channel_is_kept(port, session, name, index, &fd));
+    close(fd);
+}
+
+/*
+ * A source that has agreed and opens its channels: what does not belong is
+ * dropped alone, and when the source goes the next one can come at once.
+ */
+static void test_routing(void)
+{
+    static const uint8_t no_session[16];
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    g_autofree char *port = destination_port(to);
+    ScriptedSource source;
+    uint8_t wrong[16];
+    int fds[2];
+    QDict *rsp;
+
+    assert_dropped(port, no_session, "multifd", 0);
+
+    source_claim_session(&source, port, MULTIFD_HELLO("3"));
+    memcpy(wrong, source.session, sizeof(wrong));
+    wrong[15] ^= 1;
+
+    for (int committed = 0; committed < 2; committed++) {
+        assert_dropped(port, wrong, "multifd", 0);
+        assert_dropped(port, no_session, "multifd", 0);
+        assert_dropped(port, source.session, "multifd", 3);
+        assert_dropped(port, source.session, "multifd", UINT32_MAX);
+        assert_dropped(port, source.session, "preempt", 0);
+        assert_dropped(port, source.session, "main", 1);
+        assert_dropped(port, source.session, "cpr", 0);
+
+        /* Not in order, and one even before COMMIT */
+        g_assert_true(channel_is_kept(port, source.session, "multifd",
+                                      2 - committed, &fds[committed]));
+        assert_dropped(port, source.session, "multifd", 2 - committed);
+        if (!committed) {
+            source_say_commit(&source);
+        }
+    }
+    qobject_unref(wait_handshake(to, "in-progress"));
+    g_assert_false(capability_is_on(to, "multifd"));
+
+    source_close(&source);
+    rsp = wait_handshake(to, "cancelled");
+    g_assert_cmpstr(qdict_get_str(rsp, "message"), ==,
+                    "the source gave up while 1 of 3 multifd channels were "
+                    "missing");
+    qobject_unref(rsp);
+    for (int i = 0; i < ARRAY_SIZE(fds); i++) {
+        g_autoptr(GByteArray) rest = read_to_end(fds[i]);
+
+        g_assert_cmpint(rest->len, ==, 0);
+        close(fds[i]);
+    }
+    assert_dropped(port, source.session, "multifd", 0);
+    assert_listening(to);
+    assert_good_migration(from, to);
+    stop_both(from, to);
+}
+
+/* The same with the bytes of a stream ahead of the end */
+static void test_gone_behind_data(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    g_autofree char *port = destination_port(to);
+    ScriptedSource source;
+
+    source_claim_session(&source, port, MULTIFD_HELLO("2"));
+    source_say_commit(&source);
+    send_all(source.fd, "QEVM\0\0\0\3", 8);
+    source_close(&source);
+    qobject_unref(wait_handshake(to, "cancelled"));
+
+    assert_listening(to);
+    assert_good_migration(from, to);
+    stop_both(from, to);
+}
+
+/* A source that lives, and whose channels do not come */
+static void test_channels_missing(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    g_autofree char *port = destination_port(to);
+    g_autoptr(GByteArray) rest = NULL;
+    ScriptedSource source;
+    struct timeval limit = { .tv_sec = 40 };
+    uint8_t byte;
+    QDict *rsp;
+
+    source_claim_session(&source, port, MULTIFD_HELLO("2"));
+    source_say_commit(&source);
+    setsockopt(source.fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    g_assert_cmpint(recv(source.fd, &byte, 1, 0), ==, 0);
+    source_close(&source);
+    rsp = wait_handshake(to, "cancelled");
+    g_assert_cmpstr(qdict_get_str(rsp, "message"), ==,
+                    "time was up while 2 of 2 multifd channels were missing");
+    qobject_unref(rsp);
+
+    assert_listening(to);
+    assert_good_migration(from, to);
+    stop_both(from, to);
+}
+
+/* Whoever knows the session cannot disturb a migration that runs */
+static void test_strangers_meanwhile(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    g_autofree char *port = destination_port(to);
+    int silent[100];
+    QemuUUID session;
+    QDict *info;
+
+    migrate_set_parameter_int(from, "max-bandwidth", 1024 * 1024);
+    migrate_to(from, to, NULL);
+    qobject_unref(wait_status(from, "active"));
+    info = wait_handshake(to, "accepted");
+    g_assert_cmpint(qemu_uuid_parse(qdict_get_str(info, "session"), &session),
+                    ==, 0);
+    qobject_unref(info);
+
+    for (int i = 0; i < ARRAY_SIZE(silent); i++) {
+        silent[i] = connect_to(port);
+    }
+    assert_dropped(port, session.data, "multifd", 0);
+    assert_dropped(port, session.data, "multifd", 1);
+    assert_dropped(port, session.data, "multifd", 2);
+    assert_dropped(port, session.data, "preempt", 0);
+    assert_dropped(port, session.data, "main", 1);
+
+    migrate_set_parameter_int(from, "max-bandwidth", 0);
+    qobject_unref(wait_status(from, "completed"));
+    qobject_unref(wait_status(to, "completed"));
+    g_assert_true(is_running(to));
+    for (int i = 0; i < ARRAY_SIZE(silent); i++) {
+        close(silent[i]);
+    }
+    stop_both(from, to);
+}
+
+/* HELLOs that want too much, or what they must not want */
+static const struct {
+    const char *hello;
+    uint16_t verdict;
+    const char *code;           /* of an issue; with ACCEPT: what is declined */
+    const char *message;
+} hellos[] = {
+    /* An older source: no channel of its has a name */
+    { HELLO("\"profile\": { \"required-capabilities\": [ \"multifd\" ] }"),
+      FRAME_REJECT, "capability-unsupported", "named-channels" },
+    { HELLO("\"optional-capabilities\": [ \"multifd\" ]"),
+      FRAME_ACCEPT, "multifd", "named-channels" },
+    { HELLO("\"profile\": { \"required-capabilities\":"
+            "  [ \"postcopy-ram\", \"postcopy-preempt\" ] }"),
+      FRAME_REJECT, "capability-unsupported", "named-channels" },
+    { MULTIFD_HELLO("0"), FRAME_REJECT, "parameter-value", "1 and 255" },
+    { MULTIFD_HELLO("256"), FRAME_REJECT, "parameter-value", "uint8" },
+    { MULTIFD_HELLO("-1"), FRAME_REJECT, "parameter-value",
+      "multifd-channels" },
+    { MULTIFD_HELLO("18446744073709551615"), FRAME_REJECT, "parameter-value",
+      "multifd-channels" },
+    { MULTIFD_HELLO("\"2\""), FRAME_REJECT, "parameter-value",
+      "multifd-channels" },
+    { HELLO(NAMED_CHANNELS "\"profile\": {"
+            "  \"required-capabilities\": [ \"multifd\" ],"
+            "  \"parameters\": { \"multifd\": {"
+            "    \"multifd-compression\": \"from-the-future\" } } }"),
+      FRAME_REJECT, "parameter-value", "from-the-future" },
+    { HELLO(NAMED_CHANNELS "\"optional-capabilities\": [ \"multifd\" ],"
+            "\"profile\": { \"parameters\": { \"multifd\": {"
+            "    \"multifd-compression\": \"from-the-future\" } } }"),
+      FRAME_ACCEPT, "multifd", "from-the-future" },
+    { HELLO(NAMED_CHANNELS "\"optional-capabilities\": [ \"multifd\" ],"
+            "\"profile\": { \"parameters\": { \"multifd\": {"
+            "    \"multifd-warp\": 9 } } }"),
+      FRAME_ACCEPT, "multifd", "multifd-warp" },
+    /* Two that exclude each other */
+    { HELLO(NAMED_CHANNELS "\"profile\": { \"required-capabilities\":"
+            "  [ \"x-ignore-shared\", \"postcopy-ram\" ] }"),
+      FRAME_REJECT, "capability-conflict",
+      "Postcopy is not compatible with ignore-shared" },
+    /* Nobody's business but the destination's */
+    { HELLO(NAMED_CHANNELS "\"profile\": {"
+            "  \"required-capabilities\": [ \"multifd\" ],"
+            "  \"parameters\": { \"multifd\": {"
+            "    \"tls-creds\": \"stolen\" } } }"),
+      FRAME_REJECT, "parameter-unknown", "tls-creds" },
+    { HELLO(NAMED_CHANNELS "\"profile\": {"
+            "  \"required-capabilities\": [ \"multifd\" ],"
+            "  \"parameters\": { \"multifd\": {"
+            "    \"cpr-exec-command\": [ \"/bin/sh\" ] } } }"),
+      FRAME_REJECT, "parameter-unknown", "cpr-exec-command" },
+    { HELLO(NAMED_CHANNELS "\"profile\": {"
+            "  \"required-capabilities\": [ \"dirty-bitmaps\" ],"
+            "  \"parameters\": { \"dirty-bitmaps\": {"
+            "    \"block-bitmap-mapping\": [] } } }"),
+      FRAME_REJECT, "parameter-unknown", "block-bitmap-mapping" },
+    { HELLO("\"profile\": { \"required-capabilities\": [ \"events\" ] }"),
+      FRAME_REJECT, "capability-unsupported", "events" },
+    { HELLO("\"profile\": { \"required-capabilities\": [ \"mapped-ram\" ] }"),
+      FRAME_REJECT, "capability-unsupported", "mapped-ram" },
+};
+
+static void test_hellos(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    g_autofree char *port = destination_port(to);
+
+    for (int i = 0; i < ARRAY_SIZE(hellos); i++) {
+        ScriptedSource source;
+        const char *text;
+        uint16_t type;
+        QDict *answer;
+
+        g_test_message("%s", hellos[i].hello);
+        source_say_hello(&source, port, hellos[i].hello);
+        answer = source_read_verdict(&source, &type);
+        source_close(&source);
+        g_assert_cmpint(type, ==, hellos[i].verdict);
+        if (type == FRAME_REJECT) {
+            QDict *issue = find_issue(answer, hellos[i].code);
+
+            g_assert_nonnull(issue);
+            text = qdict_get_str(issue, "message");
+        } else {
+            g_assert_false(list_contains(answer, "capabilities",
+                                         hellos[i].code));
+            text = declined_reason(answer, hellos[i].code);
+            qobject_unref(wait_handshake(to, "cancelled"));
+        }
+        g_test_message("%s", text);
+        g_assert_nonnull(strstr(text, hellos[i].message));
+        qobject_unref(answer);
+        assert_listening(to);
+    }
+    assert_good_migration(from, to);
+    stop_both(from, to);
+}
+
+/*
+ * What has no capability that it could belong to is not even looked at, let
+ * alone applied, when the rest is agreed on
+ */
+static void test_ignored_parameters(void)
+{
+    QTestState *to = start_destination("");
+    g_autofree char *port = destination_port(to);
+    g_autofree char *creds = NULL;
+    ScriptedSource source;
+
+    source_claim_session(
+        &source, port,
+        HELLO("\"profile\": { \"parameters\": {"
+              "  \"return-path\": { \"tls-creds\": \"stolen\","
+              "                     \"announce-rounds\": 77 },"
+              "  \"multifd\": { \"multifd-channels\": 77 },"
+              "  \"tls-creds\": \"stolen\","
+              "  \"cpr-exec-command\": [ \"/bin/sh\" ],"
+              "  \"announce-rounds\": 77 } }"));
+    source_say_commit(&source);
+    qobject_unref(wait_handshake(to, "accepted"));
+
+    /* Nothing has come of the stream yet */
+    g_assert_true(capability_is_on(to, "return-path"));
+    creds = parameter_str(to, "tls-creds");
+    g_assert_cmpstr(creds, ==, "");
+    g_assert_cmpint(parameter_int(to, "announce-rounds"), !=, 77);
+    g_assert_cmpint(parameter_int(to, "multifd-channels"), ==, 2);
+    source_close(&source);
+    qobject_unref(wait_status(to, "failed"));
+    g_assert_false(capability_is_on(to, "return-path"));
+    qtest_quit(to);
+}
+
+/* What a destination may say, and a source does not put up with */
+static const struct {
+    const char *accept;         /* the members after "version" */
+    const char *error;
+} accepts[] = {
+    { "\"capabilities\": [ \"switchover-ack\" ]", "without return-path" },
+    { "\"capabilities\": [ \"return-path\", \"multifd\" ],"
+      "\"parameters\": { \"multifd\": { \"multifd-channels\": 2,"
+      "    \"multifd-compression\": \"none\" } }", "named-channels" },
+    { "\"features\": [ \"named-channels\" ],"
+      "\"capabilities\": [ \"return-path\", \"multifd\" ],"
+      "\"parameters\": { \"multifd\": { \"multifd-channels\": 16,"
+      "    \"multifd-compression\": \"none\" } }", "changed the parameters" },
+    { "\"features\": [ \"named-channels\" ],"
+      "\"capabilities\": [ \"return-path\", \"multifd\" ]",
+      "changed the parameters" },
+    { "\"capabilities\": [ \"return-path\", \"postcopy-ram\" ]",
+      "not offered" },
+};
+
+static void say_accept(SilentPeer *peer, const char *accept)
+{
+    static const uint8_t session[16] = { 1 };
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    g_autofree char *json = g_strdup_printf("{ \"version\": 1, %s }", accept);
+
+    put_named_header(buf, session, "main", 0);
+    put_frame(buf, FRAME_ACCEPT, json);
+    send_all(peer->fd, buf->data, buf->len);
+}
+
+static void test_accepts(void)
+{
+    QTestState *from = start_source("");
+    SilentPeer peer;
+    QDict *rsp;
+
+    silent_peer_start(&peer);
+    for (int i = 0; i < ARRAY_SIZE(accepts); i++) {
+        migrate_to_port(from, "handshake", peer.port, NULL);
+        silent_peer_accept(&peer);
+        say_accept(&peer, accepts[i].accept);
+        rsp = wait_status(from, "failed");
+        g_test_message("%s", qdict_get_str(rsp, "error-desc"));
+        g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"),
+                                accepts[i].error));
+        qobject_unref(rsp);
+        g_assert_true(is_running(from));
+        g_assert_false(capability_is_on(from, "multifd"));
+        close(peer.fd);
+    }
+
+    /* Somebody changes what HELLO has said, before the answer is there */
+    migrate_to_port(from, "handshake", peer.port, NULL);
+    silent_peer_accept(&peer);
+    migrate_set_parameter_int(from, "multifd-channels", 4);
+    say_accept(&peer, "\"features\": [ \"named-channels\" ],"
+               "\"capabilities\": [ \"return-path\", \"multifd\" ],"
+               "\"parameters\": { \"multifd\": { \"multifd-channels\": 2,"
+               "    \"multifd-compression\": \"none\" } }");
+    rsp = wait_status(from, "failed");
+    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"),
+                            "parameters were changed"));
+    qobject_unref(rsp);
+    g_assert_cmpint(parameter_int(from, "multifd-channels"), ==, 4);
+    silent_peer_stop(&peer);
+    qtest_quit(from);
+}
+
+/*
+ * A destination that agrees, and does nothing about the channels: cancelling
+ * gives everything back, and the next migration works at once.
+ */
+static void test_cancel_channels(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    SilentPeer peer;
+
+    silent_peer_start(&peer);
+    for (int i = 0; i < 3; i++) {
+        gint64 start;
+
+        migrate_to_port(from, "handshake", peer.port, NULL);
+        silent_peer_accept(&peer);
+        say_accept(&peer, "\"features\": [ \"named-channels\" ],"
+                   "\"capabilities\": [ \"return-path\", \"multifd\" ],"
+                   "\"parameters\": { \"multifd\": { \"multifd-channels\": 2,"
+                   "    \"multifd-compression\": \"none\" } }");
+        qobject_unref(wait_handshake(from, "accepted"));
+        g_assert_true(capability_is_on(from, "multifd"));
+
+        start = g_get_monotonic_time();
+        migrate_cancel(from);
+        qobject_unref(wait_status(from, "cancelled"));
+        g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
+        g_assert_true(is_running(from));
+        g_assert_false(capability_is_on(from, "multifd"));
+        close(peer.fd);
+        /* Its channels, if they were quick enough */
+        silent_peer_drop_others(&peer);
+    }
+    silent_peer_stop(&peer);
+
+    assert_good_migration(from, to);
+    stop_both(from, to);
+}
+
+/* Something on the way carries one connection, and no more */
+static void test_single_forwarder(void)
+{
+    QTestState *from = start_source("");
+    SilentPeer peer;
+    QDict *rsp;
+
+    silent_peer_start(&peer);
+    migrate_to_port(from, "handshake", peer.port, NULL);
+    silent_peer_accept(&peer);
+    close(peer.listener);
+    say_accept(&peer, "\"features\": [ \"named-channels\" ],"
+               "\"capabilities\": [ \"return-path\", \"multifd\" ],"
+               "\"parameters\": { \"multifd\": { \"multifd-channels\": 2,"
+               "    \"multifd-compression\": \"none\" } }");
+    rsp = wait_status(from, "failed");
+    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"),
+                            "'optional-capabilities': []"));
+    qobject_unref(rsp);
+    g_assert_true(is_running(from));
+    g_assert_false(capability_is_on(from, "multifd"));
+    close(peer.fd);
+    g_free(peer.port);
+    qtest_quit(from);
+}
+
+/*
+ * At any moment: the source ends cancelled, and soon; the destination listens,
+ * or has failed if the stream had begun.
+ */
+static void test_cancel_any_moment(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+
+    migrate_set_capability(from, "pause-before-switchover", true);
+    for (int i = 0; i < 100; i++) {
+        g_autofree char *status = NULL;
+        gint64 start;
+
+        migrate_to(from, to, NULL);
+        g_usleep(g_test_rand_int_range(0, 5000));
+        start = g_get_monotonic_time();
+        migrate_cancel(from);
+        qobject_unref(wait_status(from, "cancelled"));
+        g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
+        g_assert_true(is_running(from));
+        g_assert_false(capability_is_on(from, "multifd"));
+
+        /* It may have yet to see that the source is gone */
+        for (;;) {
+            QDict *rsp = migrate_query(to);
+            QDict *handshake = qdict_get_qdict(rsp, "handshake");
+            bool busy = handshake &&
+                (!strcmp(qdict_get_str(handshake, "status"), "in-progress") ||
+                 !strcmp(qdict_get_str(handshake, "status"), "accepted"));
+
+            g_free(status);
+            status = g_strdup(qdict_get_str(rsp, "status"));
+            qobject_unref(rsp);
+            if (!strcmp(status, "failed") ||
+                (!strcmp(status, "setup") && !busy)) {
+                break;
+            }
+            g_assert_cmpint(g_get_monotonic_time() - start, <,
+                            PATIENCE * 1000);
+            g_usleep(1000);
+        }
+        g_assert_false(capability_is_on(to, "multifd"));
+        if (!strcmp(status, "failed")) {
+            qtest_quit(to);
+            to = start_destination("");
+        }
+    }
+    migrate_set_capability(from, "pause-before-switchover", false);
+    assert_good_migration(from, to);
+    stop_both(from, to);
+}
+
+/*
+ * Not over a handshake: the first index that is out of range got past the check
+ * and beyond the end of an array
+ */
+static void test_legacy_index(void)
+{
+    QTestState *to = qtest_init(MACHINE "-incoming defer");
+    g_autofree char *port = NULL;
+    uint8_t init[64] = { 0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1 };
+    QDict *rsp;
+    int fd;
+
+    migrate_set_capability(to, "multifd", true);
+    qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"
+                             "  'arguments': { 'exit-on-error': false,"
+                             "    'uri': 'tcp:127.0.0.1:0' } }");
+    port = destination_port(to);
+    init[24] = parameter_int(to, "multifd-channels");
+    fd = connect_to(port);
+    send_all(fd, init, sizeof(init));
+    rsp = wait_status(to, "failed");
+    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"), "channel id"));
+    qobject_unref(rsp);
+    close(fd);
+    qtest_quit(to);
+}
+
+void migration_test_add_handshake_channels(MigrationTestEnv *env)
+{
+    if (env->has_uffd) {
+        migration_test_add("/migration/handshake/channels/multifd/postcopy",
+                           test_multifd_postcopy);
+    }
+    migration_test_add("/migration/handshake/channels/legacy-index",
+                       test_legacy_index);
+    migration_test_add("/migration/handshake/channels/multifd/1",
+                       test_multifd_1);
+    migration_test_add("/migration/handshake/channels/multifd/2",
+                       test_multifd_2);
+    migration_test_add("/migration/handshake/channels/multifd/16",
+                       test_multifd_16);
+    migration_test_add("/migration/handshake/channels/multifd/255",
+                       test_multifd_255);
+    migration_test_add("/migration/handshake/channels/destination",
+                       test_set_on_destination);
+    migration_test_add("/migration/handshake/channels/declined",
+                       test_declined);
+    migration_test_add("/migration/handshake/channels/machine-property",
+                       test_machine_property);
+    migration_test_add("/migration/handshake/channels/change",
+                       test_change_meanwhile);
+    migration_test_add("/migration/handshake/channels/routing", test_routing);
+    migration_test_add("/migration/handshake/channels/gone",
+                       test_gone_behind_data);
+    migration_test_add("/migration/handshake/channels/missing",
+                       test_channels_missing);
+    migration_test_add("/migration/handshake/channels/strangers",
+                       test_strangers_meanwhile);
+    migration_test_add("/migration/handshake/channels/hellos", test_hellos);
+    migration_test_add("/migration/handshake/channels/ignored",
+                       test_ignored_parameters);
+    migration_test_add("/migration/handshake/channels/accepts", test_accepts);
+    migration_test_add("/migration/handshake/channels/cancel",
+                       test_cancel_channels);
+    migration_test_add("/migration/handshake/channels/cancel-any",
+                       test_cancel_any_moment);
+    migration_test_add("/migration/handshake/channels/forwarder",
+                       test_single_forwarder);
+}

@@ -1,0 +1,410 @@
+/*
+ * Helpers for tests of the migration handshake
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bswap.h"
+#include "qemu/sockets.h"
+#include "qapi/error.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "qobject/qstring.h"
+#include "libqtest.h"
+#include "migration/handshake-util.h"
+#include "migration/migration-qmp.h"
+#include "migration/migration-util.h"
+
+/* A destination that listens on a handshake channel */
+QTestState *start_destination(const char *opts)
+{
+    QTestState *to = qtest_initf(MACHINE "-incoming defer %s", opts);
+
+    qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"
+                             "  'arguments': { 'exit-on-error': false,"
+                             "    'channels': [ " TCP_LISTEN " ] } }");
+    return to;
+}
+
+QTestState *start_source(const char *opts)
+{
+    QTestState *from = qtest_initf(MACHINE "%s", opts);
+
+    /* Something that takes a while if the bandwidth is low */
+    qtest_memset(from, 16 * 1024 * 1024, 0x5a, 16 * 1024 * 1024);
+    return from;
+}
+
+char *destination_port(QTestState *to)
+{
+    QDict *rsp = migrate_query(to);
+    QList *list = qdict_get_qlist(rsp, "socket-address");
+    QDict *addr = qobject_to(QDict, qlist_peek(list));
+    char *port = g_strdup(qdict_get_str(addr, "port"));
+
+    qobject_unref(rsp);
+    return port;
+}
+
+/* 'migrate' with one channel of a type, and more arguments from a format */
+void migrate_to_port(QTestState *from, const char *type,
+                     const char *port, const char *options)
+{
+    QDict *args = qdict_from_jsonf_nofail(
+        "{ 'channels': [ { 'channel-type': %s,"
+        "    'addr': { 'transport': 'socket', 'type': 'inet',"
+        "              'host': '127.0.0.1', 'port': %s } } ] }", type, port);
+
+    if (options) {
+        qdict_put_obj(args, "handshake", qobject_from_json(options,
+                                                           &error_abort));
+    }
+    qtest_qmp_assert_success(from, "{ 'execute': 'migrate',"
+                             "  'arguments': %p }", args);
+}
+
+void migrate_to(QTestState *from, QTestState *to, const char *options)
+{
+    g_autofree char *port = destination_port(to);
+
+    migrate_to_port(from, "handshake", port, options);
+}
+
+bool is_running(QTestState *who)
+{
+    QDict *rsp = qtest_qmp_assert_success_ref(who,
+                                              "{ 'execute': 'query-status' }");
+    bool running = qdict_get_bool(rsp, "running");
+
+    qobject_unref(rsp);
+    return running;
+}
+
+/* query-migrate once 'status' is as given; to be unreferenced by the caller */
+QDict *wait_status(QTestState *who, const char *status)
+{
+    for (int i = 0; i < PATIENCE / 10; i++) {
+        QDict *rsp = migrate_query(who);
+        const char *now = qdict_get_try_str(rsp, "status");
+
+        if (now && !strcmp(now, status)) {
+            return rsp;
+        }
+        if (i == PATIENCE / 10 - 1) {
+            g_test_message("status is '%s', not '%s'", now, status);
+        }
+        qobject_unref(rsp);
+        g_usleep(10 * 1000);
+    }
+    g_assert_not_reached();
+}
+
+/* The 'handshake' of query-migrate once its 'status' is as given */
+QDict *wait_handshake(QTestState *who, const char *status)
+{
+    for (int i = 0; i < PATIENCE / 10; i++) {
+        QDict *rsp = migrate_query(who);
+        QDict *handshake = qdict_get_qdict(rsp, "handshake");
+
+        if (handshake && !strcmp(qdict_get_str(handshake, "status"), status)) {
+            handshake = qobject_ref(handshake);
+            qobject_unref(rsp);
+            return handshake;
+        }
+        qobject_unref(rsp);
+        g_usleep(10 * 1000);
+    }
+    g_assert_not_reached();
+}
+
+QDict *find_issue(QDict *handshake, const char *code)
+{
+    QList *issues = qdict_get_qlist(handshake, "issues");
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(issues, entry) {
+        QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (!strcmp(qdict_get_str(issue, "code"), code)) {
+            return issue;
+        }
+    }
+    return NULL;
+}
+
+bool list_contains(QDict *dict, const char *member, const char *item)
+{
+    QList *list = qdict_get_qlist(dict, member);
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(list, entry) {
+        QString *str = qobject_to(QString, qlist_entry_obj(entry));
+
+        if (str && !strcmp(qstring_get_str(str), item)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool capability_is_on(QTestState *who, const char *capability)
+{
+    QDict *rsp = qtest_qmp(who, "{ 'execute': 'query-migrate-capabilities' }");
+    const QListEntry *entry;
+    bool on = false;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
+        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (!strcmp(qdict_get_str(item, "capability"), capability)) {
+            on = qdict_get_bool(item, "state");
+        }
+    }
+    qobject_unref(rsp);
+    return on;
+}
+
+void assert_good_migration(QTestState *from, QTestState *to)
+{
+    migrate_to(from, to, NULL);
+    qobject_unref(wait_status(from, "completed"));
+    qobject_unref(wait_status(to, "completed"));
+    g_assert_true(is_running(to));
+    g_assert_false(is_running(from));
+}
+
+/* The destination shows no trace of it all, and takes the next migration */
+void assert_listening(QTestState *to)
+{
+    QDict *rsp = migrate_query(to);
+
+    g_assert_cmpstr(qdict_get_str(rsp, "status"), ==, "setup");
+    g_assert_false(qdict_haskey(rsp, "error-desc"));
+    qobject_unref(rsp);
+}
+
+void stop_both(QTestState *from, QTestState *to)
+{
+    qtest_quit(from);
+    qtest_quit(to);
+}
+
+const char *declined_reason(QDict *handshake, const char *capability)
+{
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(handshake, "declined"), entry) {
+        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (!strcmp(qdict_get_str(item, "capability"), capability)) {
+            return qdict_get_str(item, "reason");
+        }
+    }
+    return NULL;
+}
+
+int connect_to(const char *port)
+{
+    struct sockaddr_in addr = {
+        .sin_family = AF_INET,
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+        .sin_port = htons(atoi(port)),
+    };
+    int fd = qemu_socket(AF_INET, SOCK_STREAM, 0);
+
+    g_assert_cmpint(connect(fd, (struct sockaddr *)&addr, sizeof(addr)), ==,
+                    0);
+    return fd;
+}
+
+/* Scripted peers */
+
+void silent_peer_start(SilentPeer *peer)
+{
+    struct sockaddr_in addr = {
+        .sin_family = AF_INET,
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    };
+    socklen_t len = sizeof(addr);
+
+    peer->listener = qemu_socket(AF_INET, SOCK_STREAM, 0);
+    g_assert_cmpint(bind(peer->listener, (struct sockaddr *)&addr, len), ==, 0);
+    g_assert_cmpint(listen(peer->listener, 4), ==, 0);
+    g_assert_cmpint(getsockname(peer->listener, (struct sockaddr *)&addr,
+                                &len), ==, 0);
+    peer->port = g_strdup_printf("%d", ntohs(addr.sin_port));
+}
+
+/* Returns when HELLO has begun to come */
+void silent_peer_accept(SilentPeer *peer)
+{
+    uint8_t header[64];
+
+    peer->fd = qemu_accept(peer->listener, NULL, NULL);
+    g_assert_cmpint(peer->fd, >=, 0);
+    g_assert_cmpint(recv(peer->fd, header, sizeof(header), MSG_WAITALL), ==,
+                    sizeof(header));
+    g_assert_cmpint(ldl_be_p(header), ==, 0x514d4853);
+}
+
+void silent_peer_drop_others(SilentPeer *peer)
+{
+    int fd;
+
+    g_assert_true(g_unix_set_fd_nonblocking(peer->listener, TRUE, NULL));
+    while ((fd = qemu_accept(peer->listener, NULL, NULL)) >= 0) {
+        close(fd);
+    }
+    g_assert_true(g_unix_set_fd_nonblocking(peer->listener, FALSE, NULL));
+}
+
+void silent_peer_stop(SilentPeer *peer)
+{
+    close(peer->fd);
+    close(peer->listener);
+    g_free(peer->port);
+}
+
+void put_named_header(GByteArray *buf, const uint8_t *session,
+                             const char *name, uint32_t index)
+{
+    uint8_t header[64] = { 0 };
+
+    stl_be_p(header, 0x514d4853);
+    stw_be_p(header + 6, sizeof(header));
+    memcpy(header + 8, session, 16);
+    memcpy(header + 24, name, strlen(name));
+    stl_be_p(header + 40, index);
+    g_byte_array_append(buf, header, sizeof(header));
+}
+
+void put_header(GByteArray *buf, const char *name)
+{
+    static const uint8_t none[16];
+
+    put_named_header(buf, none, name, 0);
+}
+
+void put_frame(GByteArray *buf, uint16_t type, const char *json)
+{
+    uint8_t prefix[8] = { 0 };
+
+    stl_be_p(prefix, strlen(json));
+    stw_be_p(prefix + 4, type);
+    g_byte_array_append(buf, prefix, sizeof(prefix));
+    g_byte_array_append(buf, (const uint8_t *)json, strlen(json));
+}
+
+void send_all(int fd, const void *buf, size_t len)
+{
+    g_assert_cmpint(send(fd, buf, len, MSG_NOSIGNAL), ==, len);
+}
+
+/* All that comes until the peer closes */
+GByteArray *read_to_end(int fd)
+{
+    GByteArray *buf = g_byte_array_new();
+    struct timeval limit = { .tv_sec = PATIENCE / 1000 };
+    uint8_t chunk[4096];
+    ssize_t len;
+
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    while ((len = recv(fd, chunk, sizeof(chunk), 0)) > 0) {
+        g_byte_array_append(buf, chunk, len);
+    }
+    /* 0 is the end; a reset will do for those who are not answered */
+    g_assert_true(len == 0 || errno == ECONNRESET);
+    return buf;
+}
+
+/* The verdict's text, after header and frames of other types */
+QDict *parse_answer(const GByteArray *buf, uint16_t *type)
+{
+    size_t pos = lduw_be_p(buf->data + 6);
+
+    g_assert_cmpint(buf->len, >, 64);
+    g_assert_cmpint(ldl_be_p(buf->data), ==, 0x514d4853);
+    for (;;) {
+        uint32_t length = ldl_be_p(buf->data + pos);
+
+        g_assert_cmpint(pos + 8 + length, <=, buf->len);
+        *type = lduw_be_p(buf->data + pos + 4);
+        pos += 8;
+        if (*type <= 5) {
+            g_autofree char *json = g_strndup((char *)buf->data + pos, length);
+
+            g_assert_cmpint(pos + length, ==, buf->len);
+            return qobject_to(QDict, qobject_from_json(json, &error_abort));
+        }
+        pos += length;
+    }
+}
+
+void source_say_hello(ScriptedSource *source, const char *port,
+                      const char *hello)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+
+    source->fd = connect_to(port);
+    source->transcript = g_checksum_new(G_CHECKSUM_SHA256);
+    put_header(buf, "main");
+    put_frame(buf, FRAME_HELLO, hello);
+    g_checksum_update(source->transcript, buf->data, buf->len);
+    send_all(source->fd, buf->data, buf->len);
+}
+
+static void source_read(ScriptedSource *source, void *buf, size_t len)
+{
+    g_assert_cmpint(recv(source->fd, buf, len, MSG_WAITALL), ==, len);
+    g_checksum_update(source->transcript, buf, len);
+}
+
+QDict *source_read_verdict(ScriptedSource *source, uint16_t *type)
+{
+    uint8_t header[64];
+
+    source_read(source, header, sizeof(header));
+    memcpy(source->session, header + 8, sizeof(source->session));
+    for (;;) {
+        g_autofree char *json = NULL;
+        uint8_t prefix[8];
+        uint32_t length;
+
+        source_read(source, prefix, sizeof(prefix));
+        length = ldl_be_p(prefix);
+        *type = lduw_be_p(prefix + 4);
+        json = g_malloc0(length + 1);
+        source_read(source, json, length);
+        if (*type <= 5) {
+            return qobject_to(QDict, qobject_from_json(json, &error_abort));
+        }
+    }
+}
+
+void source_say_commit(ScriptedSource *source)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    g_autofree char *json =
+        g_strdup_printf("{ \"digest\": \"%s\" }",
+                        g_checksum_get_string(source->transcript));
+
+    put_frame(buf, FRAME_COMMIT, json);
+    send_all(source->fd, buf->data, buf->len);
+}
+
+void source_close(ScriptedSource *source)
+{
+    close(source->fd);
+    g_checksum_free(source->transcript);
+}
+
+void source_claim_session(ScriptedSource *source, const char *port,
+                          const char *hello)
+{
+    uint16_t type;
+
+    source_say_hello(source, port, hello);
+    qobject_unref(source_read_verdict(source, &type));
+    g_assert_cmpint(type, ==, FRAME_ACCEPT);
+}

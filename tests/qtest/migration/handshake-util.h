@@ -1,0 +1,126 @@
+/*
+ * Helpers for tests of the migration handshake
+ *
+ * Most of these tests need no running guest: they start QEMU with the qtest
+ * accelerator, which takes a fraction of a second.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef TEST_HANDSHAKE_UTIL_H
+#define TEST_HANDSHAKE_UTIL_H
+
+#include "qobject/qdict.h"
+#include "libqtest.h"
+#include "migration/framework.h"
+
+#define MACHINE     "-machine q35 -m 64 -nodefaults "
+#define TCP_LISTEN  "{ 'channel-type': 'handshake'," \
+                    "  'addr': { 'transport': 'socket', 'type': 'inet'," \
+                    "            'host': '127.0.0.1', 'port': '0' } }"
+
+/* Milliseconds; what is waited for takes a few of them */
+#define PATIENCE    30000
+
+/* A destination that listens on a handshake channel */
+QTestState *start_destination(const char *opts);
+
+QTestState *start_source(const char *opts);
+
+char *destination_port(QTestState *to);
+
+/* 'migrate' with one channel of a type, and more arguments from a format */
+void migrate_to_port(QTestState *from, const char *type,
+                     const char *port, const char *options);
+
+void migrate_to(QTestState *from, QTestState *to, const char *options);
+
+bool is_running(QTestState *who);
+
+/* query-migrate once 'status' is as given; to be unreferenced by the caller */
+QDict *wait_status(QTestState *who, const char *status);
+
+/* The 'handshake' of query-migrate once its 'status' is as given */
+QDict *wait_handshake(QTestState *who, const char *status);
+
+QDict *find_issue(QDict *handshake, const char *code);
+
+bool list_contains(QDict *dict, const char *member, const char *item);
+
+bool capability_is_on(QTestState *who, const char *capability);
+
+void assert_good_migration(QTestState *from, QTestState *to);
+
+/* The destination shows no trace of it all, and takes the next migration */
+void assert_listening(QTestState *to);
+
+void stop_both(QTestState *from, QTestState *to);
+
+const char *declined_reason(QDict *handshake, const char *capability);
+
+int connect_to(const char *port);
+
+/* A peer that accepts and says nothing */
+typedef struct SilentPeer {
+    int listener;
+    int fd;
+    char *port;
+} SilentPeer;
+
+void silent_peer_start(SilentPeer *peer);
+
+/* Returns when HELLO has begun to come */
+void silent_peer_accept(SilentPeer *peer);
+
+/* Whoever has connected besides */
+void silent_peer_drop_others(SilentPeer *peer);
+
+void silent_peer_stop(SilentPeer *peer);
+
+#define FRAME_HELLO     1
+#define FRAME_ACCEPT    2
+#define FRAME_REJECT    3
+#define FRAME_COMMIT    4
+#define FRAME_ABORT     5
+
+#define GOOD_HELLO \
+    "{ \"versions\": [1], \"purpose\": \"migrate\", \"required\": [] }"
+
+/* What may be sent to a QEMU */
+void put_header(GByteArray *buf, const char *name);
+void put_named_header(GByteArray *buf, const uint8_t *session,
+                      const char *name, uint32_t index);
+void put_frame(GByteArray *buf, uint16_t type, const char *json);
+void send_all(int fd, const void *buf, size_t len);
+
+/* All that comes until the peer closes */
+GByteArray *read_to_end(int fd);
+
+/* The verdict's text, after header and frames of other types */
+QDict *parse_answer(const GByteArray *buf, uint16_t *type);
+
+/* A source that goes as far as you like */
+typedef struct ScriptedSource {
+    int fd;
+    uint8_t session[16];
+    GChecksum *transcript;
+} ScriptedSource;
+
+void source_say_hello(ScriptedSource *source, const char *port,
+                      const char *hello);
+
+/* To be unreferenced by the caller */
+QDict *source_read_verdict(ScriptedSource *source, uint16_t *type);
+
+/* Says HELLO and reads an ACCEPT */
+void source_claim_session(ScriptedSource *source, const char *port,
+                          const char *hello);
+
+void source_say_commit(ScriptedSource *source);
+
+void source_close(ScriptedSource *source);
+
+void migration_test_add_handshake_channels(MigrationTestEnv *env);
+void migration_test_add_handshake_peer(MigrationTestEnv *env);
+
+#endif
