@@ -5,13 +5,16 @@ BASE ?= 10.0
 TARGET := $(if $(QEMU_SRC),custom,$(BASE))
 export QEMU_SRC REFRESH
 
-.PHONY: all check check-series series refresh demo bench clean help
+.PHONY: all check check-full check-series series refresh demo bench clean help
 
 all:
 	@scripts/build $(TARGET)
 
 check:
 	@scripts/check $(TARGET)
+
+check-full:
+	@scripts/check $(TARGET) full
 
 series:
 	@scripts/series $(TARGET)
@@ -37,6 +40,7 @@ help:
 #: make QEMU_SRC=DIR       the same from your own QEMU tree, never changed, in build/custom
 #: make demo               builds, and migrates a real guest with the handshake
 #: make check              builds, and runs all the tests that gate a change
+#: make check-full         and those that take long and seldom find something
 #: make bench              measures and draws
 #: make series             writes build/series/10.0/*.patch for git am, and checks it
 #: make check-series       and builds after its middle and its last patch

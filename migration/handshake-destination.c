@@ -656,6 +656,7 @@ void handshake_destination_accept(QIOChannel *ioc, const HandshakeSink *sink)
     make_room();
     trace_migration_handshake_destination_accept(ioc);
     qio_channel_set_blocking(ioc, false, NULL);
+    qio_channel_set_delay(ioc, false);
     handshake_wire_init(&conn->wire, ioc);
     conn->sink = sink;
     conn->timer = timer_new_ms(QEMU_CLOCK_REALTIME, conn_timer_cb, conn);

@@ -480,6 +480,11 @@ handshake_source_start(QIOChannel *ioc, bool single,
 
     /* One that came as fd: may be in any mode */
     qio_channel_set_blocking(ioc, false, NULL);
+    /*
+     * A peer that has been talked with acknowledges late, as in a dialogue, and
+     * small writes would wait for that, those of the stream included
+     */
+    qio_channel_set_delay(ioc, false);
     handshake_wire_init(&hs->wire, ioc);
     hs->timeout = handshake_source_timeout(options);
     hs->done = done;

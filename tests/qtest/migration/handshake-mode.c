@@ -46,21 +46,22 @@ static const char *const cancels[] = {
 };
 
 static struct {
-    const char *optional;       /* NULL: not in this mode, or not this test */
+    const char *optional;       /* NULL: not in this mode */
     bool moved;                 /* 'migrate' has been */
     bool survives;
     bool cancels;
     QTestState *to;
 } mode;
 
-void handshake_mode_begin(const char *name)
+bool handshake_mode_begin(const char *name)
 {
     memset(&mode, 0, sizeof(mode));
     mode.optional = getenv("QTEST_MIGRATION_HANDSHAKE");
     for (int i = 0; i < ARRAY_SIZE(stays) && mode.optional; i++) {
         if (g_str_has_prefix(name, stays[i].name)) {
-            g_test_message("not over a handshake: %s", stays[i].why);
+            g_test_skip(stays[i].why);
             mode.optional = NULL;
+            return false;
         }
     }
     for (int i = 0; i < ARRAY_SIZE(survives); i++) {
@@ -69,6 +70,7 @@ void handshake_mode_begin(const char *name)
     for (int i = 0; i < ARRAY_SIZE(cancels); i++) {
         mode.cancels |= !strcmp(name, cancels[i]);
     }
+    return true;
 }
 
 /* The only channel, from a URI as the tests have them */

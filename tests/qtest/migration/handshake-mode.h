@@ -17,8 +17,8 @@
 #include "qobject/qdict.h"
 #include "libqtest.h"
 
-/* Before test @name, which says whether it can be moved at all */
-void handshake_mode_begin(const char *name);
+/* Before test @name: false if it cannot be moved, and has been skipped */
+bool handshake_mode_begin(const char *name);
 
 /* What @uri is as a value of -incoming; to be freed by the caller */
 char *handshake_mode_incoming_option(const char *uri);
@@ -44,8 +44,8 @@ bool handshake_mode_listens(QTestState *who, const char *status,
                             const char *goal);
 
 /*
- * Asserts that the test has been moved unless it is one of those that cannot
- * be, and that @to lives and listens where it would have exited otherwise
+ * Asserts that the test has been moved, that @to lives and listens where it
+ * would have exited otherwise, and that nothing that was negotiated stays on
  */
 void handshake_mode_end(QTestState *to);
 
