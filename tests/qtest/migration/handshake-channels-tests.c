@@ -7,7 +7,9 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/resource.h>
 #include "qapi/error.h"
+#include "qemu/units.h"
 #include "qemu/uuid.h"
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
@@ -39,6 +41,22 @@ static char *parameter_str(QTestState *who, const char *name)
     return value;
 }
 
+/* A line of /proc/PID/status in KiB; 0 where there is no such file */
+static int64_t memory_of(QTestState *who, const char *line)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/status",
+                                            (int)qtest_pid(who));
+    g_autofree char *text = NULL;
+    const char *value;
+
+    if (!g_file_get_contents(path, &text, NULL, NULL)) {
+        return 0;
+    }
+    value = strstr(text, line);
+    g_assert_nonnull(value);
+    return g_ascii_strtoll(value + strlen(line), NULL, 10);
+}
+
 /*
  * Multifd with that many channels, which the destination has not been told:
  * it has settings of its own, and has them again afterwards.
@@ -47,6 +65,7 @@ static void do_test_multifd(int channels, const char *compression)
 {
     QTestState *to = start_destination("");
     QTestState *from = start_source("");
+    int64_t memory = memory_of(to, "VmHWM:");
     g_autofree char *method = NULL;
 
     migrate_set_parameter_int(to, "multifd-channels", 7);
@@ -73,6 +92,9 @@ static void do_test_multifd(int channels, const char *compression)
     g_assert_cmpint(parameter_int(to, "multifd-channels"), ==, 7);
     method = parameter_str(to, "multifd-compression");
     g_assert_cmpstr(method, ==, "zlib");
+
+    /* The guest has 64 MiB, and zlib takes 1 MiB for each channel */
+    g_assert_cmpint(memory_of(to, "VmHWM:") - memory, <, 400 * 1024);
     stop_both(from, to);
 }
 
@@ -88,13 +110,13 @@ static void test_multifd_2(void)
 
 static void test_multifd_16(void)
 {
-    do_test_multifd(16, "zlib");
+    do_test_multifd(16, "none");
 }
 
 /* As many as there can be: more than strangers may have */
 static void test_multifd_255(void)
 {
-    do_test_multifd(255, "none");
+    do_test_multifd(255, "zlib");
 }
 
 /* What a destination has set for its own next migration is not in the way */
@@ -344,6 +366,73 @@ static void test_gone_behind_data(void)
     assert_good_migration(from, to);
     stop_both(from, to);
 }
+
+#ifdef CONFIG_LINUX
+/*
+ * All channels have come, and there is not enough memory for them.  Nothing of
+ * the attempt is left, and the next migration has other settings.
+ */
+static void test_no_memory(void)
+{
+    enum { CHANNELS = 255 };
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    g_autofree char *port = destination_port(to);
+    struct rlimit limit = { RLIM_INFINITY, RLIM_INFINITY };
+    ScriptedSource source;
+    int fds[CHANNELS];
+    int64_t size;
+    QDict *rsp;
+
+    source_claim_session(
+        &source, port,
+        HELLO(NAMED_CHANNELS "\"profile\": {"
+              "  \"required-capabilities\": [ \"multifd\" ],"
+              "  \"parameters\": { \"multifd\": {"
+              "    \"multifd-channels\": 255,"
+              "    \"multifd-compression\": \"zlib\" } } }"));
+    source_say_commit(&source);
+    for (int i = 0; i < CHANNELS; i++) {
+        g_autoptr(GByteArray) buf = g_byte_array_new();
+
+        if (i == CHANNELS - 1) {
+            /* Enough for everything else, after the others have been read */
+            g_usleep(500 * 1000);
+            size = memory_of(to, "VmSize:") * 1024;
+            if (size > 1024 * GiB) {
+                g_test_skip("address space is not memory here");
+                source_close(&source);
+                stop_both(from, to);
+                return;
+            }
+            limit.rlim_cur = size + 20 * MiB;
+            g_assert_cmpint(prlimit(qtest_pid(to), RLIMIT_AS, &limit, NULL),
+                            ==, 0);
+        }
+        fds[i] = connect_to(port);
+        put_named_header(buf, source.session, "multifd", i);
+        send_all(fds[i], buf->data, buf->len);
+    }
+    rsp = wait_handshake(to, "failed");
+    g_test_message("%s", qdict_get_str(rsp, "message"));
+    g_assert_true(g_str_has_prefix(qdict_get_str(rsp, "message"), "multifd "));
+    qobject_unref(rsp);
+    limit.rlim_cur = RLIM_INFINITY;
+    g_assert_cmpint(prlimit(qtest_pid(to), RLIMIT_AS, &limit, NULL), ==, 0);
+    for (int i = 0; i < CHANNELS; i++) {
+        close(fds[i]);
+    }
+    source_close(&source);
+
+    assert_listening(to);
+    g_assert_false(capability_is_on(to, "multifd"));
+    g_assert_cmpint(parameter_int(to, "multifd-channels"), ==, 2);
+    migrate_set_parameter_int(from, "multifd-channels", 9);
+    migrate_set_parameter_str(from, "multifd-compression", "zlib");
+    assert_good_migration(from, to);
+    stop_both(from, to);
+}
+#endif
 
 /* A source that lives, and whose channels do not come */
 static void test_channels_missing(void)
@@ -818,6 +907,10 @@ void migration_test_add_handshake_channels(MigrationTestEnv *env)
                        test_gone_behind_data);
     migration_test_add("/migration/handshake/channels/missing",
                        test_channels_missing);
+#ifdef CONFIG_LINUX
+    migration_test_add("/migration/handshake/channels/no-memory",
+                       test_no_memory);
+#endif
     migration_test_add("/migration/handshake/channels/strangers",
                        test_strangers_meanwhile);
     migration_test_add("/migration/handshake/channels/hellos", test_hellos);

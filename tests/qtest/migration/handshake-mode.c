@@ -221,7 +221,8 @@ static bool has_negotiated_left(QTestState *to)
 
 void handshake_mode_end(QTestState *to)
 {
-    g_autofree char *status = NULL;
+    QDict *rsp;
+    bool completed;
 
     if (!mode.optional) {
         return;
@@ -231,9 +232,11 @@ void handshake_mode_end(QTestState *to)
         assert_listens(to);
         qtest_set_expected_status(to, EXIT_SUCCESS);
     }
-    status = migrate_query_status(to);
-    for (int i = 0; !strcmp(status, "completed") && has_negotiated_left(to);
-         i++) {
+
+    rsp = migrate_query(to);
+    completed = !g_strcmp0(qdict_get_try_str(rsp, "status"), "completed");
+    qobject_unref(rsp);
+    for (int i = 0; completed && has_negotiated_left(to); i++) {
         /* The destination's thread for postcopy may not be quite done */
         g_assert_cmpint(i, <, 100);
         g_usleep(50 * 1000);
