@@ -10,11 +10,12 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, TypeVar
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -143,6 +144,9 @@ class Machine:
         except QMPError as error:
             raise NotSeen(f"{self.name}: QEMU went away during {command}") from error
 
+    def events(self, *names: str) -> AbstractContextManager[EventListener]:
+        return self._qmp.listener(names)
+
     async def is_running(self) -> bool:
         return (await self.execute("query-status"))["running"]
 
@@ -197,8 +201,9 @@ class Lab:
         while self.machines:
             await self.machines.pop().gone()
 
-    async def start(self, name: str, *options: str) -> Machine:
-        command = [*self._command, "-accel", self.accelerator, *options]
+    async def start(self, name: str, *options: str, under: Sequence[str] = ()) -> Machine:
+        """`under` is a command that runs a command."""
+        command = [*under, *self._command, "-accel", self.accelerator, *options]
         machine = Machine(name, command, self._directory)
         self.machines.append(machine)
         await machine.start()

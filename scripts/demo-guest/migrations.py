@@ -15,14 +15,14 @@ PROMISED_BYTES = 16 * 1024
 MOVE_LIMIT = 300.0
 
 
-def channels(kind: str, port: int) -> Json:
-    address = {"transport": "socket", "type": "inet", "host": LOOPBACK, "port": str(port)}
+def channels(kind: str, port: int, host: str = LOOPBACK) -> Json:
+    address = {"transport": "socket", "type": "inet", "host": host, "port": str(port)}
     return {"channels": [{"channel-type": kind, "addr": address}]}
 
 
-async def listen(destination: Machine, kind: str) -> int:
+async def listen(destination: Machine, kind: str, host: str = LOOPBACK) -> int:
     """Lets it wait for a migration; returns the port."""
-    await destination.execute("migrate-incoming", channels(kind, 0))
+    await destination.execute("migrate-incoming", channels(kind, 0, host))
     return int((await destination.migration())["socket-address"][0]["port"])
 
 

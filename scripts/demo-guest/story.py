@@ -12,14 +12,13 @@ the demo is about was seen to happen.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-import signal
 import sys
 from collections.abc import Callable
 
 import show
-from machine import LOOPBACK, Console, Json, Lab, Machine, NotSeen, Relay, until
+from guest import has_moved, life_of_guest, qemu_command, rounds_more, run, working_guest
+from machine import LOOPBACK, Console, Json, Lab, Machine, Relay
 from migrations import (FACTS, PROMISED_BYTES, PROMISED_MS, Handshake, Refusal,
                         handshake_of, listen, migrate, require_completed)
 from show import LABEL_WIDTH, Checklist, heading, mib, paint, row, say, title_row
@@ -40,10 +39,6 @@ CHECKS = {
 MEMORY_MIB = 512
 # So slow that a person can watch, yet faster than the guest writes.
 WATCHABLE_BANDWIDTH = 40 << 20
-# There are machines where KVM runs a boot sector, and Linux not: it gets no more
-# time than Linux needs where it works.
-BOOT_LIMITS = {"kvm": 30.0, "tcg": 300.0}
-LIMIT = 60.0
 
 
 def progress_printer() -> Callable[[float, Json], None]:
@@ -65,28 +60,9 @@ def progress_printer() -> Callable[[float, Json], None]:
     return watch
 
 
-async def rounds_more(machine: Machine, count: int) -> None:
-    """Waits until the guest has played so many whole rounds more over there."""
-    goal = len(Console(machine.console).rounds) + count
-
-    async def played() -> bool:
-        return len(Console(machine.console).rounds) >= goal
-
-    await until(f"the guest to go on at {machine.name}", LIMIT, played)
-
-
 def raw_lines(machine: Machine) -> list[str]:
     """The console as it is: a move may cut a line in two."""
     return machine.console.replace("\r", "").splitlines()
-
-
-def life_of_guest(*homes: Machine) -> Console:
-    return Console("".join(home.console for home in homes))
-
-
-async def has_moved(source: Machine, destination: Machine) -> bool:
-    await until(f"the guest to run at {destination.name}", LIMIT, destination.is_running)
-    return not await source.is_running()
 
 
 ### A mistake
@@ -144,15 +120,7 @@ class Demo:
 
     async def boot(self) -> Machine:
         heading("1. A guest that knows what its memory has to be")
-        try:
-            source = await self.working_guest()
-        except NotSeen as problem:
-            if self.lab.accelerator == "tcg":
-                raise
-            say(f"{problem}: {self.lab.accelerator} is of no use here.")
-            await self.lab.stop()
-            self.lab.accelerator = "tcg"
-            source = await self.working_guest()
+        source = await working_guest(self.lab, "-machine", "q35")
         version = (await source.execute("query-version"))["qemu"]
         say("QEMU {major}.{minor}.{micro}".format(**version)
             + f" ({self.lab.accelerator}), {await source.machine_type()}, {MEMORY_MIB} MiB."
@@ -161,16 +129,6 @@ class Demo:
         lines = Console(source.console).said
         show.console(lines[:1] + lines[-2:])
         self.checks.record("boot", Console(source.console).is_sound)
-        return source
-
-    async def working_guest(self) -> Machine:
-        source = await self.lab.start("source", "-machine", "q35")
-
-        async def works() -> bool:
-            return Console(source.console).last_round >= 3
-
-        await until(f"the guest to work with {self.lab.accelerator}",
-                    BOOT_LIMITS[self.lab.accelerator], works)
         return source
 
     async def move(self, source: Machine) -> Machine:
@@ -247,48 +205,11 @@ class Demo:
 
 ### Running it
 
-def qemu_command(qemu: str, kernel: str, initramfs: str) -> list[str]:
-    """A default machine, but no CD-ROM drive: Debian 12's SeaBIOS waits 30 s for its medium."""
-    return [qemu, "-nodefaults", "-display", "none", "-vga", "std", "-device", "e1000e",
-            "-m", f"{MEMORY_MIB}M",
-            "-kernel", kernel, "-initrd", initramfs,
-            "-append", "console=ttyS0 quiet panic=-1", "-no-reboot"]
-
-
-def show_tails(machines: list[Machine]) -> None:
-    """The last words of everybody, for whoever has to find out."""
-    for machine in machines:
-        end = machine.exit_status
-        say(f"{machine.name}: {'runs' if end is None else f'ended with {end}'}")
-        for stream, text in (("stderr", machine.errors), ("console", machine.console)):
-            for line in text.replace("\r", "").splitlines()[-5:]:
-                say(f"  {stream}: {line}")
-
-
-async def run(command: list[str], accelerator: str) -> bool:
-    this = asyncio.current_task()
-    assert this
-    for reason in (signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(reason, this.cancel)
-    checks = Checklist(CHECKS)
-    async with Lab(command, accelerator) as lab:
-        try:
-            await Demo(lab, checks).tell()
-        except (NotSeen, KeyError) as problem:
-            nature = "QEMU's answer has no " if isinstance(problem, KeyError) else ""
-            heading(paint(f"FAILED: {nature}{problem}", "31;1"))
-            show_tails(lab.machines)
-    return checks.conclude()
-
-
 def main(qemu: str, accelerator: str, kernel: str, initramfs: str) -> int:
-    # The end of a QEMU's monitor is a surprise to the library only.
-    logging.disable(logging.CRITICAL)
-    try:
-        return 0 if asyncio.run(run(qemu_command(qemu, kernel, initramfs), accelerator)) else 1
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print("\ndemo: stopped", file=sys.stderr)
-        return 130
+    checks = Checklist(CHECKS)
+    command = qemu_command(qemu, kernel, initramfs, MEMORY_MIB)
+    told = run("demo", command, accelerator, lambda lab: Demo(lab, checks).tell())
+    return 0 if checks.conclude() and told else 1
 
 
 if __name__ == "__main__":
