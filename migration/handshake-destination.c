@@ -187,29 +187,6 @@ static unsigned multifd_channels(const HandshakeVerdict *verdict)
     return qdict_get_try_int(values, "multifd-channels", 0);
 }
 
-/* Wishes that the two machines cannot fulfil are no reason to refuse */
-static void decline_by_machine(HandshakeHello *hello,
-                               const HandshakeProfile *local,
-                               HandshakeVerdict *verdict)
-{
-    strList **link = &hello->optional;
-
-    while (*link) {
-        strList *item = *link;
-        g_autoptr(Error) err = NULL;
-
-        if (handshake_compare_capability(hello->profile, local, item->value,
-                                         &err)) {
-            link = &item->next;
-        } else {
-            handshake_declined_add(&verdict->declined, item->value,
-                                   error_get_pretty(err));
-            *link = g_steal_pointer(&item->next);
-            qapi_free_strList(item);
-        }
-    }
-}
-
 /*
  * Everything that the answer depends on is looked at here, in one go with the
  * BQL held, so that it cannot change in between.
@@ -218,7 +195,7 @@ static void judge(HandshakeConn *conn)
 {
     g_autoptr(HandshakeProfile) local = handshake_profile_new();
     HandshakeVerdict *verdict = handshake_verdict_new();
-    HandshakeHello *hello = conn->hello;
+    const HandshakeHello *hello = conn->hello;
     HandshakeIssues *issues = &verdict->issues;
     g_autoptr(Error) err = NULL;
 
@@ -242,9 +219,8 @@ static void judge(HandshakeConn *conn)
                                 "destination", NULL, NULL, "%s",
                                 error_get_pretty(err));
         }
-        decline_by_machine(hello, local, verdict);
-        handshake_negotiate(hello, handshake_settings_destination_judge(),
-                            verdict);
+        handshake_negotiate(hello, local,
+                            handshake_settings_destination_judge(), verdict);
         handshake_compare(hello->profile, local, verdict->capabilities,
                           issues);
         conn->info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_DESTINATION);

@@ -9,6 +9,7 @@
 #include "qapi/util.h"
 #include "qapi/qapi-builtin-types.h"
 #include "qobject/qjson.h"
+#include "handshake-compat.h"
 #include "handshake-json.h"
 #include "handshake-policy.h"
 
@@ -235,6 +236,7 @@ static QDict *effective_parameters(const QDict *groups,
 
 typedef struct Negotiation {
     const HandshakeHello *hello;
+    const HandshakeProfile *local;
     const HandshakeJudge *judge;
     HandshakeVerdict *verdict;
     strList **tail;             /* of verdict->capabilities */
@@ -255,6 +257,14 @@ static bool try_to_add(Negotiation *n, const char *name, Error **errp)
         QAPI_LIST_APPEND(n->tail, g_strdup(name));
     }
     return ok;
+}
+
+/* Whether the two machines go together with @name; a single one always does */
+static bool check_machines(Negotiation *n, const char *name, Error **errp)
+{
+    return !n->local ||
+           handshake_compare_capability(n->hello->profile, n->local, name,
+                                        errp);
 }
 
 /* Whether @name works here when nothing else that is negotiated is on */
@@ -440,6 +450,7 @@ static void add_optional(Negotiation *n)
         switch (handshake_policy_capability(l->value)) {
         case HANDSHAKE_POLICY_TAKEN:
             if (check_channels(l->value, n->hello->features, &err) &&
+                check_machines(n, l->value, &err) &&
                 check_parameters(n, l->value, NULL, &err)) {
                 try_to_add(n, l->value, &err);
             }
@@ -458,11 +469,13 @@ static void add_optional(Negotiation *n)
 }
 
 void handshake_negotiate(const HandshakeHello *hello,
+                         const HandshakeProfile *local,
                          const HandshakeJudge *judge,
                          HandshakeVerdict *verdict)
 {
     Negotiation n = {
         .hello = hello,
+        .local = local,
         .judge = judge,
         .verdict = verdict,
         .tail = &verdict->capabilities,

@@ -91,6 +91,8 @@ void handshake_policy_offer(const strList *enabled, const strList *optional,
 /**
  * handshake_negotiate: the destination's part of the negotiation
  * @hello: what the source requires and would like
+ * @local: the profile of this machine, with which an optional capability has
+ *         to go together; NULL if the source asks itself
  * @judge: what this QEMU can do
  * @verdict: effective capabilities and parameters, what was declined, and
  *           issues are filled in
@@ -102,6 +104,7 @@ void handshake_policy_offer(const strList *enabled, const strList *optional,
  * Any thread that @judge can be called in.
  */
 void handshake_negotiate(const HandshakeHello *hello,
+                         const HandshakeProfile *local,
                          const HandshakeJudge *judge,
                          HandshakeVerdict *verdict);
 

@@ -115,7 +115,7 @@ static strList *possible_capabilities(HandshakeSource *hs,
 
     wish->features = handshake_features();
     handshake_policy_offer(enabled, wanted, parameters, wish);
-    handshake_negotiate(wish, handshake_settings_source_judge(), own);
+    handshake_negotiate(wish, NULL, handshake_settings_source_judge(), own);
     while (*declined_tail) {
         declined_tail = &(*declined_tail)->next;
     }

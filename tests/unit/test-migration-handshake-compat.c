@@ -282,6 +282,28 @@ static void test_uuid(void)
     pair_destroy(&pair);
 }
 
+/* @property bars @capability, if there is one, and nothing else */
+static void assert_bars(const Pair *pair, const char *capability,
+                        const char *property)
+{
+    static const char *const names[] = {
+        "multifd", "postcopy-preempt", "postcopy-ram", "return-path",
+        "of-a-later-version", "",
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(names); i++) {
+        g_autoptr(Error) err = NULL;
+        bool ok = handshake_compare_capability(pair->src, pair->dst, names[i],
+                                               &err);
+
+        g_assert(ok == !err);
+        g_assert(ok == !!g_strcmp0(names[i], capability));
+        if (err) {
+            g_assert_nonnull(strstr(error_get_pretty(err), property));
+        }
+    }
+}
+
 static void test_stream(void)
 {
     static const struct {
@@ -321,17 +343,21 @@ static void test_stream(void)
         assert_only(&pair, "stream-format", name, properties[i].severity,
                     "true", "false");
         g_assert_nonnull(strstr(pair.issues.list->value->message, name));
+        assert_bars(&pair, properties[i].capability, name);
         swap_sides(&pair);
         assert_only(&pair, "stream-format", name, properties[i].severity,
                     "false", "true");
+        assert_bars(&pair, properties[i].capability, name);
 
         /* Absent on one side, the other, both */
         qdict_del(pair.src->stream, name);
         assert_none(&pair);
         swap_sides(&pair);
         assert_none(&pair);
+        assert_bars(&pair, NULL, name);
         qdict_del(pair.src->stream, name);
         assert_none(&pair);
+        assert_bars(&pair, NULL, name);
 
         /* What is sent is not necessarily what this version would send */
         qdict_put_bool(pair.dst->stream, name, false);

@@ -308,8 +308,9 @@ static HandshakeHello *hello_new(const char *required, const char *optional,
     return hello;
 }
 
-static HandshakeVerdict *negotiate_with(FakeJudge *fake,
-                                        const HandshakeHello *hello)
+static HandshakeVerdict *negotiate_on(const HandshakeProfile *local,
+                                      FakeJudge *fake,
+                                      const HandshakeHello *hello)
 {
     HandshakeVerdict *verdict = handshake_verdict_new();
 
@@ -318,10 +319,16 @@ static HandshakeVerdict *negotiate_with(FakeJudge *fake,
         .try_parameter = fake_try_parameter,
         .opaque = fake,
     };
-    handshake_negotiate(hello, &fake->judge, verdict);
+    handshake_negotiate(hello, local, &fake->judge, verdict);
     /* Nothing but issues decides whether it is accepted */
     g_assert_cmpuint(verdict->issues.warnings, ==, 0);
     return verdict;
+}
+
+static HandshakeVerdict *negotiate_with(FakeJudge *fake,
+                                        const HandshakeHello *hello)
+{
+    return negotiate_on(NULL, fake, hello);
 }
 
 static HandshakeVerdict *negotiate(FakeJudge *fake, const char *required,
@@ -820,6 +827,57 @@ static void test_optional_channels(void)
         /* Trying is not cheap, and there would be no use in it */
         g_assert_cmpuint(idle.capabilities_tried, ==, 1);
         g_assert_cmpuint(idle.parameters_tried, ==, 0);
+    }
+}
+
+/* What the two machines cannot do with each other is no reason to refuse */
+static void test_optional_machines(void)
+{
+    static const char *const names[] = { "multifd", "postcopy-preempt" };
+    static const char *const properties[] = {
+        "multifd-flush-after-each-section", "x-preempt-pre-7-2",
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(names); i++) {
+        g_autoptr(HandshakeHello) hello =
+            hello_new("", "multifd postcopy-ram postcopy-preempt", "{}");
+        g_autoptr(HandshakeHello) required =
+            hello_new("multifd postcopy-ram postcopy-preempt", "", "{}");
+        g_autoptr(HandshakeProfile) local = handshake_profile_new();
+        FakeJudge fake = { 0 };
+        g_autoptr(HandshakeVerdict) same = NULL;
+        g_autoptr(HandshakeVerdict) other = NULL;
+        g_autoptr(HandshakeVerdict) must = NULL;
+
+        qobject_unref(hello->profile->stream);
+        hello->profile->stream = qdict_new();
+        qdict_put_bool(hello->profile->stream, properties[i], true);
+        qobject_unref(required->profile->stream);
+        required->profile->stream = qobject_ref(hello->profile->stream);
+        qobject_unref(local->stream);
+        local->stream = qdict_new();
+
+        /* One that does not know the property, and one that has it alike */
+        same = negotiate_on(local, &fake, hello);
+        g_assert_null(same->declined);
+        handshake_verdict_free(g_steal_pointer(&same));
+        qdict_put_bool(local->stream, properties[i], true);
+        same = negotiate_on(local, &fake, hello);
+        g_assert_null(same->declined);
+
+        qdict_put_bool(local->stream, properties[i], false);
+        other = negotiate_on(local, &fake, hello);
+        assert_declined(other, names[i], properties[i]);
+        g_assert_null(other->declined->next);
+        g_assert_null(other->issues.list);
+        g_assert_false(handshake_strlist_contains(other->capabilities,
+                                                  names[i]));
+
+        /* It is handshake_compare() that refuses */
+        must = negotiate_on(local, &fake, required);
+        g_assert_null(must->issues.list);
+        g_assert_true(handshake_strlist_contains(must->capabilities,
+                                                 names[i]));
     }
 }
 
@@ -1610,6 +1668,8 @@ int main(int argc, char **argv)
                     test_optional_parameters);
     g_test_add_func("/migration/handshake/policy/optional/channels",
                     test_optional_channels);
+    g_test_add_func("/migration/handshake/policy/optional/machines",
+                    test_optional_machines);
     g_test_add_func("/migration/handshake/policy/optional/channels-mixed",
                     test_optional_channels_mixed);
     g_test_add_func("/migration/handshake/policy/hostile/parameters",
