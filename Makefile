@@ -40,7 +40,7 @@ help:
 #: make QEMU_SRC=DIR       the same from your own QEMU tree, never changed, in build/custom
 #: make demo               builds, and migrates a real guest with the handshake
 #: make check              builds, and runs all the tests that gate a change
-#: make check-full         and those that take long and seldom find something
+#: make check-full         and those that take long, and once more with multifd
 #: make bench              measures and draws
 #: make series             writes build/series/10.0/*.patch for git am, and checks it
 #: make check-series       and builds after its middle and its last patch
