@@ -56,7 +56,8 @@ typedef struct HandshakeConn {
     bool refused;                   /* REJECT has been sent */
     bool violated;                  /* after ACCEPT: no honest source */
     int64_t start_ns;               /* 0 before the first byte */
-    HandshakeHello *hello;          /* NULL before it was complete */
+    bool heard;                     /* HELLO was complete */
+    HandshakeHello *hello;          /* NULL once it has been judged */
     strList *not_understood;
     HandshakeVerdict *verdict;
     MigrationHandshakeInfo *info;   /* NULL if it is not to be shown */
@@ -244,6 +245,8 @@ static void judge_bh(void *opaque)
     HandshakeConn *conn = opaque;
 
     judge(conn);
+    /* It may be large, and whoever was refused has time to read why */
+    g_clear_pointer(&conn->hello, handshake_hello_free);
     aio_co_wake(conn->co);
 }
 
@@ -350,7 +353,8 @@ static bool coroutine_fn read_hello(HandshakeConn *conn, Error **errp)
     trace_migration_handshake_destination_hello(conn->wire.ioc, json->str);
     conn->hello = handshake_hello_from_json(json->str, json->len,
                                             &conn->not_understood, errp);
-    if (!conn->hello) {
+    conn->heard = conn->hello != NULL;
+    if (!conn->heard) {
         refuse_malformed(conn, *errp);
         return false;
     }
@@ -544,7 +548,7 @@ static bool coroutine_fn converse(HandshakeConn *conn, Error **errp)
         return false;
     }
     conn_set_timer(conn, COMMIT_TIMEOUT);
-    if (!read_commit(conn, errp)) {
+    if (!read_commit(conn, errp) || conn->timed_out) {
         publish(conn, conn->violated ? MIGRATION_HANDSHAKE_STATUS_FAILED
                                      : MIGRATION_HANDSHAKE_STATUS_CANCELLED,
                 conn->timed_out ? "no COMMIT came in time"
@@ -608,7 +612,7 @@ static void make_room(void)
         return;
     }
     QTAILQ_FOREACH(conn, &conns, next) {
-        if (!conn->hello && !conn->timed_out) {
+        if (!conn->heard && !conn->timed_out) {
             break;
         }
     }

@@ -761,7 +761,7 @@ static void test_single_forwarder(void)
                             "'optional-capabilities': []"));
     qobject_unref(rsp);
     g_assert_true(is_running(from));
-    g_assert_false(capability_is_on(from, "multifd"));
+    wait_capability_off(from, "multifd");
     close(peer.fd);
     g_free(peer.port);
     qtest_quit(from);
@@ -849,6 +849,67 @@ static void test_cancel_any_moment(void)
     unlink(path);
 }
 
+/* A destination that is there and does not read: all channels are full */
+static void test_cancel_stopped(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    gint64 start;
+
+    migrate_set_parameter_int(from, "max-bandwidth", 1024 * 1024);
+    migrate_to(from, to, NULL);
+    qobject_unref(wait_status(from, "active"));
+    g_assert_cmpint(kill(qtest_pid(to), SIGSTOP), ==, 0);
+    migrate_set_parameter_int(from, "max-bandwidth", 0);
+    g_usleep(200 * 1000);
+
+    start = g_get_monotonic_time();
+    migrate_cancel(from);
+    qobject_unref(wait_status(from, "cancelled"));
+    g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
+    g_assert_true(is_running(from));
+    g_assert_cmpint(kill(qtest_pid(to), SIGCONT), ==, 0);
+    stop_both(from, to);
+}
+
+/*
+ * Channels that end before they have given a sync: the loader must not wait
+ * for them, with the BQL held.
+ */
+static void test_channels_end(void)
+{
+    /* The head of a stream, the RAM section, and a request to synchronize */
+    static const uint8_t stream[] = {
+        'Q', 'E', 'V', 'M', 0, 0, 0, 3,
+        1, 0, 0, 0, 1, 3, 'r', 'a', 'm', 0, 0, 0, 0, 0, 0, 0, 4,
+        0, 0, 0, 0, 0, 0, 2, 0,
+    };
+    QTestState *to =
+        start_destination("-global migration.send-configuration=off");
+    g_autofree char *port = destination_port(to);
+    ScriptedSource source;
+    int fds[2];
+    gint64 start;
+
+    source_claim_session(&source, port, MULTIFD_HELLO("2"));
+    source_say_commit(&source);
+    for (int i = 0; i < ARRAY_SIZE(fds); i++) {
+        g_assert_true(channel_is_kept(port, source.session, "multifd", i,
+                                      &fds[i]));
+    }
+    qobject_unref(wait_handshake(to, "accepted"));
+    for (int i = 0; i < ARRAY_SIZE(fds); i++) {
+        close(fds[i]);
+    }
+    send_all(source.fd, stream, sizeof(stream));
+
+    start = g_get_monotonic_time();
+    qobject_unref(wait_status(to, "failed"));
+    g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
+    source_close(&source);
+    qtest_quit(to);
+}
+
 /*
  * Not over a handshake: the first index that is out of range got past the check
  * and beyond the end of an array
@@ -921,6 +982,10 @@ void migration_test_add_handshake_channels(MigrationTestEnv *env)
                        test_cancel_channels);
     migration_test_add("/migration/handshake/channels/cancel-any",
                        test_cancel_any_moment);
+    migration_test_add("/migration/handshake/channels/cancel-stopped",
+                       test_cancel_stopped);
+    migration_test_add("/migration/handshake/channels/end",
+                       test_channels_end);
     migration_test_add("/migration/handshake/channels/forwarder",
                        test_single_forwarder);
 }

@@ -192,7 +192,7 @@ static void test_bad_answer(void)
     static const char *const answers[] = {
         "HTTP/1.1 400 Bad Request\r\n\r\n",
         "SSH-2.0-OpenSSH\r\n",
-        "\x15\x03\x01\x00\x02\x02\x46....",
+        "\x15\x03\x01\x00\x02\x02\x46.......",
     };
     SilentPeer peer;
     QTestState *from = start_source("");

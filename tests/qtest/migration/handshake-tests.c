@@ -817,7 +817,7 @@ static void test_kill_destination(void)
     qtest_quit(to);
     qobject_unref(wait_status(from, "failed"));
     g_assert_true(is_running(from));
-    g_assert_false(capability_is_on(from, "return-path"));
+    wait_capability_off(from, "return-path");
     qtest_quit(from);
 }
 

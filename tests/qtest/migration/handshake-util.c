@@ -165,6 +165,14 @@ bool capability_is_on(QTestState *who, const char *capability)
     return on;
 }
 
+void wait_capability_off(QTestState *who, const char *capability)
+{
+    for (int i = 0; capability_is_on(who, capability); i++) {
+        g_assert_cmpint(i, <, PATIENCE / 10);
+        g_usleep(10 * 1000);
+    }
+}
+
 void assert_good_migration(QTestState *from, QTestState *to)
 {
     migrate_to(from, to, NULL);

@@ -49,6 +49,9 @@ bool list_contains(QDict *dict, const char *member, const char *item);
 
 bool capability_is_on(QTestState *who, const char *capability);
 
+/* What was negotiated goes off when a failed migration has been cleaned up */
+void wait_capability_off(QTestState *who, const char *capability);
+
 void assert_good_migration(QTestState *from, QTestState *to);
 
 /* The destination shows no trace of it all, and takes the next migration */
