@@ -12,10 +12,6 @@
 
 #include "handshake-wire.h"
 
-#define HANDSHAKE_CHANNEL_MAIN      "main"
-#define HANDSHAKE_CHANNEL_MULTIFD   "multifd"
-#define HANDSHAKE_CHANNEL_PREEMPT   "preempt"
-
 typedef struct HandshakeChannels HandshakeChannels;
 
 /**

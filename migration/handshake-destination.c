@@ -56,10 +56,9 @@ typedef struct HandshakeConn {
     bool refused;                   /* REJECT has been sent */
     bool violated;                  /* after ACCEPT: no honest source */
     int64_t start_ns;               /* 0 before the first byte */
-    bool heard;                     /* HELLO was complete */
-    HandshakeHello *hello;          /* NULL once it has been judged */
+    HandshakeHello *hello;          /* complete, and not judged yet */
     strList *not_understood;
-    HandshakeVerdict *verdict;
+    HandshakeVerdict *verdict;      /* NULL before HELLO has been judged */
     MigrationHandshakeInfo *info;   /* NULL if it is not to be shown */
     QTAILQ_ENTRY(HandshakeConn) next;
 } HandshakeConn;
@@ -300,6 +299,18 @@ static bool coroutine_fn read_header(HandshakeConn *conn,
     return true;
 }
 
+/* To the loader, if it has come */
+static void deliver_preempt(const HandshakeSink *sink)
+{
+    QIOChannel *ioc = handshake_channels_take(session.channels,
+                                              HANDSHAKE_CHANNEL_PREEMPT, 0);
+
+    if (ioc) {
+        sink->preempt(ioc);
+        object_unref(OBJECT(ioc));
+    }
+}
+
 /*
  * A channel other than the main one.  Returns true if the session has taken
  * it; if not, it is dropped alone, whoever it may come from.
@@ -307,8 +318,6 @@ static bool coroutine_fn read_header(HandshakeConn *conn,
 static bool add_channel(HandshakeConn *conn, const HandshakeHeader *header,
                         Error **errp)
 {
-    QIOChannel *preempt;
-
     if (!session.channels) {
         error_setg(errp, "channel '%s' %" PRIu32 " without a session",
                    header->name, header->index);
@@ -322,10 +331,7 @@ static bool add_channel(HandshakeConn *conn, const HandshakeHeader *header,
         conn->wire.ioc, header->name, header->index,
         handshake_channels_missing(session.channels, true));
     if (!session.conn) {
-        preempt = handshake_channels_take(session.channels,
-                                          HANDSHAKE_CHANNEL_PREEMPT, 0);
-        conn->sink->preempt(preempt);
-        object_unref(OBJECT(preempt));
+        deliver_preempt(conn->sink);
     } else if (!handshake_channels_missing(session.channels, false)) {
         conn_wake(session.conn);
     }
@@ -353,8 +359,7 @@ static bool coroutine_fn read_hello(HandshakeConn *conn, Error **errp)
     trace_migration_handshake_destination_hello(conn->wire.ioc, json->str);
     conn->hello = handshake_hello_from_json(json->str, json->len,
                                             &conn->not_understood, errp);
-    conn->heard = conn->hello != NULL;
-    if (!conn->heard) {
+    if (!conn->hello) {
         refuse_malformed(conn, *errp);
         return false;
     }
@@ -498,21 +503,17 @@ static void deliver(HandshakeConn *conn)
 {
     QIOChannel *ioc = QIO_CHANNEL(object_ref(OBJECT(conn->wire.ioc)));
     const HandshakeSink *sink = conn->sink;
-    QIOChannel *channel;
 
     for (unsigned i = 0; i < handshake_channels_multifd(session.channels);
          i++) {
-        channel = handshake_channels_take(session.channels,
-                                          HANDSHAKE_CHANNEL_MULTIFD, i);
+        QIOChannel *channel =
+            handshake_channels_take(session.channels,
+                                    HANDSHAKE_CHANNEL_MULTIFD, i);
+
         sink->multifd(channel, i);
         object_unref(OBJECT(channel));
     }
-    channel = handshake_channels_take(session.channels,
-                                      HANDSHAKE_CHANNEL_PREEMPT, 0);
-    if (channel) {
-        sink->preempt(channel);
-        object_unref(OBJECT(channel));
-    }
+    deliver_preempt(sink);
     session.conn = NULL;
     conn_free(conn);
 
@@ -612,7 +613,7 @@ static void make_room(void)
         return;
     }
     QTAILQ_FOREACH(conn, &conns, next) {
-        if (!conn->heard && !conn->timed_out) {
+        if (!conn->hello && !conn->verdict && !conn->timed_out) {
             break;
         }
     }

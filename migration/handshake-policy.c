@@ -16,7 +16,7 @@
 /* More names than that are not looked at: a source has no use for them */
 #define OPTIONAL_MAX    64
 
-static const struct {
+static const struct CapabilityPolicy {
     const char *name;
     HandshakePolicy policy;
     bool channels;          /* it opens channels of its own */
@@ -94,24 +94,29 @@ static const struct {
     { "cpr-exec-command", HANDSHAKE_POLICY_LOCAL },
 };
 
-HandshakePolicy handshake_policy_capability(const char *name)
+/* NULL if it is not in the table */
+static const struct CapabilityPolicy *find_capability(const char *name)
 {
     for (int i = 0; i < ARRAY_SIZE(capabilities); i++) {
         if (!strcmp(capabilities[i].name, name)) {
-            return capabilities[i].policy;
+            return &capabilities[i];
         }
     }
-    return HANDSHAKE_POLICY_UNKNOWN;
+    return NULL;
+}
+
+HandshakePolicy handshake_policy_capability(const char *name)
+{
+    const struct CapabilityPolicy *capability = find_capability(name);
+
+    return capability ? capability->policy : HANDSHAKE_POLICY_UNKNOWN;
 }
 
 bool handshake_policy_needs_channels(const char *name)
 {
-    for (int i = 0; i < ARRAY_SIZE(capabilities); i++) {
-        if (!strcmp(capabilities[i].name, name)) {
-            return capabilities[i].channels;
-        }
-    }
-    return false;
+    const struct CapabilityPolicy *capability = find_capability(name);
+
+    return capability && capability->channels;
 }
 
 HandshakePolicy handshake_policy_parameter(const char *name,

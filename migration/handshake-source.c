@@ -110,16 +110,13 @@ static strList *possible_capabilities(HandshakeSource *hs,
     g_autoptr(HandshakeVerdict) own = handshake_verdict_new();
     strList *possible = NULL;
     strList **tail = &possible;
-    MigrationHandshakeDeclinedList **declined_tail = &hs->declined;
     const strList *l;
 
     wish->features = handshake_features();
     handshake_policy_offer(enabled, wanted, parameters, wish);
+    own->declined = g_steal_pointer(&hs->declined);
     handshake_negotiate(wish, NULL, handshake_settings_source_judge(), own);
-    while (*declined_tail) {
-        declined_tail = &(*declined_tail)->next;
-    }
-    *declined_tail = g_steal_pointer(&own->declined);
+    hs->declined = g_steal_pointer(&own->declined);
     for (l = wish->optional; l; l = l->next) {
         if (handshake_strlist_contains(own->capabilities, l->value)) {
             QAPI_LIST_APPEND(tail, g_strdup(l->value));
@@ -156,7 +153,7 @@ static bool coroutine_fn send_hello(HandshakeSource *hs, Error **errp)
 {
     g_autoptr(GByteArray) buf = g_byte_array_new();
     g_autofree char *json = handshake_hello_to_json(hs->hello);
-    HandshakeHeader header = { .name = "main" };
+    HandshakeHeader header = { .name = HANDSHAKE_CHANNEL_MAIN };
 
     handshake_header_put(buf, &header);
     if (!handshake_frame_put(buf, handshake_grease_number(), 0, "{}", errp) ||
@@ -187,7 +184,8 @@ static bool coroutine_fn read_verdict(HandshakeSource *hs, Error **errp)
                    "migration handshake; does the destination listen on a "
                    "channel of type 'handshake', with the same use of TLS?");
     }
-    if (ret > 0 && (strcmp(header.name, "main") || header.index != 0)) {
+    if (ret > 0 &&
+        (strcmp(header.name, HANDSHAKE_CHANNEL_MAIN) || header.index != 0)) {
         error_setg(errp, "migration handshake: the destination took the "
                    "channel for '%s' %" PRIu32, header.name, header.index);
         return false;

@@ -32,6 +32,11 @@
 /* Who does not know the type of a frame with this flag must refuse */
 #define HANDSHAKE_FRAME_CRITICAL    0x0001
 
+/* What a channel header may call its channel */
+#define HANDSHAKE_CHANNEL_MAIN      "main"
+#define HANDSHAKE_CHANNEL_MULTIFD   "multifd"
+#define HANDSHAKE_CHANNEL_PREEMPT   "preempt"
+
 typedef enum HandshakeFrameType {
     HANDSHAKE_FRAME_HELLO = 1,
     HANDSHAKE_FRAME_ACCEPT = 2,

@@ -127,12 +127,9 @@ static void test_set_on_destination(void)
 
     migrate_set_capability(to, "multifd", true);
     migrate_set_parameter_int(to, "multifd-channels", 5);
-    qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"
-                             "  'arguments': { 'exit-on-error': false,"
-                             "    'channels': [ " TCP_LISTEN " ] } }");
+    listen_for_handshake(to);
     migrate_to(from, to, "{ 'optional-capabilities': [] }");
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
+    wait_completed(from, to);
     g_assert_true(capability_is_on(to, "multifd"));
     g_assert_cmpint(parameter_int(to, "multifd-channels"), ==, 5);
     stop_both(from, to);
@@ -150,8 +147,7 @@ static void test_declined(void)
 
     migrate_set_capability(from, "xbzrle", true);
     migrate_to(from, to, NULL);
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
+    wait_completed(from, to);
     info = wait_handshake(from, "accepted");
     g_assert_cmpstr(declined_reason(info, "multifd"), ==,
                     "Multifd is not compatible with xbzrle");
@@ -245,8 +241,7 @@ static void test_change_meanwhile(void)
     migrate_set_parameter_int(to, "announce-rounds", 3);
 
     migrate_set_parameter_int(from, "max-bandwidth", 0);
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
+    wait_completed(from, to);
     migrate_set_capability(to, "multifd", true);
     migrate_set_parameter_int(to, "multifd-channels", 3);
     stop_both(from, to);
@@ -489,8 +484,7 @@ static void test_strangers_meanwhile(void)
     assert_dropped(port, session.data, "main", 1);
 
     migrate_set_parameter_int(from, "max-bandwidth", 0);
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
+    wait_completed(from, to);
     g_assert_true(is_running(to));
     for (int i = 0; i < ARRAY_SIZE(silent); i++) {
         close(silent[i]);
@@ -653,6 +647,12 @@ static const struct {
       "not offered" },
 };
 
+#define ACCEPT_MULTIFD \
+    "\"features\": [ \"named-channels\" ]," \
+    "\"capabilities\": [ \"return-path\", \"multifd\" ]," \
+    "\"parameters\": { \"multifd\": { \"multifd-channels\": 2," \
+    "    \"multifd-compression\": \"none\" } }"
+
 static void say_accept(SilentPeer *peer, const char *accept)
 {
     static const uint8_t session[16] = { 1 };
@@ -689,10 +689,7 @@ static void test_accepts(void)
     migrate_to_port(from, "handshake", peer.port, NULL);
     silent_peer_accept(&peer);
     migrate_set_parameter_int(from, "multifd-channels", 4);
-    say_accept(&peer, "\"features\": [ \"named-channels\" ],"
-               "\"capabilities\": [ \"return-path\", \"multifd\" ],"
-               "\"parameters\": { \"multifd\": { \"multifd-channels\": 2,"
-               "    \"multifd-compression\": \"none\" } }");
+    say_accept(&peer, ACCEPT_MULTIFD);
     rsp = wait_status(from, "failed");
     g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"),
                             "parameters were changed"));
@@ -718,10 +715,7 @@ static void test_cancel_channels(void)
 
         migrate_to_port(from, "handshake", peer.port, NULL);
         silent_peer_accept(&peer);
-        say_accept(&peer, "\"features\": [ \"named-channels\" ],"
-                   "\"capabilities\": [ \"return-path\", \"multifd\" ],"
-                   "\"parameters\": { \"multifd\": { \"multifd-channels\": 2,"
-                   "    \"multifd-compression\": \"none\" } }");
+        say_accept(&peer, ACCEPT_MULTIFD);
         qobject_unref(wait_handshake(from, "accepted"));
         g_assert_true(capability_is_on(from, "multifd"));
 
@@ -752,10 +746,7 @@ static void test_single_forwarder(void)
     migrate_to_port(from, "handshake", peer.port, NULL);
     silent_peer_accept(&peer);
     close(peer.listener);
-    say_accept(&peer, "\"features\": [ \"named-channels\" ],"
-               "\"capabilities\": [ \"return-path\", \"multifd\" ],"
-               "\"parameters\": { \"multifd\": { \"multifd-channels\": 2,"
-               "    \"multifd-compression\": \"none\" } }");
+    say_accept(&peer, ACCEPT_MULTIFD);
     rsp = wait_status(from, "failed");
     g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"),
                             "'optional-capabilities': []"));
@@ -780,16 +771,6 @@ static QTestState *start_unix_destination(const char *path)
                              "        'type': 'unix', 'path': %s } } ] } }",
                              path);
     return to;
-}
-
-static void migrate_to_unix(QTestState *from, const char *path)
-{
-    qtest_qmp_assert_success(from, "{ 'execute': 'migrate', 'arguments': {"
-                             "  'channels': [ {"
-                             "    'channel-type': 'handshake',"
-                             "    'addr': { 'transport': 'socket',"
-                             "      'type': 'unix', 'path': %s } } ] } }",
-                             path);
 }
 
 /*
@@ -843,8 +824,7 @@ static void test_cancel_any_moment(void)
     }
     migrate_set_capability(from, "pause-before-switchover", false);
     migrate_to_unix(from, path);
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
+    wait_completed(from, to);
     stop_both(from, to);
     unlink(path);
 }

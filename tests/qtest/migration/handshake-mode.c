@@ -11,6 +11,7 @@
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
 #include "migration/handshake-mode.h"
+#include "migration/handshake-util.h"
 #include "migration/migration-qmp.h"
 
 /* Tests that cannot be moved: prefixes of their names */
@@ -203,19 +204,11 @@ static bool has_negotiated_left(QTestState *to)
         "postcopy-ram", "return-path", "multifd", "dirty-bitmaps",
         "x-ignore-shared", "postcopy-preempt", "switchover-ack",
     };
-    QDict *rsp = qtest_qmp(to, "{ 'execute': 'query-migrate-capabilities' }");
-    const QListEntry *entry;
     bool found = false;
 
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
-        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
-
-        for (int i = 0; i < ARRAY_SIZE(negotiable); i++) {
-            found |= !strcmp(qdict_get_str(item, "capability"),
-                             negotiable[i]) && qdict_get_bool(item, "state");
-        }
+    for (int i = 0; i < ARRAY_SIZE(negotiable); i++) {
+        found |= capability_is_on(to, negotiable[i]);
     }
-    qobject_unref(rsp);
     return found;
 }
 

@@ -92,12 +92,7 @@ static void test_cancel_connecting(void)
     for (int i = 0; i < 2; i++) {
         gint64 start;
 
-        qtest_qmp_assert_success(from, "{ 'execute': 'migrate', 'arguments': {"
-                                 "  'channels': [ {"
-                                 "    'channel-type': 'handshake',"
-                                 "    'addr': { 'transport': 'socket',"
-                                 "      'type': 'unix', 'path': %s } } ] } }",
-                                 path);
+        migrate_to_unix(from, path);
         start = g_get_monotonic_time();
         migrate_cancel(from);
         qobject_unref(wait_status(from, "cancelled"));
@@ -121,8 +116,7 @@ static void test_cancel_connecting(void)
     unlink(path);
 
     migrate_set_parameter_int(from, "max-bandwidth", 0);
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
+    wait_completed(from, to);
     stop_both(from, to);
 }
 
@@ -255,6 +249,26 @@ static const struct {
       NULL, "'machine' is not a string" },
 };
 
+/* Says @buf to @to, which refuses and listens on; returns what it answers */
+static QDict *assert_refused_by(QTestState *to, const char *port,
+                                const GByteArray *buf, const char *message)
+{
+    g_autoptr(GByteArray) rsp = NULL;
+    int fd = connect_to(port);
+    uint16_t type;
+    QDict *answer;
+
+    send_all(fd, buf->data, buf->len);
+    rsp = read_to_end(fd);
+    close(fd);
+
+    answer = parse_answer(rsp, &type);
+    g_assert_cmpint(type, ==, FRAME_REJECT);
+    g_assert_nonnull(strstr(qdict_get_str(answer, "message"), message));
+    assert_listening(to);
+    return answer;
+}
+
 static void test_unacceptable_hello(void)
 {
     QTestState *to = start_destination("");
@@ -263,27 +277,16 @@ static void test_unacceptable_hello(void)
 
     for (int i = 0; i < ARRAY_SIZE(unacceptable); i++) {
         g_autoptr(GByteArray) buf = g_byte_array_new();
-        g_autoptr(GByteArray) rsp = NULL;
-        int fd = connect_to(port);
-        uint16_t type;
         QDict *answer;
 
         g_test_message("%s", unacceptable[i].hello);
         put_header(buf, "main");
         put_frame(buf, FRAME_HELLO, unacceptable[i].hello);
-        send_all(fd, buf->data, buf->len);
-        rsp = read_to_end(fd);
-        close(fd);
-
-        answer = parse_answer(rsp, &type);
-        g_assert_cmpint(type, ==, FRAME_REJECT);
-        g_assert_nonnull(strstr(qdict_get_str(answer, "message"),
-                                unacceptable[i].message));
+        answer = assert_refused_by(to, port, buf, unacceptable[i].message);
         if (unacceptable[i].code) {
             g_assert_nonnull(find_issue(answer, unacceptable[i].code));
         }
         qobject_unref(answer);
-        assert_listening(to);
     }
     assert_good_migration(from, to);
     stop_both(from, to);
@@ -310,24 +313,12 @@ static void test_bad_frame(void)
 
     for (int i = 0; i < ARRAY_SIZE(frames); i++) {
         g_autoptr(GByteArray) buf = g_byte_array_new();
-        g_autoptr(GByteArray) rsp = NULL;
-        int fd = connect_to(port);
-        uint16_t type;
-        QDict *answer;
 
         put_header(buf, "main");
         for (int j = 0; j < frames[i].times; j++) {
             g_byte_array_append(buf, frames[i].prefix, 8);
         }
-        send_all(fd, buf->data, buf->len);
-        rsp = read_to_end(fd);
-        close(fd);
-        answer = parse_answer(rsp, &type);
-        g_assert_cmpint(type, ==, FRAME_REJECT);
-        g_assert_nonnull(strstr(qdict_get_str(answer, "message"),
-                                frames[i].message));
-        qobject_unref(answer);
-        assert_listening(to);
+        qobject_unref(assert_refused_by(to, port, buf, frames[i].message));
     }
     assert_good_migration(from, to);
     stop_both(from, to);

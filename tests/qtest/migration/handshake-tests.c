@@ -23,9 +23,7 @@ static char *tmpfs;
 
 static void *hook_start_defer(QTestState *from, QTestState *to)
 {
-    qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"
-                             "  'arguments': { 'exit-on-error': false,"
-                             "    'channels': [ " TCP_LISTEN " ] } }");
+    listen_for_handshake(to);
     return NULL;
 }
 
@@ -153,8 +151,7 @@ static void test_settings(void)
     migrate_set_capability(from, "x-ignore-shared", true);
     migrate_to(from, to, "{ 'optional-capabilities':"
                "  [ 'zero-copy-send', 'postcopy-ram', 'dirty-bitmaps' ] }");
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
+    wait_completed(from, to);
 
     info = wait_handshake(from, "accepted");
     g_assert_true(list_contains(info, "capabilities", "return-path"));
@@ -185,13 +182,8 @@ static void test_unix_incoming_json(void)
     QTestState *to = qtest_initf(MACHINE "%s", opts);
     QTestState *from = start_source("");
 
-    qtest_qmp_assert_success(from, "{ 'execute': 'migrate', 'arguments': {"
-                             "  'channels': [ { 'channel-type': 'handshake',"
-                             "    'addr': { 'transport': 'socket',"
-                             "      'type': 'unix', 'path': %s } } ] } }",
-                             path);
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
+    migrate_to_unix(from, path);
+    wait_completed(from, to);
     stop_both(from, to);
     unlink(path);
 }
@@ -214,8 +206,7 @@ static void test_fd(void)
                              "  'channels': [ { 'channel-type': 'handshake',"
                              "    'addr': { 'transport': 'socket',"
                              "      'type': 'fd', 'str': 'mig' } } ] } }");
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
+    wait_completed(from, to);
 
     /* Nobody can open a second one */
     info = wait_handshake(from, "accepted");
@@ -230,8 +221,7 @@ static void test_fd(void)
 
 static void finish_migration(QTestState *from, QTestState *to)
 {
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
+    wait_completed(from, to);
     qobject_unref(wait_handshake(from, "accepted"));
     stop_both(from, to);
 }

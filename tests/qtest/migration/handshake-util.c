@@ -16,14 +16,19 @@
 #include "migration/migration-qmp.h"
 #include "migration/migration-util.h"
 
+void listen_for_handshake(QTestState *to)
+{
+    qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"
+                             "  'arguments': { 'exit-on-error': false,"
+                             "    'channels': [ " TCP_LISTEN " ] } }");
+}
+
 /* A destination that listens on a handshake channel */
 QTestState *start_destination(const char *opts)
 {
     QTestState *to = qtest_initf(MACHINE "-incoming defer %s", opts);
 
-    qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"
-                             "  'arguments': { 'exit-on-error': false,"
-                             "    'channels': [ " TCP_LISTEN " ] } }");
+    listen_for_handshake(to);
     return to;
 }
 
@@ -69,6 +74,16 @@ void migrate_to(QTestState *from, QTestState *to, const char *options)
     g_autofree char *port = destination_port(to);
 
     migrate_to_port(from, "handshake", port, options);
+}
+
+void migrate_to_unix(QTestState *from, const char *path)
+{
+    qtest_qmp_assert_success(from, "{ 'execute': 'migrate', 'arguments': {"
+                             "  'channels': [ {"
+                             "    'channel-type': 'handshake',"
+                             "    'addr': { 'transport': 'socket',"
+                             "      'type': 'unix', 'path': %s } } ] } }",
+                             path);
 }
 
 bool is_running(QTestState *who)
@@ -173,11 +188,16 @@ void wait_capability_off(QTestState *who, const char *capability)
     }
 }
 
+void wait_completed(QTestState *from, QTestState *to)
+{
+    qobject_unref(wait_status(from, "completed"));
+    qobject_unref(wait_status(to, "completed"));
+}
+
 void assert_good_migration(QTestState *from, QTestState *to)
 {
     migrate_to(from, to, NULL);
-    qobject_unref(wait_status(from, "completed"));
-    qobject_unref(wait_status(to, "completed"));
+    wait_completed(from, to);
     g_assert_true(is_running(to));
     g_assert_false(is_running(from));
 }

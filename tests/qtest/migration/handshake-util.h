@@ -22,6 +22,9 @@
 /* Milliseconds; what is waited for takes a few of them */
 #define PATIENCE    30000
 
+/* Lets one that was started with '-incoming defer' listen */
+void listen_for_handshake(QTestState *to);
+
 /* A destination that listens on a handshake channel */
 QTestState *start_destination(const char *opts);
 
@@ -34,6 +37,8 @@ void migrate_to_port(QTestState *from, const char *type,
                      const char *port, const char *options);
 
 void migrate_to(QTestState *from, QTestState *to, const char *options);
+
+void migrate_to_unix(QTestState *from, const char *path);
 
 bool is_running(QTestState *who);
 
@@ -51,6 +56,8 @@ bool capability_is_on(QTestState *who, const char *capability);
 
 /* What was negotiated goes off when a failed migration has been cleaned up */
 void wait_capability_off(QTestState *who, const char *capability);
+
+void wait_completed(QTestState *from, QTestState *to);
 
 void assert_good_migration(QTestState *from, QTestState *to);
 
