@@ -10,19 +10,33 @@
 #include "handshake-message.h"
 
 /**
+ * HandshakeResolveSection: which section here loads one of a source's
+ * @name: what the source calls it; set to what it is called here
+ * @instance: its instance on the source; set to the one here
+ *
+ * Sections have aliases and former names.
+ *
+ * Returns: false if there is none
+ */
+typedef bool HandshakeResolveSection(const char **name, uint32_t *instance);
+
+/**
  * handshake_compare: whether a guest can move from one machine to another
  * @source: the profile of the machine that the guest runs on
  * @destination: the profile of the machine that it is to run on
+ * @resolve: how the destination finds a section; if NULL, sections have the
+ *           same name on both sides
  * @effective: capabilities that the migration would use
  * @issues: everything that differs and matters is added
  *
  * A member that either profile lacks is not compared.  An error is given only
  * where the migration stream would provably fail or lose the guest.
  *
- * Pure; any thread.
+ * As pure as @resolve is; with NULL, any thread.
  */
 void handshake_compare(const HandshakeProfile *source,
                        const HandshakeProfile *destination,
+                       HandshakeResolveSection *resolve,
                        const strList *effective, HandshakeIssues *issues);
 
 /**

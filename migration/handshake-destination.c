@@ -18,6 +18,7 @@
 #include <poll.h>
 #endif
 #include "block/aio.h"
+#include "io/channel-tls.h"
 #include "qapi/error.h"
 #include "qapi/util.h"
 #include "qemu/main-loop.h"
@@ -32,6 +33,7 @@
 #include "handshake-profile.h"
 #include "handshake-settings.h"
 #include "handshake-wire.h"
+#include "savevm-sections.h"
 #include "trace.h"
 
 /*
@@ -49,7 +51,7 @@
 typedef struct HandshakeConn {
     HandshakeWire wire;
     const HandshakeSink *sink;
-    Coroutine *co;
+    Coroutine *co;                  /* NULL while TLS negotiates on the wire */
     QEMUTimer *timer;
     bool timed_out;
     bool collecting;                /* waits for the session's channels */
@@ -95,21 +97,6 @@ static void conn_wake(HandshakeConn *conn)
     }
 }
 
-static void conn_timer_cb(void *opaque)
-{
-    HandshakeConn *conn = opaque;
-
-    conn->timed_out = true;
-    qio_channel_shutdown(conn->wire.ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
-    conn_wake(conn);
-}
-
-static void conn_set_timer(HandshakeConn *conn, int seconds)
-{
-    timer_mod(conn->timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
-                           seconds * 1000);
-}
-
 static void conn_free(HandshakeConn *conn)
 {
     QTAILQ_REMOVE(&conns, conn, next);
@@ -121,6 +108,27 @@ static void conn_free(HandshakeConn *conn)
     qapi_free_strList(conn->not_understood);
     qapi_free_MigrationHandshakeInfo(conn->info);
     g_free(conn);
+}
+
+static void conn_timer_cb(void *opaque)
+{
+    HandshakeConn *conn = opaque;
+
+    conn->timed_out = true;
+    qio_channel_shutdown(conn->wire.ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+    if (!conn->co) {
+        /* TLS will see the end by itself */
+        trace_migration_handshake_destination_end(conn->wire.ioc, "timed out");
+        conn_free(conn);
+        return;
+    }
+    conn_wake(conn);
+}
+
+static void conn_set_timer(HandshakeConn *conn, int seconds)
+{
+    timer_mod(conn->timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+                           seconds * 1000);
 }
 
 static void publish(HandshakeConn *conn, MigrationHandshakeStatus status,
@@ -207,9 +215,9 @@ static void judge(HandshakeConn *conn)
 
     if (session.channels) {
         handshake_issue_add(issues, "busy", MIGRATION_HANDSHAKE_SEVERITY_ERROR,
-                            "session", NULL, NULL,
+                            "session", "a second one", "held by another source",
                             "another migration to this destination is in "
-                            "progress");
+                            "progress; try again when it is over");
     } else {
         verdict->version = choose_version(hello, issues);
         judge_core(hello, issues);
@@ -221,8 +229,8 @@ static void judge(HandshakeConn *conn)
         }
         handshake_negotiate(hello, local,
                             handshake_settings_destination_judge(), verdict);
-        handshake_compare(hello->profile, local, verdict->capabilities,
-                          issues);
+        handshake_compare(hello->profile, local, qemu_savevm_resolve_section,
+                          verdict->capabilities, issues);
         conn->info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_DESTINATION);
         conn->info->peer = handshake_profile_peer(hello->profile);
     }
@@ -564,6 +572,32 @@ static bool coroutine_fn converse(HandshakeConn *conn, Error **errp)
     return true;
 }
 
+/* Says one thing to somebody who does not speak our language */
+static void coroutine_fn tell_stranger(HandshakeConn *conn, GByteArray *words)
+{
+    conn->refused = handshake_wire_send(&conn->wire, words, NULL);
+}
+
+/* Who sends a stream may find this on the return path, and can tell a user */
+static void coroutine_fn tell_legacy_source(HandshakeConn *conn)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    HandshakeHeader header = { .name = HANDSHAKE_CHANNEL_MAIN };
+
+    handshake_header_put(buf, &header);
+    tell_stranger(conn, buf);
+}
+
+/* Closes a connection that leads to nothing, in a way that lets the peer read */
+static void coroutine_fn conn_end(HandshakeConn *conn)
+{
+    if (conn->refused) {
+        conn_set_timer(conn, DRAIN_TIMEOUT);
+        handshake_wire_drain(&conn->wire);
+    }
+    conn_free(conn);
+}
+
 static void coroutine_fn conn_co(void *opaque)
 {
     HandshakeConn *conn = opaque;
@@ -571,7 +605,9 @@ static void coroutine_fn conn_co(void *opaque)
     HandshakeHeader header;
 
     if (!read_header(conn, &header, &err)) {
-        /* A stranger */
+        if (conn->wire.legacy_stream) {
+            tell_legacy_source(conn);
+        }
     } else if (strcmp(header.name, HANDSHAKE_CHANNEL_MAIN) || header.index) {
         if (add_channel(conn, &header, &err)) {
             conn_free(conn);
@@ -590,11 +626,7 @@ static void coroutine_fn conn_co(void *opaque)
     trace_migration_handshake_destination_end(
         conn->wire.ioc,
         conn->timed_out ? "timed out" : error_get_pretty(err));
-    if (conn->refused) {
-        conn_set_timer(conn, DRAIN_TIMEOUT);
-        handshake_wire_drain(&conn->wire);
-    }
-    conn_free(conn);
+    conn_end(conn);
 }
 
 /*
@@ -630,23 +662,88 @@ static void make_room(void)
     }
 }
 
-void handshake_destination_accept(QIOChannel *ioc, const HandshakeSink *sink)
+static HandshakeConn *conn_new(QIOChannel *ioc)
 {
     HandshakeConn *conn = g_new0(HandshakeConn, 1);
 
     make_room();
     trace_migration_handshake_destination_accept(ioc);
-    qio_channel_set_blocking(ioc, false, NULL);
-    qio_channel_set_delay(ioc, false);
     handshake_wire_init(&conn->wire, ioc);
-    conn->sink = sink;
     conn->timer = timer_new_ms(QEMU_CLOCK_REALTIME, conn_timer_cb, conn);
     conn_set_timer(conn, HELLO_TIMEOUT);
     QTAILQ_INSERT_TAIL(&conns, conn, next);
     conn_count++;
+    return conn;
+}
+
+/* The one whose TLS negotiates on @ioc, or below it; NULL if there is none */
+static HandshakeConn *find_tls(QIOChannel *ioc)
+{
+    Object *tls = object_dynamic_cast(OBJECT(ioc), TYPE_QIO_CHANNEL_TLS);
+    const QIOChannel *raw = tls ? QIO_CHANNEL_TLS(tls)->master : ioc;
+    HandshakeConn *conn;
+
+    QTAILQ_FOREACH(conn, &conns, next) {
+        if (!conn->co && conn->wire.ioc == raw) {
+            return conn;
+        }
+    }
+    return NULL;
+}
+
+void handshake_destination_before_tls(QIOChannel *ioc)
+{
+    conn_new(ioc);
+}
+
+static void coroutine_fn tls_failed_co(void *opaque)
+{
+    /* A fatal alert of TLS 1.2: handshake_failure */
+    static const uint8_t alert[] = { 0x15, 3, 3, 0, 2, 2, 40 };
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    HandshakeConn *conn = opaque;
+
+    g_byte_array_append(buf, alert, sizeof(alert));
+    tell_stranger(conn, buf);
+    conn_end(conn);
+}
+
+void handshake_destination_tls_failed(QIOChannel *ioc)
+{
+    HandshakeConn *conn = find_tls(ioc);
+
+    if (conn) {
+        trace_migration_handshake_destination_end(ioc, "TLS failed");
+        conn->co = qemu_coroutine_create(tls_failed_co, conn);
+        qemu_coroutine_enter(conn->co);
+    }
+}
+
+void handshake_destination_accept(QIOChannel *ioc, const HandshakeSink *sink)
+{
+    HandshakeConn *conn = find_tls(ioc);
+
+    if (conn) {
+        handshake_wire_destroy(&conn->wire);
+        handshake_wire_init(&conn->wire, ioc);
+    } else {
+        conn = conn_new(ioc);
+    }
+    qio_channel_set_blocking(ioc, false, NULL);
+    qio_channel_set_delay(ioc, false);
+    conn->sink = sink;
 
     conn->co = qemu_coroutine_create(conn_co, conn);
     qemu_coroutine_enter(conn->co);
+}
+
+void handshake_destination_too_late(QIOChannel *ioc)
+{
+    HandshakeConn *conn = find_tls(ioc);
+
+    if (conn) {
+        conn_free(conn);
+    }
 }
 
 void handshake_destination_end(void)

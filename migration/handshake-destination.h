@@ -30,6 +30,28 @@ typedef struct HandshakeSink {
 } HandshakeSink;
 
 /**
+ * handshake_destination_before_tls: somebody connected, and is to negotiate TLS
+ * @ioc: the channel, before TLS; a reference is taken
+ *
+ * It counts as a stranger and has a stranger's time, until
+ * handshake_destination_accept() gets the TLS channel on top of it or
+ * handshake_destination_tls_failed() is called.
+ *
+ * Called in the main thread with the BQL held.
+ */
+void handshake_destination_before_tls(QIOChannel *ioc);
+
+/**
+ * handshake_destination_tls_failed: TLS came to nothing
+ * @ioc: the channel, before TLS or after
+ *
+ * Tells the peer, which may not know what TLS is.
+ *
+ * Called in the main thread with the BQL held.
+ */
+void handshake_destination_tls_failed(QIOChannel *ioc);
+
+/**
  * handshake_destination_accept: hold a conversation with whoever connected
  * @ioc: the channel, after TLS; a reference is taken
  * @sink: what is called if it leads to a migration
@@ -39,6 +61,14 @@ typedef struct HandshakeSink {
  * Called in the main thread with the BQL held.
  */
 void handshake_destination_accept(QIOChannel *ioc, const HandshakeSink *sink);
+
+/**
+ * handshake_destination_too_late: nobody waits for this one any more
+ * @ioc: the channel, after TLS
+ *
+ * Called in the main thread with the BQL held.
+ */
+void handshake_destination_too_late(QIOChannel *ioc);
 
 /**
  * handshake_destination_end: the migration that was agreed on is over

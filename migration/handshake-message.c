@@ -20,6 +20,8 @@
 
 /* Bytes of a text that is passed on to people; what a peer says may be huge */
 #define TEXT_MAX                1024
+/* So that a peer's HANDSHAKE_JSON_OBJECTS_MAX is enough for all of a HELLO */
+#define SECTION_ITEMS_MAX       (HANDSHAKE_JSON_OBJECTS_MAX / 4 * 3 - 64)
 /* How many names of ignored members are reported back */
 #define NOT_UNDERSTOOD_MAX      64
 
@@ -43,7 +45,55 @@ void handshake_profile_free(HandshakeProfile *profile)
     qapi_free_strList(profile->required);
     qobject_unref(profile->parameters);
     qobject_unref(profile->stream);
+    g_clear_pointer(&profile->sections, g_ptr_array_unref);
+    g_clear_pointer(&profile->ram_blocks, g_ptr_array_unref);
+    qapi_free_strList(profile->unmigratable);
     g_free(profile);
+}
+
+static void section_free(gpointer data)
+{
+    HandshakeSection *section = data;
+
+    g_free(section->name);
+    g_free(section);
+}
+
+static void ram_block_free(gpointer data)
+{
+    HandshakeRAMBlock *block = data;
+
+    g_free(block->name);
+    g_free(block);
+}
+
+GPtrArray *handshake_sections_new(void)
+{
+    return g_ptr_array_new_with_free_func(section_free);
+}
+
+GPtrArray *handshake_ram_blocks_new(void)
+{
+    return g_ptr_array_new_with_free_func(ram_block_free);
+}
+
+HandshakeSection *handshake_sections_add(GPtrArray *sections, const char *name)
+{
+    HandshakeSection *section = g_new0(HandshakeSection, 1);
+
+    section->name = g_strdup(name);
+    g_ptr_array_add(sections, section);
+    return section;
+}
+
+HandshakeRAMBlock *handshake_ram_blocks_add(GPtrArray *blocks,
+                                            const char *name)
+{
+    HandshakeRAMBlock *block = g_new0(HandshakeRAMBlock, 1);
+
+    block->name = g_strdup(name);
+    g_ptr_array_add(blocks, block);
+    return block;
 }
 
 HandshakeHello *handshake_hello_new(void)
@@ -284,7 +334,99 @@ static char *to_json(const QDict *dict)
     return g_strdup(json->str);
 }
 
-static QDict *profile_to_dict(const HandshakeProfile *profile)
+static void put_uint(QDict *dict, const char *name, uint64_t value)
+{
+    qdict_put(dict, name, qnum_from_uint(value));
+}
+
+static QDict *section_to_dict(const HandshakeSection *section)
+{
+    QDict *dict = qdict_new();
+
+    qdict_put_str(dict, "name", section->name);
+    put_uint(dict, "version", section->version);
+    if (section->conditional) {
+        qdict_put_bool(dict, "conditional", true);
+    }
+    return dict;
+}
+
+static void section_put_instance(QDict *item, uint32_t instance)
+{
+    if (!qdict_haskey(item, "instances")) {
+        qdict_put(item, "instances", qlist_new());
+    }
+    qlist_append_int(qdict_get_qlist(item, "instances"), instance);
+}
+
+/*
+ * Sections that differ in their instance alone, like those of CPUs, are one
+ * item.  It lists the instances unless there is only the usual one, 0.
+ */
+static QList *sections_to_list(const GPtrArray *sections)
+{
+    g_autoptr(GHashTable) items = g_hash_table_new(g_str_hash, g_str_equal);
+    QList *list = qlist_new();
+
+    for (guint i = 0; i < sections->len; i++) {
+        const HandshakeSection *section = g_ptr_array_index(sections, i);
+        QDict *item = g_hash_table_lookup(items, section->name);
+
+        if (section->idle) {
+            continue;
+        }
+        if (item && qdict_get_int(item, "version") == section->version &&
+            qdict_haskey(item, "conditional") == section->conditional) {
+            if (!qdict_haskey(item, "instances")) {
+                section_put_instance(item, 0);
+            }
+            section_put_instance(item, section->instance);
+            continue;
+        }
+        item = section_to_dict(section);
+        if (section->instance != 0) {
+            section_put_instance(item, section->instance);
+        }
+        qlist_append(list, item);
+        g_hash_table_replace(items, section->name, item);
+    }
+    return list;
+}
+
+static QDict *ram_block_to_dict(const HandshakeRAMBlock *block)
+{
+    QDict *dict = qdict_new();
+
+    qdict_put_str(dict, "name", block->name);
+    put_uint(dict, "size", block->size);
+    if (block->max_size != block->size) {
+        put_uint(dict, "max-size", block->max_size);
+    }
+    if (block->page_size) {
+        put_uint(dict, "page-size", block->page_size);
+    }
+    if (block->resizeable) {
+        qdict_put_bool(dict, "resizeable", true);
+    }
+    if (block->shared_file) {
+        qdict_put_bool(dict, "shared-file", true);
+    }
+    if (block->has_address) {
+        put_uint(dict, "address", block->address);
+    }
+    return dict;
+}
+
+/* An item that nobody knows, since there is no room for one in each item */
+static void put_list_grease(QList *list)
+{
+    QDict *item = qdict_new();
+
+    put_grease(item);
+    qlist_append(list, item);
+}
+
+static QDict *profile_to_dict(const HandshakeProfile *profile, bool with_parts)
 {
     QDict *dict = qdict_new();
 
@@ -293,7 +435,10 @@ static QDict *profile_to_dict(const HandshakeProfile *profile)
     put_str(dict, "arch", profile->arch);
     put_str(dict, "machine", profile->machine);
     if (profile->page_size) {
-        qdict_put(dict, "page-size", qnum_from_uint(profile->page_size));
+        put_uint(dict, "page-size", profile->page_size);
+    }
+    if (profile->host_page_size) {
+        put_uint(dict, "host-page-size", profile->host_page_size);
     }
     put_str(dict, "uuid", profile->uuid);
     put_str(dict, "name", profile->name);
@@ -302,11 +447,35 @@ static QDict *profile_to_dict(const HandshakeProfile *profile)
                                profile->required);
     put_dict(dict, "parameters", profile->parameters);
     put_dict(dict, "stream", profile->stream);
+    if (profile->sections && with_parts) {
+        QList *list = sections_to_list(profile->sections);
+
+        if (qlist_size(list) <= SECTION_ITEMS_MAX) {
+            put_list_grease(list);
+            qdict_put(dict, "sections", list);
+        } else {
+            qobject_unref(list);
+        }
+    }
+    if (profile->ram_blocks && with_parts) {
+        QList *list = qlist_new();
+
+        for (guint i = 0; i < profile->ram_blocks->len; i++) {
+            qlist_append(list, ram_block_to_dict(
+                g_ptr_array_index(profile->ram_blocks, i)));
+        }
+        put_list_grease(list);
+        qdict_put(dict, "ram-blocks", list);
+    }
+    if (profile->unmigratable) {
+        handshake_json_put_strlist(dict, "unmigratable",
+                                   profile->unmigratable);
+    }
     put_grease(dict);
     return dict;
 }
 
-char *handshake_hello_to_json(const HandshakeHello *hello)
+static char *hello_to_json_parts(const HandshakeHello *hello, bool with_parts)
 {
     g_autoptr(QDict) dict = qdict_new();
     QList *versions = qlist_new();
@@ -325,9 +494,30 @@ char *handshake_hello_to_json(const HandshakeHello *hello)
     if (hello->warnings_as_errors) {
         qdict_put_bool(dict, "warnings-as-errors", true);
     }
-    qdict_put(dict, "profile", profile_to_dict(hello->profile));
+    qdict_put(dict, "profile", profile_to_dict(hello->profile, with_parts));
     put_grease(dict);
     return to_json(dict);
+}
+
+static bool fits(const GPtrArray *array, unsigned max)
+{
+    return !array || array->len <= max;
+}
+
+char *handshake_hello_to_json(const HandshakeHello *hello)
+{
+    const HandshakeProfile *profile = hello->profile;
+    char *json = NULL;
+
+    if (fits(profile->sections, HANDSHAKE_SECTIONS_MAX) &&
+        fits(profile->ram_blocks, HANDSHAKE_RAM_BLOCKS_MAX)) {
+        json = hello_to_json_parts(hello, true);
+    }
+    if (!json || strlen(json) > HANDSHAKE_HELLO_MAX) {
+        g_free(json);
+        json = hello_to_json_parts(hello, false);
+    }
+    return json;
 }
 
 static QDict *peer_to_dict(const MigrationHandshakePeer *peer)
@@ -480,22 +670,187 @@ static void note_unknown(const QDict *dict, const char *prefix,
         count++;
     }
     for (entry = qdict_first(dict); entry; entry = qdict_next(dict, entry)) {
-        const char *name = qdict_entry_key(entry);
+        g_autofree char *name = g_strconcat(prefix, qdict_entry_key(entry),
+                                            NULL);
 
-        if (!g_strv_contains(known, name) && count++ < NOT_UNDERSTOOD_MAX) {
-            QAPI_LIST_PREPEND(*not_understood,
-                              g_strconcat(prefix, name, NULL));
+        if (!g_strv_contains(known, qdict_entry_key(entry)) &&
+            !handshake_strlist_contains(*not_understood, name) &&
+            count++ < NOT_UNDERSTOOD_MAX) {
+            QAPI_LIST_PREPEND(*not_understood, g_steal_pointer(&name));
         }
     }
+}
+
+/*
+ * The name of an item of a list of sections or RAM blocks, in *@name.  An item
+ * without one is something of a later version: then *@name is NULL.
+ */
+static bool get_part_name(const QDict *item, char **name, Error **errp)
+{
+    if (!handshake_json_get_str(item, "name", name, errp)) {
+        return false;
+    }
+    if (*name && strlen(*name) > HANDSHAKE_STREAM_NAME_MAX) {
+        error_setg(errp, "member 'name' has more than %d bytes",
+                   HANDSHAKE_STREAM_NAME_MAX);
+        return false;
+    }
+    return true;
+}
+
+static bool get_uint32(const QDict *dict, const char *name, uint32_t *value,
+                       Error **errp)
+{
+    uint64_t val = *value;
+
+    if (!handshake_json_get_uint(dict, name, &val, errp)) {
+        return false;
+    }
+    if (val > UINT32_MAX) {
+        error_setg(errp, "member '%s' is too large", name);
+        return false;
+    }
+    *value = val;
+    return true;
+}
+
+static bool section_add_instance(GPtrArray *sections,
+                                 const HandshakeSection *like,
+                                 uint64_t instance, Error **errp)
+{
+    HandshakeSection *section;
+
+    if (instance > UINT32_MAX) {
+        error_setg(errp, "an instance of section '%s' is too large",
+                   like->name);
+        return false;
+    }
+    if (sections->len == HANDSHAKE_SECTIONS_MAX) {
+        error_setg(errp, "more than %d sections", HANDSHAKE_SECTIONS_MAX);
+        return false;
+    }
+    section = handshake_sections_add(sections, like->name);
+    section->instance = instance;
+    section->version = like->version;
+    section->conditional = like->conditional;
+    return true;
+}
+
+/* One item of the list: one section, or more that differ in the instance */
+static bool get_section(const QDict *item, GPtrArray *sections,
+                        strList **not_understood, Error **errp)
+{
+    static const char *const known[] = {
+        "name", "version", "conditional", "instances", NULL
+    };
+    g_autofree char *name = NULL;
+    HandshakeSection like = { 0 };
+    QList *instances = NULL;
+    const QListEntry *entry;
+
+    note_unknown(item, "profile.sections.", known, not_understood);
+    if (!get_part_name(item, &name, errp) ||
+        !get_uint32(item, "version", &like.version, errp) ||
+        !handshake_json_get_bool(item, "conditional",
+                                 &like.conditional, errp) ||
+        !handshake_json_get_list(item, "instances", &instances, errp)) {
+        return false;
+    }
+    if (!name) {
+        return true;
+    }
+    like.name = name;
+    if (!instances) {
+        return section_add_instance(sections, &like, 0, errp);
+    }
+    QLIST_FOREACH_ENTRY(instances, entry) {
+        QNum *num = qobject_to(QNum, qlist_entry_obj(entry));
+        uint64_t instance;
+
+        if (num && qnum_get_try_uint(num, &instance) &&
+            !section_add_instance(sections, &like, instance, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool get_ram_block(const QDict *item, GPtrArray *blocks,
+                          strList **not_understood, Error **errp)
+{
+    static const char *const known[] = {
+        "name", "size", "max-size", "page-size", "resizeable", "shared-file",
+        "address", NULL
+    };
+    g_autofree char *name = NULL;
+    HandshakeRAMBlock *block;
+
+    note_unknown(item, "profile.ram-blocks.", known, not_understood);
+    if (!get_part_name(item, &name, errp)) {
+        return false;
+    }
+    if (!name) {
+        return true;
+    }
+    if (blocks->len == HANDSHAKE_RAM_BLOCKS_MAX) {
+        error_setg(errp, "more than %d RAM blocks", HANDSHAKE_RAM_BLOCKS_MAX);
+        return false;
+    }
+    block = handshake_ram_blocks_add(blocks, name);
+    if (!handshake_json_get_uint(item, "size", &block->size, errp)) {
+        return false;
+    }
+    block->max_size = block->size;
+    block->has_address = qdict_haskey(item, "address");
+    return handshake_json_get_uint(item, "max-size",
+                                   &block->max_size, errp) &&
+           handshake_json_get_uint(item, "page-size",
+                                   &block->page_size, errp) &&
+           handshake_json_get_bool(item, "resizeable",
+                                   &block->resizeable, errp) &&
+           handshake_json_get_bool(item, "shared-file",
+                                   &block->shared_file, errp) &&
+           handshake_json_get_uint(item, "address", &block->address, errp);
+}
+
+/* Reads a list of objects, if it is there, into a new array in *@array */
+static bool get_parts(const QDict *dict, const char *member,
+                      GPtrArray *(*new_array)(void),
+                      bool (*get)(const QDict *, GPtrArray *, strList **,
+                                  Error **),
+                      GPtrArray **array, strList **not_understood,
+                      Error **errp)
+{
+    ERRP_GUARD();
+    QList *list = NULL;
+    const QListEntry *entry;
+
+    if (!handshake_json_get_list(dict, member, &list, errp)) {
+        return false;
+    }
+    if (!list) {
+        return true;
+    }
+    *array = new_array();
+    QLIST_FOREACH_ENTRY(list, entry) {
+        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (item && !get(item, *array, not_understood, errp)) {
+            error_prepend(errp, "member '%s': ", member);
+            return false;
+        }
+    }
+    return true;
 }
 
 static bool profile_from_dict(const QDict *dict, HandshakeProfile *profile,
                               strList **not_understood, Error **errp)
 {
     static const char *const known[] = {
-        "qemu-version", "package", "arch", "machine", "page-size", "uuid",
-        "name", "capabilities", "required-capabilities", "parameters",
-        "stream", NULL
+        "qemu-version", "package", "arch", "machine", "page-size",
+        "host-page-size", "uuid", "name", "capabilities",
+        "required-capabilities", "parameters", "stream", "sections",
+        "ram-blocks", "unmigratable", NULL
     };
     QDict *parameters = NULL;
     QDict *stream = NULL;
@@ -507,6 +862,8 @@ static bool profile_from_dict(const QDict *dict, HandshakeProfile *profile,
         !handshake_json_get_str(dict, "machine", &profile->machine, errp) ||
         !handshake_json_get_uint(dict, "page-size",
                                  &profile->page_size, errp) ||
+        !handshake_json_get_uint(dict, "host-page-size",
+                                 &profile->host_page_size, errp) ||
         !handshake_json_get_str(dict, "uuid", &profile->uuid, errp) ||
         !handshake_json_get_str(dict, "name", &profile->name, errp) ||
         !handshake_json_get_strlist(dict, "capabilities", false,
@@ -514,7 +871,14 @@ static bool profile_from_dict(const QDict *dict, HandshakeProfile *profile,
         !handshake_json_get_strlist(dict, "required-capabilities", true,
                                     &profile->required, errp) ||
         !handshake_json_get_dict(dict, "parameters", &parameters, errp) ||
-        !handshake_json_get_dict(dict, "stream", &stream, errp)) {
+        !handshake_json_get_dict(dict, "stream", &stream, errp) ||
+        !get_parts(dict, "sections", handshake_sections_new, get_section,
+                   &profile->sections, not_understood, errp) ||
+        !get_parts(dict, "ram-blocks", handshake_ram_blocks_new,
+                   get_ram_block, &profile->ram_blocks, not_understood,
+                   errp) ||
+        !handshake_json_get_strlist(dict, "unmigratable", false,
+                                    &profile->unmigratable, errp)) {
         return false;
     }
     profile->parameters = qobject_ref(parameters);

@@ -19,6 +19,39 @@
 /* More issues than this are counted, not listed */
 #define HANDSHAKE_ISSUES_MAX        256
 
+/* A name in a migration stream: its length is a byte there */
+#define HANDSHAKE_STREAM_NAME_MAX   255
+
+/*
+ * Sections and RAM blocks of a profile.  A machine that has more does not list
+ * them; who sends more makes a malformed HELLO.
+ */
+#define HANDSHAKE_SECTIONS_MAX      16384
+#define HANDSHAKE_RAM_BLOCKS_MAX    2048
+
+/* A section of the migration stream */
+typedef struct HandshakeSection {
+    char *name;
+    uint32_t instance;
+    uint32_t version;
+    bool conditional;           /* whether it is sent may still change */
+    /* About this machine alone, never on the wire: */
+    uint32_t minimum;           /* the oldest version that it reads */
+    bool idle;                  /* as things are, it does not send it */
+} HandshakeSection;
+
+/* A block of guest memory that migrates; sizes in bytes */
+typedef struct HandshakeRAMBlock {
+    char *name;
+    uint64_t size;              /* in use */
+    uint64_t max_size;          /* @size unless it is resizeable */
+    uint64_t page_size;         /* of the memory behind it; 0 if absent */
+    bool resizeable;
+    bool shared_file;           /* x-ignore-shared leaves its contents out */
+    bool has_address;           /* told only of a @shared_file */
+    uint64_t address;           /* within the memory region that contains it */
+} HandshakeRAMBlock;
+
 /* What a machine is, as far as a migration cares; any member may be absent */
 typedef struct HandshakeProfile {
     char *qemu_version;
@@ -26,12 +59,16 @@ typedef struct HandshakeProfile {
     char *arch;                 /* as in qemu-system-ARCH */
     char *machine;              /* exact type, aliases resolved */
     uint64_t page_size;         /* of the target, in bytes; 0 if absent */
+    uint64_t host_page_size;    /* in bytes; 0 if absent */
     char *uuid;                 /* only when one was set */
     char *name;
     strList *capabilities;      /* enabled, the purely local ones aside */
     strList *required;          /* those that the destination must honour */
     QDict *parameters;          /* capability -> parameter -> value */
     QDict *stream;              /* hidden property of the stream -> value */
+    GPtrArray *sections;        /* of HandshakeSection; NULL if absent */
+    GPtrArray *ram_blocks;      /* of HandshakeRAMBlock; NULL if absent */
+    strList *unmigratable;      /* devices that can only stay where they are */
 } HandshakeProfile;
 
 /* Source to destination: what I am and what I want */
@@ -75,6 +112,28 @@ typedef struct HandshakeVerdict {
 HandshakeProfile *handshake_profile_new(void);
 void handshake_profile_free(HandshakeProfile *profile);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(HandshakeProfile, handshake_profile_free)
+
+/**
+ * handshake_sections_new: an empty list of sections
+ * handshake_ram_blocks_new: an empty list of RAM blocks
+ *
+ * Returns: an array of pointers, to be unreferenced by the caller
+ */
+GPtrArray *handshake_sections_new(void);
+GPtrArray *handshake_ram_blocks_new(void);
+
+/**
+ * handshake_sections_add: put a section at the end
+ * handshake_ram_blocks_add: put a RAM block at the end
+ * @sections, @blocks: the list
+ * @name: its name, which is copied
+ *
+ * Returns: the new item, which belongs to the list, to be filled in
+ */
+HandshakeSection *handshake_sections_add(GPtrArray *sections,
+                                         const char *name);
+HandshakeRAMBlock *handshake_ram_blocks_add(GPtrArray *blocks,
+                                            const char *name);
 
 HandshakeHello *handshake_hello_new(void);
 void handshake_hello_free(HandshakeHello *hello);
@@ -146,6 +205,7 @@ uint16_t handshake_grease_number(void);
  * Messages to JSON text for a frame, to be freed by the caller.  All of them
  * carry grease.
  */
+/* A machine with too many parts to fit into a frame does not list them */
 char *handshake_hello_to_json(const HandshakeHello *hello);
 /* Issues that would not fit into a frame are left out and counted */
 char *handshake_verdict_to_json(const HandshakeVerdict *verdict);

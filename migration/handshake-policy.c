@@ -362,9 +362,10 @@ static strList *known_required(Negotiation *n)
             }
             QAPI_LIST_PREPEND(seen, g_strdup(l->value));
             if (!check_channels(l->value, n->hello->features, &err)) {
-                handshake_issue_add(issues, "capability-unsupported",
+                handshake_issue_add(issues, "transport",
                                     MIGRATION_HANDSHAKE_SEVERITY_ERROR,
-                                    l->value, "required", "not possible", "%s",
+                                    l->value, "needs further channels",
+                                    "takes named ones only", "%s",
                                     error_get_pretty(err));
             } else if (check_parameters(n, l->value, issues, NULL)) {
                 QAPI_LIST_APPEND(tail, g_strdup(l->value));

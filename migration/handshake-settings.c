@@ -118,6 +118,25 @@ static bool try_capabilities(const strList *names, void *opaque, Error **errp)
     return ok;
 }
 
+/* Whether @method works on this host: it may need hardware */
+static bool probe_compression(MultiFDCompression method, bool receive,
+                              Error **errp)
+{
+    const MultiFDMethods *ops = multifd_methods(method);
+    g_autofree MultiFDRecvParams *in = g_new0(MultiFDRecvParams, 1);
+    g_autofree MultiFDSendParams *out = g_new0(MultiFDSendParams, 1);
+
+    if (receive ? ops->recv_setup(in, errp) : ops->send_setup(out, errp)) {
+        return false;
+    }
+    if (receive) {
+        ops->recv_cleanup(in);
+    } else {
+        ops->send_cleanup(out, NULL);
+    }
+    return true;
+}
+
 static bool try_parameter(const char *name, const QObject *value, void *opaque,
                           Error **errp)
 {
@@ -143,7 +162,7 @@ static bool try_parameter(const char *name, const QObject *value, void *opaque,
     ok = migrate_params_check(params, errp);
     *zero_copy = zero_copy_was;
     if (ok && params->has_multifd_compression) {
-        ok = multifd_probe(params->multifd_compression, destination, errp);
+        ok = probe_compression(params->multifd_compression, destination, errp);
     }
     return ok;
 }

@@ -99,10 +99,15 @@ bool handshake_frame_put(GByteArray *buf, uint16_t type, uint16_t flags,
     return true;
 }
 
+static bool is_legacy_stream(const uint8_t *buf)
+{
+    return !memcmp(buf, "QEVM", 4);
+}
+
 /* What a peer seems to speak that does not begin with our magic */
 static const char *describe_stranger(const uint8_t *buf)
 {
-    if (!memcmp(buf, "QEVM", 4)) {
+    if (is_legacy_stream(buf)) {
         return "a migration stream without handshake; "
                "use channel type 'handshake' on the source";
     }
@@ -233,6 +238,7 @@ int coroutine_mixed_fn handshake_wire_read_header(HandshakeWire *wire,
     if (ret <= 0) {
         return ret;
     }
+    wire->legacy_stream = is_legacy_stream(buf);
     if (!header_start_parse(buf, &size, errp) ||
         !wire_read_all(wire, buf + HANDSHAKE_PREFIX_SIZE,
                        size - HANDSHAKE_PREFIX_SIZE, errp) ||

@@ -8,13 +8,18 @@
  */
 
 #include "qemu/osdep.h"
+#include "block/aio.h"
 #include "qapi/clone-visitor.h"
 #include "qapi/error.h"
+#include "qapi/qapi-commands-yank.h"
 #include "qapi/qapi-visit-migration.h"
+#include "qemu/bswap.h"
 #include "qemu/cutils.h"
+#include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "qemu/yank.h"
 #include "channel.h"
+#include "handshake-connect.h"
 #include "handshake-destination.h"
 #include "handshake-info.h"
 #include "handshake-settings.h"
@@ -37,17 +42,24 @@ static struct {
     bool single;                        /* no further connection is possible */
     MigrationHandshakeOptions *options;
     unsigned attempt;                   /* to connect */
+    bool connecting;
+    unsigned watch;                     /* for yank before the conversation */
+    bool watching;
     QIOChannel *tls;                    /* raw channel while TLS negotiates */
     QEMUTimer *tls_timer;
+    bool tls_timed_out;
     HandshakeSource *conversation;
     QIOChannel *ioc;                    /* of the conversation */
     const QIOChannel *over;             /* its handshake is over */
     bool in_session;                    /* further channels need a header */
     QemuUUID session;
+    QIOChannel *legacy;                 /* main channel without handshake */
 } source;
 
 /* Whether incoming connections begin with a handshake */
 static bool listening;
+
+static void source_yank(void *opaque);
 
 static bool check_transport(const MigrationAddress *addr, bool incoming,
                             Error **errp)
@@ -144,8 +156,62 @@ bool migration_handshake_listening(void)
     return listening;
 }
 
+static void watch_end(void)
+{
+    if (source.watching) {
+        source.watching = false;
+        yank_unregister_function(MIGRATION_YANK_INSTANCE, source_yank,
+                                 GUINT_TO_POINTER(source.watch));
+    }
+    source.watch++;
+    source.connecting = false;
+}
+
+static void watch_begin(void)
+{
+    if (!source.watching) {
+        source.watching = true;
+        yank_register_function(MIGRATION_YANK_INSTANCE, source_yank,
+                               GUINT_TO_POINTER(source.watch));
+    }
+}
+
+/* Its end may be minutes away, and will only close its socket */
+static void abandon_attempt(void)
+{
+    source.wanted = false;
+    source.attempt++;
+    watch_end();
+}
+
+static void source_yank_bh(void *opaque)
+{
+    if (GPOINTER_TO_UINT(opaque) != source.watch) {
+        return;
+    }
+    if (source.tls) {
+        qio_channel_shutdown(source.tls, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+    } else if (source.connecting) {
+        g_autoptr(Error) err = NULL;
+
+        abandon_attempt();
+        error_setg(&err, "the connection to the destination was yanked");
+        migration_connect(migrate_get_current(), err);
+    }
+}
+
+/* Called by yank, in any thread */
+static void source_yank(void *opaque)
+{
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), source_yank_bh, opaque);
+}
+
 unsigned migration_handshake_attempt(void)
 {
+    if (source.wanted) {
+        watch_begin();
+        source.connecting = true;
+    }
     return source.attempt;
 }
 
@@ -156,6 +222,7 @@ bool migration_handshake_abandoned(unsigned attempt)
 
 static void tls_timer_cb(void *opaque)
 {
+    source.tls_timed_out = true;
     qio_channel_shutdown(source.tls, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
 }
 
@@ -177,17 +244,43 @@ void migration_handshake_before_tls(QIOChannel *ioc, bool incoming)
     }
     qio_channel_set_blocking(ioc, false, NULL);
     if (incoming) {
+        handshake_destination_before_tls(ioc);
         return;
     }
 
     tls_end();
+    watch_begin();
+    source.connecting = false;
     source.tls = QIO_CHANNEL(object_ref(OBJECT(ioc)));
+    source.tls_timed_out = false;
     timeout = handshake_source_timeout(source.options);
     source.tls_timer = timer_new_ms(QEMU_CLOCK_REALTIME, tls_timer_cb, NULL);
     if (timeout) {
         timer_mod(source.tls_timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
                                     timeout * 1000);
     }
+}
+
+void migration_handshake_connect_failed(Error **errp)
+{
+    if (source.tls && source.tls_timed_out) {
+        error_free(*errp);
+        *errp = NULL;
+        error_setg(errp, "no answer to TLS within %" PRIu32 " seconds; does "
+                   "the destination have 'tls-creds' set?",
+                   handshake_source_timeout(source.options));
+    } else if (source.tls) {
+        error_prepend(errp, "TLS with the destination failed (set 'tls-creds' "
+                      "on both sides or on none): ");
+    }
+    tls_end();
+    watch_end();
+}
+
+bool migration_handshake_tls_failed(QIOChannel *ioc)
+{
+    handshake_destination_tls_failed(ioc);
+    return listening;
 }
 
 bool migration_handshake_is_over(const QIOChannel *ioc)
@@ -236,10 +329,14 @@ bool migration_handshake_connected(QIOChannel *ioc)
     MigrationState *s = migrate_get_current();
 
     if (!source.wanted) {
+        object_unref(OBJECT(source.legacy));
+        source.legacy = migration_handshake_is_over(ioc)
+            ? NULL : QIO_CHANNEL(object_ref(OBJECT(ioc)));
         return false;
     }
     source.wanted = false;
     tls_end();
+    watch_end();
 
     /* Cancelled at the last moment of TLS: what is left is to clean up */
     if (s->state != MIGRATION_STATUS_SETUP) {
@@ -270,8 +367,7 @@ bool migration_handshake_cancel(void)
         return true;
     }
     if (source.wanted) {
-        source.wanted = false;
-        source.attempt++;
+        abandon_attempt();
         yank_unregister_instance(MIGRATION_YANK_INSTANCE);
     }
     return false;
@@ -293,6 +389,63 @@ migration_handshake_send_header(QIOChannel *ioc, const char *name,
     handshake_header_put(buf, &header);
     trace_migration_handshake_source_channel(ioc, name, index);
     return qio_channel_write_all(ioc, (char *)buf->data, buf->len, errp);
+}
+
+void migration_handshake_connect_channel(QIOChannelSocket *ioc,
+                                         SocketAddress *addr,
+                                         QIOTaskFunc func, void *opaque)
+{
+    if (source.in_session) {
+        handshake_connect(ioc, addr, func, opaque);
+    } else {
+        qio_channel_socket_connect_async(ioc, addr, func, opaque, NULL, NULL);
+    }
+}
+
+void migration_handshake_explain_magic(uint32_t magic, Error **errp)
+{
+    if (magic == HANDSHAKE_MAGIC) {
+        error_prepend(errp, "the destination wants a migration handshake; use "
+                      "channel type 'handshake': ");
+    }
+}
+
+/* What the destination may have said to a stream that nobody listens on */
+static void explain_legacy(Error **errp)
+{
+#ifdef MSG_DONTWAIT
+    QIOChannelSocket *ioc = source.legacy
+        ? (QIOChannelSocket *)object_dynamic_cast(OBJECT(source.legacy),
+                                                  TYPE_QIO_CHANNEL_SOCKET)
+        : NULL;
+    uint8_t magic[4];
+
+    if (ioc && recv(ioc->fd, magic, sizeof(magic),
+                    MSG_PEEK | MSG_DONTWAIT) == sizeof(magic)) {
+        migration_handshake_explain_magic(ldl_be_p(magic), errp);
+    }
+#endif
+}
+
+/* Channels that TLS or connect() holds up would never see that it is over */
+static void end_setup_bh(void *opaque)
+{
+    YankInstanceList migration = { .value = MIGRATION_YANK_INSTANCE };
+
+    if (source.in_session &&
+        migrate_get_current()->state == MIGRATION_STATUS_SETUP) {
+        qmp_yank(&migration, NULL);
+    }
+}
+
+void migration_handshake_note_error(Error **errp)
+{
+    if (source.in_session) {
+        handshake_connect_abandon();
+        aio_bh_schedule_oneshot(qemu_get_aio_context(), end_setup_bh, NULL);
+    } else {
+        explain_legacy(errp);
+    }
 }
 
 void migration_handshake_channel_failed(Error **errp)
@@ -349,6 +502,8 @@ bool migration_handshake_accept(QIOChannel *ioc)
     if (listening && mis->state != MIGRATION_STATUS_COMPLETED &&
         mis->state != MIGRATION_STATUS_FAILED) {
         handshake_destination_accept(ioc, &sink);
+    } else {
+        handshake_destination_too_late(ioc);
     }
     return listening;
 }
@@ -358,6 +513,9 @@ void migration_handshake_source_cleanup(void)
     source.wanted = false;
     source.in_session = false;
     tls_end();
+    watch_end();
+    object_unref(OBJECT(source.legacy));
+    source.legacy = NULL;
     handshake_settings_give_back();
 }
 

@@ -12,7 +12,8 @@
 #ifndef MIGRATION_HANDSHAKE_H
 #define MIGRATION_HANDSHAKE_H
 
-#include "io/channel.h"
+#include "io/channel-socket.h"
+#include "io/task.h"
 #include "qapi/qapi-types-migration.h"
 
 /**
@@ -77,7 +78,9 @@ bool migration_handshake_listening(void);
 bool migration_handshake_check_channel(QIOChannel *ioc, Error **errp);
 
 /**
- * migration_handshake_attempt: which attempt to connect this is
+ * migration_handshake_attempt: an attempt to connect begins
+ *
+ * Until it has ended it can be yanked, as it can be cancelled.
  *
  * Returns: a number for migration_handshake_abandoned()
  */
@@ -98,10 +101,28 @@ bool migration_handshake_abandoned(unsigned attempt);
  * @incoming: whether the peer connected to us
  *
  * TLS must not wait for the peer with the BQL held, as it does on a blocking
- * socket; and on a source it must be possible to cancel, and take no longer
- * than the user's timeout.  Without a handshake, nothing changes.
+ * socket.  On a source it must be possible to cancel and to yank, and take no
+ * longer than the user's timeout; on a destination it is part of the time that
+ * a stranger has.  Without a handshake, nothing changes.
  */
 void migration_handshake_before_tls(QIOChannel *ioc, bool incoming);
+
+/**
+ * migration_handshake_connect_failed: there is no main channel
+ * @errp: why; what may be wrong with the use of TLS is added
+ *
+ * Without a handshake, nothing changes.
+ */
+void migration_handshake_connect_failed(Error **errp);
+
+/**
+ * migration_handshake_tls_failed: who connected to us does not get through TLS
+ * @ioc: the channel, before TLS or after
+ *
+ * Returns: whether incoming connections begin with a handshake; then nothing
+ *          else is to be done
+ */
+bool migration_handshake_tls_failed(QIOChannel *ioc);
 
 /**
  * migration_handshake_is_over: whether a channel had its handshake
@@ -156,6 +177,39 @@ bool migration_handshake_in_session(void);
 int coroutine_mixed_fn
 migration_handshake_send_header(QIOChannel *ioc, const char *name,
                                 uint32_t index, Error **errp);
+
+/**
+ * migration_handshake_connect_channel: open a further connection
+ * @ioc: a new channel, whose reference @func gets
+ * @addr: where to
+ * @func: called once, in the main thread
+ * @opaque: for @func
+ *
+ * As qio_channel_socket_connect_async().  In session, a connection on its way
+ * ends by yank, and when the migration fails; @func gets another channel then.
+ * Called on a source, by any thread of a migration that is running.
+ */
+void migration_handshake_connect_channel(QIOChannelSocket *ioc,
+                                         SocketAddress *addr,
+                                         QIOTaskFunc func, void *opaque);
+
+/**
+ * migration_handshake_note_error: the outgoing migration has its first error
+ * @errp: the error; advice is added if the destination does not take the stream
+ *        because it wants a handshake
+ *
+ * In session, nobody waits for further channels any more.  Any thread.
+ */
+void migration_handshake_note_error(Error **errp);
+
+/**
+ * migration_handshake_explain_magic: explain why the return path makes no sense
+ * @magic: what came on it
+ * @errp: the error; advice is added if the destination wants a handshake
+ *
+ * Any thread.
+ */
+void migration_handshake_explain_magic(uint32_t magic, Error **errp);
 
 /**
  * migration_handshake_channel_failed: explain why multifd has no connection

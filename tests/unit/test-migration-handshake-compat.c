@@ -60,7 +60,7 @@ static void pair_init(Pair *pair)
 static void pair_compare(Pair *pair)
 {
     handshake_issues_free(&pair->issues);
-    handshake_compare(pair->src, pair->dst, pair->effective, &pair->issues);
+    handshake_compare(pair->src, pair->dst, NULL, pair->effective, &pair->issues);
 }
 
 static void pair_destroy(Pair *pair)
@@ -131,7 +131,7 @@ static void test_same(void)
     QAPI_LIST_PREPEND(pair.effective, g_strdup("postcopy-preempt"));
     assert_none(&pair);
     /* With itself, too */
-    handshake_compare(pair.src, pair.src, pair.effective, &pair.issues);
+    handshake_compare(pair.src, pair.src, NULL, pair.effective, &pair.issues);
     g_assert_null(pair.issues.list);
     pair_destroy(&pair);
 }
@@ -484,7 +484,7 @@ static void test_all(void)
     g_assert_cmpuint(pair.issues.warnings, ==, 2);
 
     /* They are added to what was there */
-    handshake_compare(pair.src, pair.dst, pair.effective, &pair.issues);
+    handshake_compare(pair.src, pair.dst, NULL, pair.effective, &pair.issues);
     g_assert_cmpuint(pair.issues.listed, ==, 2 * ARRAY_SIZE(codes));
     pair_destroy(&pair);
 }

@@ -619,7 +619,7 @@ static void test_required_channels_all(void)
     verdict = negotiate_with(&fake, hello);
     find_issue(verdict, "capability-unknown", "warp-drive");
     /* The feature is the reason, whatever else would be one */
-    issue = find_issue(verdict, "capability-unsupported", "multifd");
+    issue = find_issue(verdict, "transport", "multifd");
     g_assert_nonnull(strstr(issue->message, "'named-channels'"));
     issue = find_issue(verdict, "capability-unsupported", "postcopy-preempt");
     g_assert_nonnull(strstr(issue->message, "'named-channels'"));
@@ -646,7 +646,7 @@ static void test_required_channels_feature(void)
     set_strlist(&hello->required, "named-channels");
     set_strlist(&hello->features, "");
     verdict = negotiate_with(&fake, hello);
-    assert_issue(verdict, "capability-unsupported", "multifd",
+    assert_issue(verdict, "transport", "multifd",
                  "'named-channels'");
 }
 
@@ -897,7 +897,7 @@ static void test_optional_channels_mixed(void)
 
     set_strlist(&hello->features, "");
     unable = negotiate_with(&fake, hello);
-    assert_issue(unable, "capability-unsupported", "multifd",
+    assert_issue(unable, "transport", "multifd",
                  "'named-channels'");
     assert_declined(unable, "postcopy-preempt", "'named-channels'");
     assert_strlist(unable->capabilities, "return-path postcopy-ram");

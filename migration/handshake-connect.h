@@ -1,0 +1,36 @@
+/*
+ * Migration handshake: further connections on their way
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_HANDSHAKE_CONNECT_H
+#define QEMU_MIGRATION_HANDSHAKE_CONNECT_H
+
+#include "io/channel-socket.h"
+#include "io/task.h"
+
+/**
+ * handshake_connect: open a further connection of a migration
+ * @ioc: a new socket channel, whose reference @func gets
+ * @addr: where to; it is copied
+ * @func: called once, in the main thread with the BQL held
+ * @opaque: for @func
+ *
+ * As qio_channel_socket_connect_async(), but yank and a failed migration end
+ * it: then @func gets an error and another channel, and whatever comes of @ioc
+ * is closed.
+ *
+ * Any thread.
+ */
+void handshake_connect(QIOChannelSocket *ioc, SocketAddress *addr,
+                       QIOTaskFunc func, void *opaque);
+
+/**
+ * handshake_connect_abandon: end all connections on their way
+ *
+ * It happens soon, in the main loop.  Any thread.
+ */
+void handshake_connect_abandon(void);
+
+#endif
