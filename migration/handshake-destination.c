@@ -21,6 +21,8 @@
 #include "io/channel-tls.h"
 #include "qapi/error.h"
 #include "qapi/util.h"
+#include "qemu/coroutine.h"
+#include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "handshake-channels.h"
@@ -58,8 +60,9 @@ typedef struct HandshakeConn {
     bool refused;                   /* REJECT has been sent */
     bool violated;                  /* after ACCEPT: no honest source */
     int64_t start_ns;               /* 0 before the first byte */
-    HandshakeHello *hello;          /* complete, and not judged yet */
-    strList *not_understood;
+    QemuUUID id;                    /* drawn with the verdict */
+    GString *hello;                 /* complete, and not looked at yet */
+    Error *malformed;               /* what is wrong with it as a message */
     HandshakeVerdict *verdict;      /* NULL before HELLO has been judged */
     MigrationHandshakeInfo *info;   /* NULL if it is not to be shown */
     QTAILQ_ENTRY(HandshakeConn) next;
@@ -69,6 +72,12 @@ static QTAILQ_HEAD(, HandshakeConn) conns =
     QTAILQ_HEAD_INITIALIZER(conns);
 static unsigned conn_count;
 
+/*
+ * Only one HELLO is looked at at a time, and in each turn of the main loop: it
+ * costs time and memory, and a stranger may ask for it.
+ */
+static CoMutex judging;
+
 static struct {
     QemuUUID id;
     HandshakeConn *conn;            /* NULL once it has been delivered */
@@ -77,7 +86,7 @@ static struct {
 
 static void session_begin(HandshakeConn *conn, unsigned multifd, bool preempt)
 {
-    qemu_uuid_generate(&session.id);
+    session.id = conn->id;
     session.conn = conn;
     session.channels = handshake_channels_new(&session.id, multifd, preempt);
 }
@@ -103,9 +112,11 @@ static void conn_free(HandshakeConn *conn)
     conn_count--;
     timer_free(conn->timer);
     handshake_wire_destroy(&conn->wire);
-    handshake_hello_free(conn->hello);
+    if (conn->hello) {
+        g_string_free(conn->hello, true);
+    }
+    error_free(conn->malformed);
     handshake_verdict_free(conn->verdict);
-    qapi_free_strList(conn->not_understood);
     qapi_free_MigrationHandshakeInfo(conn->info);
     g_free(conn);
 }
@@ -131,6 +142,11 @@ static void conn_set_timer(HandshakeConn *conn, int seconds)
                            seconds * 1000);
 }
 
+static bool is_tls(QIOChannel *ioc)
+{
+    return object_dynamic_cast(OBJECT(ioc), TYPE_QIO_CHANNEL_TLS);
+}
+
 static void publish(HandshakeConn *conn, MigrationHandshakeStatus status,
                     const char *message)
 {
@@ -141,7 +157,13 @@ static void publish(HandshakeConn *conn, MigrationHandshakeStatus status,
     g_free(conn->info->message);
     conn->info->message = g_strdup(message);
     handshake_info_set_wire(conn->info, &conn->wire);
-    handshake_info_publish(conn->info);
+    if (status == MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS) {
+        handshake_info_publish(conn->info);
+    } else {
+        handshake_info_end(conn->info, &conn->verdict->issues,
+                           status == MIGRATION_HANDSHAKE_STATUS_ACCEPTED ||
+                           is_tls(conn->wire.ioc));
+    }
 }
 
 /* The version that the source likes best of those that are known here */
@@ -199,18 +221,19 @@ static unsigned multifd_channels(const HandshakeVerdict *verdict)
  * Everything that the answer depends on is looked at here, in one go with the
  * BQL held, so that it cannot change in between.
  */
-static void judge(HandshakeConn *conn)
+static void judge(HandshakeConn *conn, const HandshakeHello *hello,
+                  strList *not_understood)
 {
     g_autoptr(HandshakeProfile) local = handshake_profile_new();
     HandshakeVerdict *verdict = handshake_verdict_new();
-    const HandshakeHello *hello = conn->hello;
     HandshakeIssues *issues = &verdict->issues;
     g_autoptr(Error) err = NULL;
 
     conn->verdict = verdict;
+    qemu_uuid_generate(&conn->id);
     handshake_profile_collect(local);
     verdict->peer = handshake_profile_peer(local);
-    verdict->not_understood = g_steal_pointer(&conn->not_understood);
+    verdict->not_understood = not_understood;
     verdict->features = handshake_features_common(hello->features);
 
     if (session.channels) {
@@ -250,10 +273,18 @@ static void judge(HandshakeConn *conn)
 static void judge_bh(void *opaque)
 {
     HandshakeConn *conn = opaque;
+    g_autoptr(HandshakeHello) hello = NULL;
+    strList *not_understood = NULL;
 
-    judge(conn);
+    hello = handshake_hello_from_json(conn->hello->str, conn->hello->len,
+                                      &not_understood, &conn->malformed);
+    if (hello) {
+        judge(conn, hello, not_understood);
+    } else {
+        qapi_free_strList(not_understood);
+    }
     /* It may be large, and whoever was refused has time to read why */
-    g_clear_pointer(&conn->hello, handshake_hello_free);
+    g_string_free(g_steal_pointer(&conn->hello), true);
     aio_co_wake(conn->co);
 }
 
@@ -266,11 +297,11 @@ static bool coroutine_fn send_verdict(HandshakeConn *conn,
     g_autofree char *json = handshake_verdict_to_json(verdict);
     HandshakeFrameType type = verdict->accept ? HANDSHAKE_FRAME_ACCEPT
                                               : HANDSHAKE_FRAME_REJECT;
-    HandshakeHeader header = { .name = HANDSHAKE_CHANNEL_MAIN };
+    HandshakeHeader header = {
+        .name = HANDSHAKE_CHANNEL_MAIN,
+        .session = conn->id,
+    };
 
-    if (verdict->accept) {
-        header.session = session.id;
-    }
     trace_migration_handshake_destination_verdict(
         conn->wire.ioc, handshake_frame_type_str(type), json);
     handshake_header_put(buf, &header);
@@ -346,7 +377,7 @@ static bool add_channel(HandshakeConn *conn, const HandshakeHeader *header,
     return true;
 }
 
-/* Returns false with @errp set unless conn->hello has been filled in */
+/* Returns false with @errp set unless conn->hello has come */
 static bool coroutine_fn read_hello(HandshakeConn *conn, Error **errp)
 {
     ERRP_GUARD();
@@ -365,29 +396,28 @@ static bool coroutine_fn read_hello(HandshakeConn *conn, Error **errp)
         return false;
     }
     trace_migration_handshake_destination_hello(conn->wire.ioc, json->str);
-    conn->hello = handshake_hello_from_json(json->str, json->len,
-                                            &conn->not_understood, errp);
-    if (!conn->hello) {
-        refuse_malformed(conn, *errp);
-        return false;
-    }
+    conn->hello = g_steal_pointer(&json);
     return true;
 }
 
 /* Returns true if the source was told ACCEPT */
 static bool coroutine_fn answer(HandshakeConn *conn, Error **errp)
 {
-    /* One after the other: judging costs time, and a stranger may ask for it */
-    aio_bh_schedule_oneshot(qemu_get_aio_context(), judge_bh, conn);
-    qemu_coroutine_yield();
+    WITH_QEMU_LOCK_GUARD(&judging) {
+        aio_bh_schedule_oneshot(qemu_get_aio_context(), judge_bh, conn);
+        qemu_coroutine_yield();
+    }
 
+    if (!conn->verdict) {
+        refuse_malformed(conn, conn->malformed);
+        error_propagate(errp, g_steal_pointer(&conn->malformed));
+        return false;
+    }
     if (!send_verdict(conn, conn->verdict, errp)) {
         return false;
     }
     if (conn->info) {
-        if (conn->verdict->accept) {
-            conn->info->session = qemu_uuid_unparse_strdup(&session.id);
-        }
+        conn->info->session = qemu_uuid_unparse_strdup(&conn->id);
         conn->info->duration = (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) -
                                 conn->start_ns) / SCALE_US;
         handshake_info_set_verdict(conn->info, conn->verdict);
@@ -679,8 +709,7 @@ static HandshakeConn *conn_new(QIOChannel *ioc)
 /* The one whose TLS negotiates on @ioc, or below it; NULL if there is none */
 static HandshakeConn *find_tls(QIOChannel *ioc)
 {
-    Object *tls = object_dynamic_cast(OBJECT(ioc), TYPE_QIO_CHANNEL_TLS);
-    const QIOChannel *raw = tls ? QIO_CHANNEL_TLS(tls)->master : ioc;
+    const QIOChannel *raw = is_tls(ioc) ? QIO_CHANNEL_TLS(ioc)->master : ioc;
     HandshakeConn *conn;
 
     QTAILQ_FOREACH(conn, &conns, next) {
@@ -698,8 +727,14 @@ void handshake_destination_before_tls(QIOChannel *ioc)
 
 static void coroutine_fn tls_failed_co(void *opaque)
 {
-    /* A fatal alert of TLS 1.2: handshake_failure */
-    static const uint8_t alert[] = { 0x15, 3, 3, 0, 2, 2, 40 };
+    /*
+     * Alerts of TLS 1.2: handshake_failure, close_notify.  A peer that expects
+     * a channel header reads eight bytes before it judges them.
+     */
+    static const uint8_t alert[] = {
+        0x15, 3, 3, 0, 2, 2, 40,
+        0x15, 3, 3, 0, 2, 1, 0,
+    };
     g_autoptr(GByteArray) buf = g_byte_array_new();
     HandshakeConn *conn = opaque;
 

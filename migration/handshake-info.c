@@ -7,9 +7,13 @@
 #include "qemu/osdep.h"
 #include "qapi/clone-visitor.h"
 #include "qapi/qapi-builtin-visit.h"
+#include "qapi/qapi-events-migration-handshake.h"
+#include "qapi/qapi-types-migration.h"
 #include "qapi/qapi-visit-migration-handshake.h"
+#include "qemu/timer.h"
 #include "handshake-info.h"
 #include "handshake-policy.h"
+#include "options.h"
 
 /* The conversation in progress, else the last one */
 static MigrationHandshakeInfo *current;
@@ -74,6 +78,26 @@ void handshake_info_publish(const MigrationHandshakeInfo *info)
 {
     qapi_free_MigrationHandshakeInfo(current);
     current = info_clone(info);
+}
+
+void handshake_info_end(const MigrationHandshakeInfo *info,
+                        const HandshakeIssues *issues, bool trusted)
+{
+    static int64_t next_ms;
+    int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+
+    handshake_info_publish(info);
+    if (!migrate_events() || (!trusted && now_ms < next_ms)) {
+        return;
+    }
+    if (!trusted) {
+        next_ms = now_ms + 1000;
+    }
+    qapi_event_send_migration_handshake(info->role, info->status,
+                                        info->check_only, info->session,
+                                        issues ? issues->errors : 0,
+                                        issues ? issues->warnings : 0,
+                                        info->message);
 }
 
 MigrationHandshakeInfo *handshake_info_query(void)

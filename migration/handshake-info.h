@@ -43,6 +43,16 @@ void handshake_info_set_verdict(MigrationHandshakeInfo *info,
 void handshake_info_publish(const MigrationHandshakeInfo *info);
 
 /**
+ * handshake_info_end: the conversation has ended: publish it, and tell clients
+ * @info: the record, which is copied
+ * @issues: what was found, or NULL
+ * @trusted: false if it may be a stranger that was refused; the event is
+ *           rate-limited then
+ */
+void handshake_info_end(const MigrationHandshakeInfo *info,
+                        const HandshakeIssues *issues, bool trusted);
+
+/**
  * handshake_info_query: what was published last
  *
  * Returns: a copy, to be freed by the caller; NULL if there is nothing

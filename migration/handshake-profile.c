@@ -18,6 +18,7 @@
 #include "qemu/rcu.h"
 #include "qemu/uuid.h"
 #include "qom/object.h"
+#include "system/runstate.h"
 #include "system/system.h"
 #include "handshake-profile.h"
 #include "migration.h"
@@ -92,11 +93,21 @@ static bool is_leaving(const Collection *c, const char *name)
     return false;
 }
 
+static bool is_conditional(const SaveVMSection *section)
+{
+    return section->vmsd ? section->vmsd->needed != NULL
+                         : section->ops->is_active != NULL;
+}
+
 /* Whether qemu_savevm_state_setup() or vmstate_save() would send it now */
 static bool is_sent(const SaveVMSection *section)
 {
     const SaveVMHandlers *ops = section->ops;
 
+    /* Nothing is sent from here, and devices may not know what to say yet */
+    if (is_conditional(section) && runstate_check(RUN_STATE_INMIGRATE)) {
+        return false;
+    }
     if (section->vmsd) {
         return vmstate_section_needed(section->vmsd, section->opaque);
     }
@@ -116,14 +127,13 @@ static void collect_section(const SaveVMSection *section, void *opaque)
     to = handshake_sections_add(c->profile->sections, section->idstr);
     to->instance = section->instance_id;
     to->version = section->version_id;
+    to->conditional = is_conditional(section);
     to->idle = !is_sent(section);
     if (section->vmsd) {
         to->minimum = section->vmsd->minimum_version_id;
-        to->conditional = section->vmsd->needed != NULL;
-    } else {
+    } else if (!strcmp(section->idstr, "ram")) {
         /* ram_load() wants its own version; others say nothing in advance */
-        to->minimum = strcmp(section->idstr, "ram") ? 0 : section->version_id;
-        to->conditional = section->ops->is_active != NULL;
+        to->minimum = section->version_id;
     }
     if (section->vmsd && section->vmsd->unmigratable) {
         QAPI_LIST_PREPEND(c->profile->unmigratable,

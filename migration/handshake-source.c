@@ -44,13 +44,6 @@ struct HandshakeSource {
     void *opaque;
 };
 
-static void publish(HandshakeSource *hs, MigrationHandshakeStatus status)
-{
-    hs->info->status = status;
-    handshake_info_set_wire(hs->info, &hs->wire);
-    handshake_info_publish(hs->info);
-}
-
 /* What the user wants, in order of preference; to be freed by the caller */
 static strList *wanted_capabilities(const MigrationHandshakeOptions *options)
 {
@@ -313,14 +306,21 @@ static void coroutine_fn send_abort(HandshakeSource *hs, const char *message)
     }
 }
 
-/* Puts what went wrong on the way into words that help on the source */
-static void explain_failure(HandshakeSource *hs, Error **errp)
+/*
+ * Puts what went wrong on the way into words that help on the source.  Returns
+ * @status, unless it is the user who did not want to go on.
+ */
+static MigrationHandshakeStatus explain_failure(HandshakeSource *hs,
+                                                MigrationHandshakeStatus status,
+                                                Error **errp)
 {
     if (hs->cancelled) {
         error_free(*errp);
         *errp = NULL;
         error_setg(errp, "the migration handshake was cancelled");
-    } else if (hs->timed_out && !hs->verdict) {
+        return MIGRATION_HANDSHAKE_STATUS_CANCELLED;
+    }
+    if (hs->timed_out && !hs->verdict) {
         error_free(*errp);
         *errp = NULL;
         error_setg(errp, "no answer to the migration handshake within %"
@@ -328,6 +328,7 @@ static void explain_failure(HandshakeSource *hs, Error **errp)
                    "of type 'handshake', with the same use of TLS?",
                    hs->timeout);
     }
+    return status;
 }
 
 /* The verdict is known: note it with our own part */
@@ -356,22 +357,16 @@ static void note_verdict(HandshakeSource *hs, bool agreed)
     handshake_info_set_verdict(hs->info, hs->verdict);
 }
 
-/* Without an agreement, unless it is the user who did not want one any more */
-static void publish_failure(HandshakeSource *hs,
-                            MigrationHandshakeStatus status)
-{
-    publish(hs, hs->cancelled ? MIGRATION_HANDSHAKE_STATUS_CANCELLED : status);
-}
-
-static void coroutine_fn converse(HandshakeSource *hs, Error **errp)
+/* Returns what became of it; @errp is set unless that is ACCEPTED */
+static MigrationHandshakeStatus coroutine_fn converse(HandshakeSource *hs,
+                                                      Error **errp)
 {
     ERRP_GUARD();
+    MigrationHandshakeStatus status = MIGRATION_HANDSHAKE_STATUS_ACCEPTED;
     bool agreed;
 
     if (!send_hello(hs, errp) || !read_verdict(hs, errp)) {
-        explain_failure(hs, errp);
-        publish_failure(hs, MIGRATION_HANDSHAKE_STATUS_FAILED);
-        return;
+        return explain_failure(hs, MIGRATION_HANDSHAKE_STATUS_FAILED, errp);
     }
 
     if (!hs->verdict->accept) {
@@ -381,27 +376,23 @@ static void coroutine_fn converse(HandshakeSource *hs, Error **errp)
 
         note_verdict(hs, false);
         error_setg(errp, "the destination refused the migration: %s", reason);
-        publish(hs, MIGRATION_HANDSHAKE_STATUS_REJECTED);
-        return;
+        return MIGRATION_HANDSHAKE_STATUS_REJECTED;
     }
 
     agreed = !hs->cancelled && agree(hs, errp);
     note_verdict(hs, agreed);
     if (!agreed) {
-        explain_failure(hs, errp);
+        status = explain_failure(hs, MIGRATION_HANDSHAKE_STATUS_REJECTED, errp);
         send_abort(hs, error_get_pretty(*errp));
-        publish_failure(hs, MIGRATION_HANDSHAKE_STATUS_REJECTED);
-        return;
+        return status;
     }
 
     handshake_settings_take(hs->verdict->capabilities,
                             hs->verdict->parameters);
     if (!send_commit(hs, errp)) {
-        explain_failure(hs, errp);
-        publish_failure(hs, MIGRATION_HANDSHAKE_STATUS_FAILED);
-        return;
+        status = explain_failure(hs, MIGRATION_HANDSHAKE_STATUS_FAILED, errp);
     }
-    publish(hs, MIGRATION_HANDSHAKE_STATUS_ACCEPTED);
+    return status;
 }
 
 static void source_free(HandshakeSource *hs)
@@ -431,15 +422,16 @@ static void coroutine_fn source_co(void *opaque)
 {
     HandshakeSource *hs = opaque;
 
-    converse(hs, &hs->err);
+    hs->info->status = converse(hs, &hs->err);
     if (hs->timer) {
         timer_del(hs->timer);
     }
     if (hs->err) {
-        g_free(hs->info->message);
         hs->info->message = g_strdup(error_get_pretty(hs->err));
-        handshake_info_publish(hs->info);
     }
+    handshake_info_set_wire(hs->info, &hs->wire);
+    handshake_info_end(hs->info, hs->verdict ? &hs->verdict->issues : NULL,
+                       true);
     aio_bh_schedule_oneshot(qemu_get_aio_context(), source_finish_bh, hs);
 }
 
@@ -489,7 +481,7 @@ handshake_source_start(QIOChannel *ioc, bool single,
     hs->opaque = opaque;
     hs->hello = make_hello(hs, single, options);
     hs->info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE);
-    publish(hs, MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS);
+    handshake_info_publish(hs->info);
 
     /* An fd: transport gets here inside the QMP command */
     aio_bh_schedule_oneshot(qemu_get_aio_context(), source_start_bh, hs);

@@ -410,21 +410,31 @@ void migration_handshake_explain_magic(uint32_t magic, Error **errp)
     }
 }
 
-/* What the destination may have said to a stream that nobody listens on */
-static void explain_legacy(Error **errp)
+/* What has come from the destination of a stream without handshake, if any */
+static uint32_t peek_legacy_answer(void)
 {
+    uint8_t magic[4] = { 0 };
 #ifdef MSG_DONTWAIT
-    QIOChannelSocket *ioc = source.legacy
-        ? (QIOChannelSocket *)object_dynamic_cast(OBJECT(source.legacy),
-                                                  TYPE_QIO_CHANNEL_SOCKET)
-        : NULL;
-    uint8_t magic[4];
+    Object *ioc = source.legacy ? object_dynamic_cast(OBJECT(source.legacy),
+                                                      TYPE_QIO_CHANNEL_SOCKET)
+                                : NULL;
 
-    if (ioc && recv(ioc->fd, magic, sizeof(magic),
-                    MSG_PEEK | MSG_DONTWAIT) == sizeof(magic)) {
-        migration_handshake_explain_magic(ldl_be_p(magic), errp);
+    if (ioc && recv(QIO_CHANNEL_SOCKET(ioc)->fd, magic, sizeof(magic),
+                    MSG_PEEK | MSG_DONTWAIT) != sizeof(magic)) {
+        return 0;
     }
 #endif
+    return ldl_be_p(magic);
+}
+
+void migration_handshake_check_stream(QEMUFile *f)
+{
+    Error *err = NULL;
+
+    if (peek_legacy_answer() == HANDSHAKE_MAGIC) {
+        error_setg(&err, "nobody loads the migration stream");
+        qemu_file_set_error_obj(f, -EPROTO, err);
+    }
 }
 
 /* Channels that TLS or connect() holds up would never see that it is over */
@@ -441,10 +451,13 @@ static void end_setup_bh(void *opaque)
 void migration_handshake_note_error(Error **errp)
 {
     if (source.in_session) {
+        if (migrate_get_current()->state == MIGRATION_STATUS_SETUP) {
+            error_prepend(errp, "while the migration's channels were opened: ");
+        }
         handshake_connect_abandon();
         aio_bh_schedule_oneshot(qemu_get_aio_context(), end_setup_bh, NULL);
     } else {
-        explain_legacy(errp);
+        migration_handshake_explain_magic(peek_legacy_answer(), errp);
     }
 }
 

@@ -203,6 +203,17 @@ void migration_handshake_connect_channel(QIOChannelSocket *ioc,
 void migration_handshake_note_error(Error **errp);
 
 /**
+ * migration_handshake_check_stream: before a stream counts as taken
+ * @f: the main channel of a migration without handshake
+ *
+ * Without a return path, all of a small stream may have been sent before the
+ * connection breaks.  Makes @f fail if the destination wants a handshake.
+ *
+ * Called in the migration thread.
+ */
+void migration_handshake_check_stream(QEMUFile *f);
+
+/**
  * migration_handshake_explain_magic: explain why the return path makes no sense
  * @magic: what came on it
  * @errp: the error; advice is added if the destination wants a handshake
