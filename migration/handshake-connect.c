@@ -79,6 +79,15 @@ void handshake_connect_abandon(void)
     aio_bh_schedule_oneshot(qemu_get_aio_context(), abandon_bh, NULL);
 }
 
+void handshake_connect_forget(void)
+{
+    HandshakeConnect *c, *next;
+
+    QLIST_FOREACH_SAFE(c, &connects, next, next) {
+        connect_end(c);
+    }
+}
+
 static void connected(QIOTask *task, void *opaque)
 {
     HandshakeConnect *c = opaque;

@@ -14,7 +14,8 @@
  * handshake_connect: open a further connection of a migration
  * @ioc: a new socket channel, whose reference @func gets
  * @addr: where to; it is copied
- * @func: called once, in the main thread with the BQL held
+ * @func: called once, in the main thread with the BQL held, unless the
+ *        migration is over before
  * @opaque: for @func
  *
  * As qio_channel_socket_connect_async(), but yank and a failed migration end
@@ -32,5 +33,13 @@ void handshake_connect(QIOChannelSocket *ioc, SocketAddress *addr,
  * It happens soon, in the main loop.  Any thread.
  */
 void handshake_connect_abandon(void);
+
+/**
+ * handshake_connect_forget: the migration is over
+ *
+ * Nobody waits any more for what is still on its way, and nobody is told.
+ * Called in the main thread with the BQL held.
+ */
+void handshake_connect_forget(void);
 
 #endif

@@ -527,6 +527,7 @@ void migration_handshake_source_cleanup(void)
     source.in_session = false;
     tls_end();
     watch_end();
+    handshake_connect_forget();
     object_unref(OBJECT(source.legacy));
     source.legacy = NULL;
     handshake_settings_give_back();
