@@ -365,7 +365,7 @@ static void compare_ram(const HandshakeProfile *src,
     }
 }
 
-/* All page sizes of a machine in one number, as postcopy tells it; 0: unknown */
+/* All page sizes of a machine in one number, as in postcopy; 0: unknown */
 static uint64_t page_size_summary(const GPtrArray *blocks)
 {
     uint64_t summary = 0;
@@ -483,14 +483,16 @@ static void compare_unmigratable(const HandshakeProfile *src,
                                  const HandshakeProfile *dst,
                                  HandshakeIssues *issues)
 {
-    for (strList *l = src->unmigratable; l; l = l->next) {
+    const strList *l;
+
+    for (l = src->unmigratable; l; l = l->next) {
         handshake_issue_add(issues, "unmigratable",
                             MIGRATION_HANDSHAKE_SEVERITY_ERROR, l->value,
                             "not migratable", NULL,
                             "the state of '%s' on the source cannot be "
                             "migrated", l->value);
     }
-    for (strList *l = dst->unmigratable; l; l = l->next) {
+    for (l = dst->unmigratable; l; l = l->next) {
         handshake_issue_add(issues, "unmigratable",
                             MIGRATION_HANDSHAKE_SEVERITY_ERROR, l->value,
                             "missing", "not migratable",

@@ -189,6 +189,8 @@ static uint32_t choose_version(const HandshakeHello *hello,
 
 static void judge_core(const HandshakeHello *hello, HandshakeIssues *issues)
 {
+    const strList *l;
+
     if (!hello->purpose || strcmp(hello->purpose, "migrate")) {
         handshake_issue_add(issues, "purpose",
                             MIGRATION_HANDSHAKE_SEVERITY_ERROR, "purpose",
@@ -196,7 +198,7 @@ static void judge_core(const HandshakeHello *hello, HandshakeIssues *issues)
                             "the purpose '%s' is not known on the destination",
                             hello->purpose ?: "");
     }
-    for (strList *l = hello->required; l; l = l->next) {
+    for (l = hello->required; l; l = l->next) {
         if (!handshake_feature_known(l->value)) {
             handshake_issue_add(issues, "required-feature",
                                 MIGRATION_HANDSHAKE_SEVERITY_ERROR, l->value,
@@ -618,7 +620,7 @@ static void coroutine_fn tell_legacy_source(HandshakeConn *conn)
     tell_stranger(conn, buf);
 }
 
-/* Closes a connection that leads to nothing, in a way that lets the peer read */
+/* Closes a connection that leads to nothing, once the peer could read */
 static void coroutine_fn conn_end(HandshakeConn *conn)
 {
     if (conn->refused) {
