@@ -269,6 +269,20 @@ static QDict *assert_refused_by(QTestState *to, const char *port,
     return answer;
 }
 
+static void assert_unacceptable(QTestState *to, const char *port, int i)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    QDict *answer;
+
+    put_header(buf, "main");
+    put_frame(buf, FRAME_HELLO, unacceptable[i].hello);
+    answer = assert_refused_by(to, port, buf, unacceptable[i].message);
+    if (unacceptable[i].code) {
+        g_assert_nonnull(find_issue(answer, unacceptable[i].code));
+    }
+    qobject_unref(answer);
+}
+
 static void test_unacceptable_hello(void)
 {
     QTestState *to = start_destination("");
@@ -276,20 +290,42 @@ static void test_unacceptable_hello(void)
     g_autofree char *port = destination_port(to);
 
     for (int i = 0; i < ARRAY_SIZE(unacceptable); i++) {
-        g_autoptr(GByteArray) buf = g_byte_array_new();
-        QDict *answer;
-
         g_test_message("%s", unacceptable[i].hello);
-        put_header(buf, "main");
-        put_frame(buf, FRAME_HELLO, unacceptable[i].hello);
-        answer = assert_refused_by(to, port, buf, unacceptable[i].message);
-        if (unacceptable[i].code) {
-            g_assert_nonnull(find_issue(answer, unacceptable[i].code));
-        }
-        qobject_unref(answer);
+        assert_unacceptable(to, port, i);
     }
     assert_good_migration(from, to);
     stop_both(from, to);
+}
+
+/* However many are refused, the destination listens, and nothing piles up */
+static void test_refused_many(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *bad = start_source("-machine pc");
+    QTestState *good;
+    g_autofree char *port = destination_port(to);
+
+    for (int i = 0; i < 200; i++) {
+        QDict *rsp;
+
+        assert_unacceptable(to, port, i % ARRAY_SIZE(unacceptable));
+
+        migrate_to(bad, to, NULL);
+        rsp = wait_status(bad, "failed");
+        g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"),
+                                "machine-type"));
+        qobject_unref(rsp);
+        assert_listening(to);
+        rsp = wait_handshake(to, "rejected");
+        g_assert_nonnull(find_issue(rsp, "machine-type"));
+        qobject_unref(rsp);
+    }
+    g_assert_true(is_running(bad));
+    qtest_quit(bad);
+
+    good = start_source("");
+    assert_good_migration(good, to);
+    stop_both(good, to);
 }
 
 /* Frames that make no sense are answered: the peer speaks the protocol */
@@ -517,4 +553,5 @@ void migration_test_add_handshake_peer(MigrationTestEnv *env)
     migration_test_add("/migration/handshake/bad/commit", test_bad_commit);
     migration_test_add("/migration/handshake/bad/silence", test_silence);
     migration_test_add("/migration/handshake/busy", test_busy);
+    migration_test_add("/migration/handshake/refused/many", test_refused_many);
 }
