@@ -5,7 +5,7 @@ BASE ?= 10.0
 TARGET := $(if $(QEMU_SRC),custom,$(BASE))
 export QEMU_SRC REFRESH
 
-.PHONY: all check check-full check-series series refresh demo bench clean help
+.PHONY: all check check-full check-asan check-series series refresh demo bench clean help
 
 all:
 	@scripts/build $(TARGET)
@@ -15,6 +15,9 @@ check:
 
 check-full:
 	@scripts/check $(TARGET) full
+
+check-asan:
+	@scripts/check $(TARGET) asan
 
 series:
 	@scripts/series $(TARGET)
@@ -41,6 +44,7 @@ help:
 #: make demo               builds, and migrates a real guest with the handshake
 #: make check              builds, and runs all the tests that gate a change
 #: make check-full         and those that take long, and once more with multifd
+#: make check-asan         our own tests with AddressSanitizer and UBSan, in build/10.0-asan
 #: make bench              measures and draws
 #: make series             writes build/series/10.0/*.patch for git am, and checks it
 #: make check-series       and builds after its middle and its last patch
