@@ -589,12 +589,11 @@ static void test_required_channels(void)
 
             set_strlist(&hello->features, no_channels[j]);
             verdict = negotiate_with(&fake, hello);
-            assert_issue(verdict, "capability-unsupported", cases[i].name,
-                         cases[i].name);
+            assert_issue(verdict, "transport", cases[i].name, cases[i].name);
             issue = verdict->issues.list->value;
             g_assert_nonnull(strstr(issue->message, "'named-channels'"));
-            g_assert_cmpstr(issue->source, ==, "required");
-            g_assert_cmpstr(issue->destination, ==, "not possible");
+            g_assert_cmpstr(issue->source, ==, "needs further channels");
+            g_assert_cmpstr(issue->destination, ==, "takes named ones only");
             /* The others are none the worse for it */
             assert_strlist(verdict->capabilities, cases[i].effective);
             assert_dict(verdict->parameters, "{}");
@@ -621,7 +620,7 @@ static void test_required_channels_all(void)
     /* The feature is the reason, whatever else would be one */
     issue = find_issue(verdict, "transport", "multifd");
     g_assert_nonnull(strstr(issue->message, "'named-channels'"));
-    issue = find_issue(verdict, "capability-unsupported", "postcopy-preempt");
+    issue = find_issue(verdict, "transport", "postcopy-preempt");
     g_assert_nonnull(strstr(issue->message, "'named-channels'"));
     g_assert_cmpuint(verdict->issues.errors, ==, 3);
     assert_strlist(verdict->capabilities, "return-path postcopy-ram");
@@ -646,8 +645,7 @@ static void test_required_channels_feature(void)
     set_strlist(&hello->required, "named-channels");
     set_strlist(&hello->features, "");
     verdict = negotiate_with(&fake, hello);
-    assert_issue(verdict, "transport", "multifd",
-                 "'named-channels'");
+    assert_issue(verdict, "transport", "multifd", "'named-channels'");
 }
 
 /* A parameter that is known, but belongs to another capability */
@@ -1423,7 +1421,7 @@ static void check_both_sides(const char *enabled, const char *optional,
     verdict = negotiate_with(&fake, arrived);
     for (strList *l = on; l; l = l->next) {
         if (!able && handshake_policy_needs_channels(l->value)) {
-            find_issue(verdict, "capability-unsupported", l->value);
+            find_issue(verdict, "transport", l->value);
             impossible++;
         }
     }
