@@ -501,12 +501,12 @@ static const struct {
 } hellos[] = {
     /* An older source: no channel of its has a name */
     { HELLO("\"profile\": { \"required-capabilities\": [ \"multifd\" ] }"),
-      FRAME_REJECT, "capability-unsupported", "named-channels" },
+      FRAME_REJECT, "transport", "named-channels" },
     { HELLO("\"optional-capabilities\": [ \"multifd\" ]"),
       FRAME_ACCEPT, "multifd", "named-channels" },
     { HELLO("\"profile\": { \"required-capabilities\":"
             "  [ \"postcopy-ram\", \"postcopy-preempt\" ] }"),
-      FRAME_REJECT, "capability-unsupported", "named-channels" },
+      FRAME_REJECT, "transport", "named-channels" },
     { MULTIFD_HELLO("0"), FRAME_REJECT, "parameter-value", "1 and 255" },
     { MULTIFD_HELLO("256"), FRAME_REJECT, "parameter-value", "uint8" },
     { MULTIFD_HELLO("-1"), FRAME_REJECT, "parameter-value",

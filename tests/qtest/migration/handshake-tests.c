@@ -812,13 +812,15 @@ static void test_kill_destination(void)
 }
 
 /*
- * The destination has nobody who could read the source's last sections.  That
- * shows when all of RAM has moved and the guest stands still.
+ * Two devices of one name that are not alike in what only their state says.
+ * That shows when all of RAM has moved and the guest stands still.
  */
 static void test_late_failure(void)
 {
-    QTestState *to = start_destination("");
-    QTestState *from = start_source("-device i6300esb");
+    QTestState *to =
+        start_destination("-device virtio-rng-pci,disable-legacy=off");
+    QTestState *from =
+        start_source("-device virtio-rng-pci,disable-legacy=on");
     QDict *rsp;
 
     migrate_to(from, to, NULL);
