@@ -57,10 +57,16 @@ static void pair_init(Pair *pair)
     *pair = (Pair) { .src = profile_new(), .dst = profile_new() };
 }
 
-static void pair_compare(Pair *pair)
+static void pair_compare_with(Pair *pair, HandshakeResolveSection *resolve)
 {
     handshake_issues_free(&pair->issues);
-    handshake_compare(pair->src, pair->dst, NULL, pair->effective, &pair->issues);
+    handshake_compare(pair->src, pair->dst, resolve, pair->effective,
+                      &pair->issues);
+}
+
+static void pair_compare(Pair *pair)
+{
+    pair_compare_with(pair, NULL);
 }
 
 static void pair_destroy(Pair *pair)
@@ -81,9 +87,22 @@ static void assert_issue(const MigrationHandshakeIssue *issue,
     g_assert_cmpint(issue->severity, ==, severity);
     g_assert_cmpstr(issue->source, ==, source);
     g_assert_cmpstr(issue->destination, ==, destination);
-    /* A person must find both in the sentence */
-    g_assert_nonnull(strstr(issue->message, source));
-    g_assert_nonnull(strstr(issue->message, destination));
+}
+
+/* The one thing that was found; returns the sentence about it */
+static const char *assert_found(const Pair *pair, const char *code,
+                                const char *subject,
+                                MigrationHandshakeSeverity severity,
+                                const char *source, const char *destination)
+{
+    bool error = severity == MIGRATION_HANDSHAKE_SEVERITY_ERROR;
+
+    g_assert_cmpuint(pair->issues.listed, ==, 1);
+    g_assert_cmpuint(pair->issues.errors, ==, error);
+    g_assert_cmpuint(pair->issues.warnings, ==, !error);
+    assert_issue(pair->issues.list->value, code, subject, severity,
+                 source, destination);
+    return pair->issues.list->value->message;
 }
 
 /* The one thing that is wrong */
@@ -91,24 +110,40 @@ static void assert_only(Pair *pair, const char *code, const char *subject,
                         MigrationHandshakeSeverity severity,
                         const char *source, const char *destination)
 {
-    bool error = severity == MIGRATION_HANDSHAKE_SEVERITY_ERROR;
+    const char *message;
 
     pair_compare(pair);
-    g_assert_cmpuint(pair->issues.listed, ==, 1);
-    g_assert_cmpuint(pair->issues.errors, ==, error);
-    g_assert_cmpuint(pair->issues.warnings, ==, !error);
-    assert_issue(pair->issues.list->value, code, subject, severity,
-                 source, destination);
+    message = assert_found(pair, code, subject, severity, source, destination);
+    /* A person must find both in the sentence */
+    g_assert_nonnull(strstr(message, source));
+    g_assert_nonnull(strstr(message, destination));
 }
 
-static void assert_none(Pair *pair)
+/* The one part of the machine that is wrong */
+static void assert_part(Pair *pair, const char *code, const char *part,
+                        MigrationHandshakeSeverity severity,
+                        const char *source, const char *destination)
 {
+    const char *message;
+
     pair_compare(pair);
+    message = assert_found(pair, code, part, severity, source, destination);
+    g_assert_nonnull(strstr(message, part));
+}
+
+static void assert_none_with(Pair *pair, HandshakeResolveSection *resolve)
+{
+    pair_compare_with(pair, resolve);
     if (pair->issues.list) {
         g_error("unexpected issue: %s", pair->issues.list->value->message);
     }
     g_assert_cmpuint(pair->issues.errors, ==, 0);
     g_assert_cmpuint(pair->issues.warnings, ==, 0);
+}
+
+static void assert_none(Pair *pair)
+{
+    assert_none_with(pair, NULL);
 }
 
 static void swap_sides(Pair *pair)
@@ -512,6 +547,864 @@ static void test_hostile(void)
     pair_destroy(&pair);
 }
 
+#define ERROR MIGRATION_HANDSHAKE_SEVERITY_ERROR
+#define WARNING MIGRATION_HANDSHAKE_SEVERITY_WARNING
+
+static HandshakeSection *add_section(HandshakeProfile *profile,
+                                     const char *name, uint32_t instance,
+                                     uint32_t version)
+{
+    HandshakeSection *section;
+
+    profile->sections = profile->sections ?: handshake_sections_new();
+    section = handshake_sections_add(profile->sections, name);
+    section->instance = instance;
+    section->version = version;
+    section->minimum = version;
+    return section;
+}
+
+static HandshakeRAMBlock *add_block(HandshakeProfile *profile,
+                                    const char *name, uint64_t size)
+{
+    HandshakeRAMBlock *block;
+
+    profile->ram_blocks = profile->ram_blocks ?: handshake_ram_blocks_new();
+    block = handshake_ram_blocks_add(profile->ram_blocks, name);
+    block->size = size;
+    block->max_size = size;
+    block->page_size = 4096;
+    return block;
+}
+
+/* Both have what every machine has */
+static void pair_init_parts(Pair *pair)
+{
+    pair_init(pair);
+    add_section(pair->src, "timer", 0, 2);
+    add_section(pair->dst, "timer", 0, 2);
+    add_block(pair->src, "pc.ram", 1 << 20);
+    add_block(pair->dst, "pc.ram", 1 << 20);
+    assert_none(pair);
+}
+
+static void test_section_missing(void)
+{
+    HandshakeSection *section;
+    Pair pair;
+
+    pair_init_parts(&pair);
+    section = add_section(pair.src, "0000:00:02.0/virtio-net", 0, 11);
+    assert_part(&pair, "section-missing", "0000:00:02.0/virtio-net", ERROR,
+                "version 11", "missing");
+    section->conditional = true;
+    assert_part(&pair, "section-missing", "0000:00:02.0/virtio-net", WARNING,
+                "version 11", "missing");
+    /* Of what is not sent, nothing can be missing */
+    section->idle = true;
+    assert_none(&pair);
+    section->conditional = false;
+    assert_none(&pair);
+
+    /* It is there if it would read, whether or not it would write */
+    section->idle = false;
+    section = add_section(pair.dst, "0000:00:02.0/virtio-net", 0, 11);
+    assert_none(&pair);
+    section->idle = true;
+    assert_none(&pair);
+    section->conditional = true;
+    assert_none(&pair);
+    pair_destroy(&pair);
+}
+
+/* One CPU more */
+static void test_section_instances(void)
+{
+    Pair pair;
+
+    pair_init_parts(&pair);
+    for (int i = 0; i < 4; i++) {
+        add_section(pair.src, "cpu", i, 12);
+        add_section(pair.dst, "cpu", 3 - i, 12);
+    }
+    assert_none(&pair);
+
+    add_section(pair.src, "cpu", 4, 12);
+    assert_part(&pair, "section-missing", "cpu 4", ERROR, "version 12",
+                "missing");
+    swap_sides(&pair);
+    assert_part(&pair, "section-extra", "cpu 4", WARNING, "missing",
+                "present");
+    add_section(pair.src, "cpu", UINT32_MAX, 12);
+    pair_compare(&pair);
+    g_assert_cmpuint(pair.issues.listed, ==, 2);
+    assert_issue(pair.issues.list->value, "section-missing", "cpu 4294967295",
+                 ERROR, "version 12", "missing");
+    pair_destroy(&pair);
+}
+
+static void test_section_version(void)
+{
+    static const struct {
+        uint32_t sent, minimum, version;
+        const char *range;      /* that is read; NULL if it fits */
+    } cases[] = {
+        { 3, 3, 3, NULL },
+        { 3, 1, 3, NULL },
+        { 1, 1, 3, NULL },
+        { 2, 1, 3, NULL },
+        { 0, 0, 0, NULL },
+        { UINT32_MAX, 0, UINT32_MAX, NULL },
+        { 4, 3, 3, "3" },
+        { 4, 1, 3, "1 to 3" },
+        { 2, 3, 3, "3" },
+        { 1, 2, 3, "2 to 3" },
+        { 0, 1, 1, "1" },
+        { UINT32_MAX, 0, 1, "0 to 1" },
+        { 0, 1, UINT32_MAX, "1 to 4294967295" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *sent = g_strdup_printf("%" PRIu32, cases[i].sent);
+        HandshakeSection *src, *dst;
+        Pair pair;
+
+        pair_init_parts(&pair);
+        src = add_section(pair.src, "apic", 0, cases[i].sent);
+        dst = add_section(pair.dst, "apic", 0, cases[i].version);
+        /* What the source itself would read does not matter */
+        src->minimum = cases[i].sent / 2;
+        dst->minimum = cases[i].minimum;
+        if (cases[i].range) {
+            assert_only(&pair, "section-version", "apic", ERROR, sent,
+                        cases[i].range);
+            src->conditional = true;
+            assert_only(&pair, "section-version", "apic", WARNING, sent,
+                        cases[i].range);
+            src->idle = true;
+            /* That section is as if it were not there */
+            pair_compare(&pair);
+            assert_found(&pair, "section-extra", "apic", WARNING, "missing",
+                         "present");
+        } else {
+            assert_none(&pair);
+        }
+        pair_destroy(&pair);
+    }
+}
+
+static void test_section_extra(void)
+{
+    HandshakeSection *section;
+    Pair pair;
+
+    pair_init_parts(&pair);
+    section = add_section(pair.dst, "0000:00:02.0/e1000e", 0, 1);
+    assert_part(&pair, "section-extra", "0000:00:02.0/e1000e", WARNING,
+                "missing", "present");
+    /* The source may have it as well, and not send it either */
+    section->conditional = true;
+    assert_none(&pair);
+    section->conditional = false;
+    section->idle = true;
+    assert_none(&pair);
+    pair_destroy(&pair);
+}
+
+/* As qemu_savevm_resolve_section(), for a few names */
+static bool fake_resolve(const char **name, uint32_t *instance)
+{
+    if (!strcmp(*name, "0000:00:03.0/virtio-net")) {
+        *name = "virtio-net";               /* an alias */
+        *instance = *instance == 3 ? 0 : 9;
+        return true;
+    }
+    if (!strcmp(*name, "slirp")) {
+        *name = "net-user";                 /* its former name */
+        return true;
+    }
+    return strcmp(*name, "unheard-of");
+}
+
+static void test_section_resolved(void)
+{
+    Pair pair;
+
+    pair_init_parts(&pair);
+    add_section(pair.src, "0000:00:03.0/virtio-net", 3, 11);
+    add_section(pair.dst, "virtio-net", 0, 11);
+    add_section(pair.src, "slirp", 0, 4);
+    add_section(pair.dst, "net-user", 0, 4);
+    assert_none_with(&pair, fake_resolve);
+    /* They differ without it */
+    pair_compare(&pair);
+    g_assert_cmpuint(pair.issues.errors, ==, 2);
+    g_assert_cmpuint(pair.issues.warnings, ==, 2);
+
+    /* People know the name that the source has for it */
+    add_section(pair.src, "0000:00:03.0/virtio-net", 5, 11);
+    pair_compare_with(&pair, fake_resolve);
+    assert_found(&pair, "section-missing", "0000:00:03.0/virtio-net 5", ERROR,
+                 "version 11", "missing");
+    add_section(pair.dst, "virtio-net", 9, 10);
+    pair_compare_with(&pair, fake_resolve);
+    assert_found(&pair, "section-version", "0000:00:03.0/virtio-net 5", ERROR,
+                 "11", "10");
+    pair_destroy(&pair);
+
+    /* What is resolved may not be in the profile, and the other way round */
+    pair_init_parts(&pair);
+    add_section(pair.src, "here-and-gone", 0, 1);
+    pair_compare_with(&pair, fake_resolve);
+    assert_found(&pair, "section-missing", "here-and-gone", ERROR,
+                 "version 1", "missing");
+    pair_destroy(&pair);
+    pair_init_parts(&pair);
+    add_section(pair.src, "unheard-of", 0, 1);
+    add_section(pair.dst, "unheard-of", 0, 1);
+    pair_compare_with(&pair, fake_resolve);
+    g_assert_cmpuint(pair.issues.errors, ==, 1);
+    g_assert_cmpuint(pair.issues.warnings, ==, 1);
+    pair_destroy(&pair);
+}
+
+static void test_ram_missing(void)
+{
+    Pair pair;
+
+    pair_init_parts(&pair);
+    add_block(pair.src, "0000:00:01.0/vga.vram", 16777216);
+    assert_part(&pair, "ram-block-missing", "0000:00:01.0/vga.vram", ERROR,
+                "16777216", "missing");
+    swap_sides(&pair);
+    assert_part(&pair, "ram-block-extra", "0000:00:01.0/vga.vram", WARNING,
+                "missing", "16777216");
+    add_block(pair.src, "0000:00:01.0/vga.vram", 16777216);
+    assert_none(&pair);
+    pair_destroy(&pair);
+}
+
+static void test_ram_size(void)
+{
+    static const struct {
+        uint64_t sent;
+        uint64_t size, max;     /* here; max 0: it is not resizeable */
+        uint64_t target, host;  /* page sizes here; 0: unknown */
+        const char *text;       /* what is here; NULL if it fits */
+    } cases[] = {
+        { 8192, 8192, 0, 4096, 4096, NULL },
+        { 0, 0, 0, 4096, 4096, NULL },
+        { 8192, 4096, 0, 4096, 4096, "4096" },
+        { 4096, 8192, 0, 4096, 4096, "8192" },
+        /* One of smaller pages is enlarged ... */
+        { 4097, 8192, 0, 4096, 4096, NULL },
+        { 5000, 65536, 0, 4096, 65536, NULL },
+        { 5000, 65536, 0, 65536, 4096, NULL },
+        { 5000, 8192, 0, 4096, 0, NULL },
+        /* ... no further than that */
+        { 5000, 65536, 0, 4096, 4096, "65536" },
+        { 65537, 65536, 0, 4096, 65536, "65536" },
+        { 5000, 8192, 0, 0, 0, "8192" },
+        { 5000, 5000, 0, 0, 0, NULL },
+        /* One that may grow or shrink */
+        { 4096, 8192, 65536, 4096, 4096, NULL },
+        { 65536, 8192, 65536, 4096, 4096, NULL },
+        { 61441, 8192, 65536, 4096, 4096, NULL },
+        { 0, 8192, 65536, 4096, 4096, NULL },
+        { 65537, 8192, 65536, 4096, 4096, "at most 65536" },
+        { 65536 + 4096, 8192, 65536, 4096, 65536, "at most 65536" },
+        { UINT64_MAX, 8192, UINT64_MAX, 4096, 4096, NULL },
+        { UINT64_MAX, 8192, 65536, 4096, 4096, "at most 65536" },
+        { UINT64_MAX, 8192, 0, 4096, 4096, "8192" },
+        { UINT64_MAX - 4094, 0, 0, 4096, 4096, "0" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *sent = g_strdup_printf("%" PRIu64, cases[i].sent);
+        HandshakeRAMBlock *block;
+        Pair pair;
+
+        pair_init_parts(&pair);
+        pair.dst->page_size = cases[i].target;
+        pair.src->page_size = cases[i].target;
+        pair.dst->host_page_size = cases[i].host;
+        /* It is the destination that puts it into its memory */
+        pair.src->host_page_size = 1 << 20;
+        block = add_block(pair.src, "block", cases[i].sent);
+        block->resizeable = i & 1;
+        block->max_size = UINT64_MAX;
+        block = add_block(pair.dst, "block", cases[i].size);
+        block->resizeable = cases[i].max;
+        block->max_size = cases[i].max ?: cases[i].size;
+        if (cases[i].text) {
+            assert_only(&pair, "ram-block-size", "block", ERROR, sent,
+                        cases[i].text);
+        } else {
+            assert_none(&pair);
+        }
+        pair_destroy(&pair);
+    }
+}
+
+/* Whether @capability is barred, in the words of @reason */
+static void assert_barred(const Pair *pair, const char *capability,
+                          const char *reason)
+{
+    g_autoptr(Error) err = NULL;
+
+    g_assert_false(handshake_compare_capability(pair->src, pair->dst,
+                                                capability, &err));
+    g_assert_nonnull(strstr(error_get_pretty(err), reason));
+}
+
+static void assert_not_barred(const Pair *pair, const char *capability)
+{
+    g_assert_true(handshake_compare_capability(pair->src, pair->dst,
+                                               capability, &error_abort));
+}
+
+#define HUGE_PAGE   (2 << 20)
+
+static void test_ram_page_size(void)
+{
+    HandshakeRAMBlock *block, *other;
+    Pair pair;
+
+    pair_init_parts(&pair);
+    block = add_block(pair.src, "hugepages", 4 * HUGE_PAGE);
+    block->page_size = HUGE_PAGE;
+    other = add_block(pair.dst, "hugepages", 4 * HUGE_PAGE);
+
+    /* Precopy does not care, and nobody has to know it in advance */
+    assert_none(&pair);
+    QAPI_LIST_PREPEND(pair.src->capabilities, g_strdup("postcopy-ram"));
+    QAPI_LIST_PREPEND(pair.dst->capabilities, g_strdup("postcopy-ram"));
+    QAPI_LIST_PREPEND(pair.effective, g_strdup("multifd"));
+    assert_none(&pair);
+    assert_barred(&pair, "postcopy-ram", "'hugepages'");
+    assert_not_barred(&pair, "postcopy-preempt");
+
+    QAPI_LIST_PREPEND(pair.effective, g_strdup("postcopy-ram"));
+    assert_only(&pair, "ram-block-page-size", "hugepages", ERROR, "2097152",
+                "4096");
+    swap_sides(&pair);
+    assert_only(&pair, "ram-block-page-size", "hugepages", ERROR, "4096",
+                "2097152");
+    assert_barred(&pair, "postcopy-ram", "'hugepages'");
+
+    /* It may not be known */
+    block->page_size = 0;
+    assert_none(&pair);
+    assert_not_barred(&pair, "postcopy-ram");
+    swap_sides(&pair);
+    assert_none(&pair);
+    block->page_size = other->page_size;
+    assert_none(&pair);
+    pair_destroy(&pair);
+}
+
+/* Postcopy tells all page sizes in one number, and wants it to be the same */
+static void test_ram_page_size_summary(void)
+{
+    HandshakeRAMBlock *block;
+    Pair pair;
+
+    pair_init_parts(&pair);
+    block = add_block(pair.dst, "of-one-side", 4 * HUGE_PAGE);
+    block->page_size = HUGE_PAGE;
+    assert_part(&pair, "ram-block-extra", "of-one-side", WARNING, "missing",
+                "8388608");
+
+    QAPI_LIST_PREPEND(pair.effective, g_strdup("postcopy-ram"));
+    pair_compare(&pair);
+    g_assert_cmpuint(pair.issues.listed, ==, 2);
+    assert_issue(pair.issues.list->value, "ram-block-page-size",
+                 "all RAM blocks", ERROR, "4096", "2101248");
+    assert_barred(&pair, "postcopy-ram", "2101248");
+
+    /* Pages that others have as well */
+    block->page_size = 4096;
+    assert_part(&pair, "ram-block-extra", "of-one-side", WARNING, "missing",
+                "8388608");
+    assert_not_barred(&pair, "postcopy-ram");
+
+    /* Where one is not known, so is the sum */
+    block->page_size = 0;
+    assert_part(&pair, "ram-block-extra", "of-one-side", WARNING, "missing",
+                "8388608");
+
+    /* Each single one is alike, and the sums are not: said once */
+    block->page_size = HUGE_PAGE;
+    block = add_block(pair.src, "of-one-side", 4 * HUGE_PAGE);
+    block->page_size = 4096;
+    assert_only(&pair, "ram-block-page-size", "of-one-side", ERROR, "4096",
+                "2097152");
+    block->page_size = 0;
+    assert_none(&pair);
+    pair_destroy(&pair);
+}
+
+static void test_ignore_shared(void)
+{
+    HandshakeRAMBlock *src, *dst;
+    Pair pair;
+
+    pair_init_parts(&pair);
+    src = add_block(pair.src, "file", 1 << 20);
+    dst = add_block(pair.dst, "file", 1 << 20);
+    src->shared_file = true;
+    src->has_address = true;
+    src->address = 0x100000000;
+
+    /* Only that capability takes the contents of a file for granted */
+    assert_none(&pair);
+    QAPI_LIST_PREPEND(pair.effective, g_strdup("postcopy-ram"));
+    assert_none(&pair);
+    assert_barred(&pair, "x-ignore-shared", "'file'");
+    assert_not_barred(&pair, "postcopy-ram");
+
+    QAPI_LIST_PREPEND(pair.effective, g_strdup("x-ignore-shared"));
+    assert_only(&pair, "capability-unsupported", "x-ignore-shared", ERROR,
+                "a shared file", "not a shared file");
+    g_assert_nonnull(strstr(pair.issues.list->value->message, "'file'"));
+    swap_sides(&pair);
+    assert_only(&pair, "capability-unsupported", "x-ignore-shared", ERROR,
+                "not a shared file", "a shared file");
+    swap_sides(&pair);
+
+    /* It must be at the same place */
+    dst->shared_file = true;
+    dst->has_address = true;
+    assert_only(&pair, "capability-unsupported", "x-ignore-shared", ERROR,
+                "at 0x100000000", "at 0x0");
+    assert_barred(&pair, "x-ignore-shared", "0x100000000");
+    dst->address = 0x100000000;
+    assert_none(&pair);
+    assert_not_barred(&pair, "x-ignore-shared");
+    dst->has_address = false;
+    assert_none(&pair);
+
+    /* What one side has alone is not about the capability */
+    add_block(pair.src, "mine", 1 << 20)->shared_file = true;
+    assert_part(&pair, "ram-block-missing", "mine", ERROR, "1048576",
+                "missing");
+    assert_not_barred(&pair, "x-ignore-shared");
+    pair_destroy(&pair);
+}
+
+static void test_unmigratable(void)
+{
+    Pair pair;
+
+    pair_init_parts(&pair);
+    QAPI_LIST_PREPEND(pair.src->unmigratable, g_strdup("0000:00:02.0/nvme"));
+    assert_part(&pair, "unmigratable", "0000:00:02.0/nvme", ERROR,
+                "not migratable", NULL);
+    swap_sides(&pair);
+    assert_part(&pair, "unmigratable", "0000:00:02.0/nvme", ERROR,
+                "missing", "not migratable");
+
+    /* All of them */
+    QAPI_LIST_PREPEND(pair.dst->unmigratable, g_strdup("b"));
+    QAPI_LIST_PREPEND(pair.src->unmigratable, g_strdup("c"));
+    pair_compare(&pair);
+    g_assert_cmpuint(pair.issues.errors, ==, 3);
+    pair_destroy(&pair);
+}
+
+/* A source that says nothing of its parts is of an earlier version */
+static void test_parts_absent(void)
+{
+    Pair pair;
+
+    pair_init_parts(&pair);
+    QAPI_LIST_PREPEND(pair.effective, g_strdup("postcopy-ram"));
+    QAPI_LIST_PREPEND(pair.effective, g_strdup("x-ignore-shared"));
+    add_section(pair.dst, "extra", 0, 1);
+    add_block(pair.dst, "extra", 4096)->shared_file = true;
+    for (int i = 0; i < 2; i++) {
+        g_clear_pointer(&pair.src->sections, g_ptr_array_unref);
+        pair_compare(&pair);
+        g_assert_cmpuint(pair.issues.listed, ==, 1);
+        g_assert_cmpstr(pair.issues.list->value->subject, ==, "extra");
+        g_assert_true(g_str_has_prefix(pair.issues.list->value->code,
+                                       "ram-block-"));
+        g_clear_pointer(&pair.src->ram_blocks, g_ptr_array_unref);
+        assert_none(&pair);
+        assert_not_barred(&pair, "postcopy-ram");
+        assert_not_barred(&pair, "x-ignore-shared");
+        swap_sides(&pair);
+        assert_none(&pair);
+        assert_not_barred(&pair, "postcopy-ram");
+        assert_not_barred(&pair, "x-ignore-shared");
+
+        add_section(pair.dst, "extra", 0, 1);
+        add_block(pair.dst, "extra", 4096);
+        g_clear_pointer(&pair.src->sections, g_ptr_array_unref);
+        g_clear_pointer(&pair.src->ram_blocks, g_ptr_array_unref);
+        add_block(pair.src, "pc.ram", 1 << 20);
+        add_block(pair.dst, "pc.ram", 1 << 20);
+    }
+    pair_destroy(&pair);
+}
+
+/* Properties that hold whatever two machines are like */
+
+#define ROUNDS 3000
+
+static bool coin(void)
+{
+    return g_test_rand_bit();
+}
+
+/* Small numbers, which meet each other, and those at the ends */
+static uint32_t random_number(void)
+{
+    static const uint32_t ends[] = { UINT32_MAX, INT32_MAX, 1u << 31 };
+
+    return g_test_rand_int_range(0, 20)
+        ? g_test_rand_int_range(0, 6)
+        : ends[g_test_rand_int_range(0, ARRAY_SIZE(ends))];
+}
+
+static const char *const random_names[] = {
+    "ram", "timer", "cpu", "apic", "0000:00:01.0/vga", "0000:00:02.0/virtio",
+    "pc.ram", "pc.bios", "0000:00:01.0/vga.vram", "/rom@etc/acpi/tables", "",
+    "\xc3\xa4",
+};
+
+static const char *random_name(void)
+{
+    return random_names[g_test_rand_int_range(0, ARRAY_SIZE(random_names))];
+}
+
+static bool has_section(const HandshakeProfile *profile, const char *name,
+                        uint32_t instance)
+{
+    for (guint i = 0; i < profile->sections->len; i++) {
+        HandshakeSection *section = g_ptr_array_index(profile->sections, i);
+
+        if (section->instance == instance && !strcmp(section->name, name)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool has_block(const HandshakeProfile *profile, const char *name)
+{
+    for (guint i = 0; i < profile->ram_blocks->len; i++) {
+        HandshakeRAMBlock *block = g_ptr_array_index(profile->ram_blocks, i);
+
+        if (!strcmp(block->name, name)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* One that @profile has not got yet, if it is a @sane machine */
+static void random_section(HandshakeProfile *profile, bool sane)
+{
+    const char *name = random_name();
+    uint32_t instance = random_number();
+    HandshakeSection *section;
+
+    if (sane && has_section(profile, name, instance)) {
+        return;
+    }
+    section = add_section(profile, name, instance, random_number());
+    section->minimum = sane ? MIN(section->version, random_number())
+                            : random_number();
+    section->conditional = coin();
+    section->idle = coin();
+}
+
+static void random_block(HandshakeProfile *profile, bool sane)
+{
+    uint64_t page_size = coin() ? 4096 : coin() ? HUGE_PAGE : 0;
+    /* As the one of a machine is */
+    uint64_t unit = sane ? 65536 : 1000;
+    const char *name = random_name();
+    HandshakeRAMBlock *block;
+
+    if (sane && has_block(profile, name)) {
+        return;
+    }
+    block = add_block(profile, name, random_number() * unit);
+    block->max_size = block->size + random_number() * unit;
+    block->resizeable = coin();
+    block->page_size = page_size;
+    block->shared_file = coin();
+    block->has_address = coin();
+    block->address = random_number();
+}
+
+/* With a member more or less, and a part more or less */
+static HandshakeProfile *random_profile(bool sane)
+{
+    HandshakeProfile *profile = profile_new();
+    int sections = g_test_rand_int_range(0, 12);
+    int blocks = g_test_rand_int_range(0, 6);
+
+    profile->host_page_size = coin() ? 4096 : coin() ? 65536 : 0;
+    if (coin()) {
+        set_str(&profile->arch, coin() ? "aarch64" : coin() ? "i386" : NULL);
+        set_str(&profile->machine, coin() ? "virt" : NULL);
+        set_str(&profile->uuid, coin() ? OTHER_UUID : NULL);
+        profile->page_size = coin() ? 65536 : 0;
+    }
+    for (int i = 0; i < ARRAY_SIZE(stream_names); i++) {
+        if (coin()) {
+            qdict_put_bool(profile->stream, stream_names[i], coin());
+        } else if (coin()) {
+            qdict_del(profile->stream, stream_names[i]);
+        }
+    }
+    if (coin()) {
+        QAPI_LIST_PREPEND(profile->capabilities, g_strdup("validate-uuid"));
+    }
+    if (!sane && coin()) {
+        QAPI_LIST_PREPEND(profile->unmigratable, g_strdup(random_name()));
+    }
+    if (g_test_rand_int_range(0, 10)) {
+        profile->sections = handshake_sections_new();
+        profile->ram_blocks = handshake_ram_blocks_new();
+        while (sections--) {
+            random_section(profile, sane);
+        }
+        while (blocks--) {
+            random_block(profile, sane);
+        }
+    }
+    return profile;
+}
+
+static strList *random_capabilities(void)
+{
+    static const char *const names[] = {
+        "return-path", "multifd", "postcopy-ram", "postcopy-preempt",
+        "x-ignore-shared", "dirty-bitmaps", "switchover-ack",
+    };
+    strList *list = NULL;
+
+    for (int i = 0; i < ARRAY_SIZE(names); i++) {
+        if (coin()) {
+            QAPI_LIST_PREPEND(list, g_strdup(names[i]));
+        }
+    }
+    return list;
+}
+
+static Pair random_pair(bool sane)
+{
+    return (Pair) {
+        .src = random_profile(sane),
+        .dst = random_profile(sane),
+        .effective = random_capabilities(),
+    };
+}
+
+/* A machine can always take its own guest, or one of a twin's */
+static void test_random_same(void)
+{
+    for (int i = 0; i < ROUNDS; i++) {
+        Pair pair = random_pair(true);
+
+        handshake_profile_free(pair.dst);
+        pair.dst = pair.src;
+        assert_none(&pair);
+        for (strList *l = pair.effective; l; l = l->next) {
+            assert_not_barred(&pair, l->value);
+        }
+        pair.dst = NULL;
+        pair_destroy(&pair);
+    }
+}
+
+/* As far as a profile is told to the other side, idle sections aside */
+static HandshakeProfile *tell(const HandshakeProfile *profile)
+{
+    HandshakeHello hello = {
+        .purpose = (char *)"migrate",
+        .profile = (HandshakeProfile *)profile,
+    };
+    g_autofree char *text = handshake_hello_to_json(&hello);
+    g_autoptr(HandshakeHello) heard =
+        handshake_hello_from_json(text, strlen(text), NULL, &error_abort);
+
+    return g_steal_pointer(&heard->profile);
+}
+
+/* What a destination has besides may be worth a word, and nothing more */
+static void test_random_extra(void)
+{
+    for (int i = 0; i < ROUNDS; i++) {
+        Pair pair = random_pair(true);
+        HandshakeProfile *dst = pair.src;
+        guint sections, blocks;
+
+        handshake_profile_free(pair.dst);
+        pair.dst = dst;
+        pair.src = tell(dst);
+        dst->sections = dst->sections ?: handshake_sections_new();
+        dst->ram_blocks = dst->ram_blocks ?: handshake_ram_blocks_new();
+        sections = dst->sections->len;
+        blocks = dst->ram_blocks->len;
+        for (int j = g_test_rand_int_range(0, 8); j; j--) {
+            random_section(dst, true);
+            random_block(dst, true);
+        }
+        for (guint j = blocks; j < dst->ram_blocks->len; j++) {
+            HandshakeRAMBlock *block = g_ptr_array_index(dst->ram_blocks, j);
+            HandshakeRAMBlock *like = g_ptr_array_index(dst->ram_blocks, 0);
+
+            block->page_size = like->page_size;
+        }
+
+        pair_compare(&pair);
+        g_assert_cmpuint(pair.issues.errors, ==, 0);
+        g_assert_cmpuint(pair.issues.warnings, <=,
+                         dst->sections->len - sections +
+                         dst->ram_blocks->len - blocks);
+        pair_destroy(&pair);
+    }
+}
+
+static char *issue_text(const MigrationHandshakeIssue *issue)
+{
+    return g_strdup_printf("%s|%d|%s|%s|%s|%s", issue->code, issue->severity,
+                           issue->subject, issue->source ?: "(none)",
+                           issue->destination ?: "(none)", issue->message);
+}
+
+static int compare_texts(gconstpointer a, gconstpointer b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* All of it, in the order of an alphabet */
+static char *sorted_issues(const HandshakeIssues *issues)
+{
+    g_autoptr(GPtrArray) texts = g_ptr_array_new_with_free_func(g_free);
+
+    for (MigrationHandshakeIssueList *l = issues->list; l; l = l->next) {
+        g_ptr_array_add(texts, issue_text(l->value));
+    }
+    g_ptr_array_sort(texts, compare_texts);
+    g_ptr_array_add(texts, NULL);
+    return g_strjoinv("\n", (char **)texts->pdata);
+}
+
+/* Any two, whatever is wrong with each of them */
+static void test_random_pairs(void)
+{
+    for (int i = 0; i < ROUNDS; i++) {
+        Pair pair = random_pair(false);
+        g_autofree char *issues = NULL;
+        unsigned errors;
+
+        pair_compare(&pair);
+        errors = pair.issues.errors;
+        g_assert_cmpuint(pair.issues.errors + pair.issues.warnings, ==,
+                         pair.issues.listed);
+        issues = sorted_issues(&pair.issues);
+        for (MigrationHandshakeIssueList *l = pair.issues.list; l;
+             l = l->next) {
+            g_assert_nonnull(l->value->subject);
+            g_assert_cmpstr(l->value->message, !=, "");
+        }
+
+        /* Again, and then with what the destination would have been told */
+        for (int j = 0; j < 2; j++) {
+            g_autofree char *again = NULL;
+
+            pair_compare(&pair);
+            again = sorted_issues(&pair.issues);
+            g_assert_cmpstr(again, ==, issues);
+            if (!j) {
+                HandshakeProfile *told = tell(pair.src);
+
+                handshake_profile_free(pair.src);
+                pair.src = told;
+            }
+        }
+
+        /* A capability more does not make anything better */
+        for (strList *l = pair.effective; l; l = l->next) {
+            g_autoptr(Error) err = NULL;
+
+            if (!handshake_compare_capability(pair.src, pair.dst, l->value,
+                                              &err)) {
+                g_assert_cmpuint(errors, >, 0);
+                g_assert_nonnull(strstr(issues, error_get_pretty(err)));
+            }
+        }
+        pair_destroy(&pair);
+    }
+}
+
+/* A large machine: what the handshake of two such costs them */
+static HandshakeProfile *large_profile(void)
+{
+    HandshakeProfile *profile = profile_new();
+
+    for (int i = 0; i < 1000; i++) {
+        g_autofree char *name =
+            g_strdup_printf("0000:%02x:%02x.%d/virtio-net", i / 256,
+                            i / 8 % 32, i % 8);
+
+        add_section(profile, name, 0, 11)->conditional = i % 7 == 0;
+    }
+    for (int i = 0; i < 200; i++) {
+        g_autofree char *name = g_strdup_printf("/objects/ram%d", i);
+
+        add_block(profile, name, 1 << 30);
+    }
+    return profile;
+}
+
+static void test_speed(void)
+{
+    g_autoptr(HandshakeProfile) dst = large_profile();
+    clock_t best = 0;
+    size_t len = 0;
+
+    for (int i = 0; i < 10; i++) {
+        g_autoptr(HandshakeVerdict) verdict = handshake_verdict_new();
+        g_autoptr(HandshakeVerdict) answer = NULL;
+        g_autoptr(HandshakeHello) hello = handshake_hello_new();
+        g_autoptr(HandshakeHello) heard = NULL;
+        g_autofree char *text = NULL;
+        g_autofree char *reply = NULL;
+        clock_t time;
+
+        hello->purpose = g_strdup("migrate");
+        handshake_profile_free(hello->profile);
+        hello->profile = large_profile();
+        QAPI_LIST_PREPEND(verdict->capabilities, g_strdup("postcopy-ram"));
+
+        time = clock();
+        text = handshake_hello_to_json(hello);
+        heard = handshake_hello_from_json(text, strlen(text), NULL,
+                                          &error_abort);
+        handshake_compare(heard->profile, dst, NULL, verdict->capabilities,
+                          &verdict->issues);
+        verdict->accept = true;
+        reply = handshake_verdict_to_json(verdict);
+        answer = handshake_verdict_from_json(reply, strlen(reply), true,
+                                             &error_abort);
+        time = clock() - time;
+
+        g_assert_null(answer->issues.list);
+        len = strlen(text);
+        best = i ? MIN(best, time) : time;
+    }
+    g_test_message("1000 sections and 200 RAM blocks: %zu bytes, "
+                   "%.2f ms of CPU time", len, best * 1000.0 / CLOCKS_PER_SEC);
+    g_assert_cmpint(best, <, CLOCKS_PER_SEC / 20);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -529,6 +1422,36 @@ int main(int argc, char **argv)
     g_test_add_func("/migration/handshake/compat/empty", test_empty);
     g_test_add_func("/migration/handshake/compat/all", test_all);
     g_test_add_func("/migration/handshake/compat/hostile", test_hostile);
+    g_test_add_func("/migration/handshake/compat/section/missing",
+                    test_section_missing);
+    g_test_add_func("/migration/handshake/compat/section/instances",
+                    test_section_instances);
+    g_test_add_func("/migration/handshake/compat/section/version",
+                    test_section_version);
+    g_test_add_func("/migration/handshake/compat/section/extra",
+                    test_section_extra);
+    g_test_add_func("/migration/handshake/compat/section/resolved",
+                    test_section_resolved);
+    g_test_add_func("/migration/handshake/compat/ram/missing",
+                    test_ram_missing);
+    g_test_add_func("/migration/handshake/compat/ram/size", test_ram_size);
+    g_test_add_func("/migration/handshake/compat/ram/page-size",
+                    test_ram_page_size);
+    g_test_add_func("/migration/handshake/compat/ram/page-size/summary",
+                    test_ram_page_size_summary);
+    g_test_add_func("/migration/handshake/compat/ram/ignore-shared",
+                    test_ignore_shared);
+    g_test_add_func("/migration/handshake/compat/unmigratable",
+                    test_unmigratable);
+    g_test_add_func("/migration/handshake/compat/parts-absent",
+                    test_parts_absent);
+    g_test_add_func("/migration/handshake/compat/random/same",
+                    test_random_same);
+    g_test_add_func("/migration/handshake/compat/random/extra",
+                    test_random_extra);
+    g_test_add_func("/migration/handshake/compat/random/pairs",
+                    test_random_pairs);
+    g_test_add_func("/migration/handshake/compat/speed", test_speed);
 
     return g_test_run();
 }
