@@ -101,6 +101,72 @@ static unsigned count_list_grease(const QDict *dict, const char *name)
     return count;
 }
 
+static HandshakeSection *add_section(HandshakeProfile *profile,
+                                     const char *name, uint32_t instance,
+                                     uint32_t version)
+{
+    HandshakeSection *section;
+
+    profile->sections = profile->sections ?: handshake_sections_new();
+    section = handshake_sections_add(profile->sections, name);
+    section->instance = instance;
+    section->version = version;
+    return section;
+}
+
+static HandshakeRAMBlock *add_block(HandshakeProfile *profile,
+                                    const char *name, uint64_t size)
+{
+    HandshakeRAMBlock *block;
+
+    profile->ram_blocks = profile->ram_blocks ?: handshake_ram_blocks_new();
+    block = handshake_ram_blocks_add(profile->ram_blocks, name);
+    block->size = size;
+    block->max_size = size;
+    return block;
+}
+
+/* Items of a list in the profile that nobody knows */
+static unsigned count_greased_items(const QDict *hello, const char *list)
+{
+    QDict *profile = qdict_get_qdict(hello, "profile");
+    const QListEntry *entry;
+    unsigned count = 0;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(profile, list), entry) {
+        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (count_grease(item)) {
+            /* A known name would make it one that is known */
+            g_assert_cmpuint(qdict_size(item), ==, 1);
+            count++;
+        }
+    }
+    return count;
+}
+
+static void add_parts(HandshakeProfile *profile)
+{
+    HandshakeRAMBlock *block;
+
+    add_section(profile, "ram", 0, 4);
+    for (int i = 0; i < 3; i++) {
+        add_section(profile, "cpu", i, 12);
+    }
+    add_section(profile, "cpu", UINT32_MAX, UINT32_MAX);
+    add_section(profile, "pcspk", 0, 1)->conditional = true;
+    add_section(profile, "dirty-bitmap", 0, 1)->idle = true;
+
+    add_block(profile, "pc.ram", 1 << 30)->page_size = 4096;
+    block = add_block(profile, "/objects/file", UINT64_MAX);
+    block->max_size = UINT64_MAX - 1;
+    block->page_size = 2 << 20;
+    block->resizeable = true;
+    block->shared_file = true;
+    block->has_address = true;
+    block->address = UINT64_MAX;
+}
+
 static HandshakeHello *hello_new(void)
 {
     HandshakeHello *hello = handshake_hello_new();
@@ -120,6 +186,7 @@ static HandshakeHello *hello_new(void)
     profile->arch = g_strdup("x86_64");
     profile->machine = g_strdup("pc-q35-10.0");
     profile->page_size = 4096;
+    profile->host_page_size = 65536;
     profile->uuid = g_strdup("00112233-4455-6677-8899-aabbccddeeff");
     profile->name = g_strdup("\"\\\n\xc3\xa4 \xf0\x9f\x98\x80");
     profile->capabilities = strlist("events return-path dirty-bitmaps");
@@ -131,6 +198,8 @@ static HandshakeHello *hello_new(void)
     profile->stream = qdict_new();
     qdict_put_bool(profile->stream, "send-configuration", true);
     qdict_put(profile->stream, "big", qnum_from_uint(UINT64_MAX));
+    add_parts(profile);
+    profile->unmigratable = strlist("0000:00:02.0/nvme usb-wacom");
     return hello;
 }
 
@@ -163,6 +232,7 @@ static void test_hello(void)
     g_assert_cmpstr(profile->arch, ==, "x86_64");
     g_assert_cmpstr(profile->machine, ==, "pc-q35-10.0");
     g_assert_cmpuint(profile->page_size, ==, 4096);
+    g_assert_cmpuint(profile->host_page_size, ==, 65536);
     g_assert_cmpstr(profile->uuid, ==, hello->profile->uuid);
     g_assert_cmpstr(profile->name, ==, hello->profile->name);
     assert_strlist(profile->capabilities, "events return-path dirty-bitmaps");
@@ -171,6 +241,7 @@ static void test_hello(void)
                                    QOBJECT(hello->profile->parameters)));
     g_assert_true(qobject_is_equal(QOBJECT(profile->stream),
                                    QOBJECT(hello->profile->stream)));
+    assert_strlist(profile->unmigratable, "0000:00:02.0/nvme usb-wacom");
 }
 
 /* What may be unset is not sent, and not made up by the reader */
@@ -188,6 +259,13 @@ static void test_hello_minimal(void)
     g_assert_false(qdict_haskey(dict, "warnings-as-errors"));
     g_assert_false(qdict_haskey(qdict_get_qdict(dict, "profile"), "uuid"));
     g_assert_false(qdict_haskey(qdict_get_qdict(dict, "profile"), "page-size"));
+    g_assert_false(qdict_haskey(qdict_get_qdict(dict, "profile"),
+                                "host-page-size"));
+    g_assert_false(qdict_haskey(qdict_get_qdict(dict, "profile"), "sections"));
+    g_assert_false(qdict_haskey(qdict_get_qdict(dict, "profile"),
+                                "ram-blocks"));
+    g_assert_false(qdict_haskey(qdict_get_qdict(dict, "profile"),
+                                "unmigratable"));
     qobject_unref(dict);
 
     got = hello_parse(text, NULL);
@@ -206,6 +284,10 @@ static void test_hello_minimal(void)
     g_assert_null(profile->required);
     g_assert_null(profile->parameters);
     g_assert_null(profile->stream);
+    g_assert_cmpuint(profile->host_page_size, ==, 0);
+    g_assert_null(profile->sections);
+    g_assert_null(profile->ram_blocks);
+    g_assert_null(profile->unmigratable);
 }
 
 static bool in_list(const char *name, const char *names)
@@ -343,6 +425,18 @@ static void check_members(TryFunc try, const QDict *whole, QDict *dict,
     qobject_unref(original);
 }
 
+/* All members of all items of a list in the profile */
+static void check_items(const QDict *hello, const char *list)
+{
+    QDict *profile = qdict_get_qdict(hello, "profile");
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(profile, list), entry) {
+        check_members(try_hello, hello,
+                      qobject_to(QDict, qlist_entry_obj(entry)), "", "");
+    }
+}
+
 static void test_hello_members(void)
 {
     g_autoptr(HandshakeHello) hello = hello_new();
@@ -351,6 +445,8 @@ static void test_hello_members(void)
 
     check_members(try_hello, dict, dict, "versions purpose required", "");
     check_members(try_hello, dict, qdict_get_qdict(dict, "profile"), "", "");
+    check_items(dict, "sections");
+    check_items(dict, "ram-blocks");
     qobject_unref(dict);
 }
 
@@ -459,7 +555,10 @@ static void test_not_understood(void)
                     "  \"arch\": \"\", \"machine\": \"\", \"page-size\": 1,"
                     "  \"uuid\": \"\", \"name\": \"\", \"capabilities\": [],"
                     "  \"required-capabilities\": [], \"parameters\": {},"
-                    "  \"stream\": {}, \"ram\": 1, \"later\": null}}",
+                    "  \"stream\": {}, \"host-page-size\": 1,"
+                    "  \"sections\": [], \"ram-blocks\": [],"
+                    "  \"unmigratable\": [],"
+                    "  \"ram\": 1, \"later\": null}}",
                     &unknown);
 
     g_assert_cmpuint(strlist_len(unknown), ==, 3);
@@ -549,6 +648,8 @@ static void test_grease_sent(void)
     dict = dict_from(hello_text);
     g_assert_cmpuint(count_grease(dict), ==, 1);
     g_assert_cmpuint(count_grease(qdict_get_qdict(dict, "profile")), ==, 1);
+    g_assert_cmpuint(count_greased_items(dict, "sections"), ==, 1);
+    g_assert_cmpuint(count_greased_items(dict, "ram-blocks"), ==, 1);
     g_assert_cmpuint(count_list_grease(dict, "features"), ==, 1);
     /* What is declined is shown to people */
     g_assert_cmpuint(count_list_grease(dict, "optional-capabilities"), ==, 0);
@@ -1335,6 +1436,465 @@ static void test_summary(void)
     handshake_issues_free(&issues);
 }
 
+/* A HELLO whose profile has one member more */
+static char *hello_with(const char *member, const char *value)
+{
+    return g_strdup_printf("{\"versions\": [1], \"purpose\": \"migrate\","
+                           " \"required\": [], \"profile\": {\"%s\": %s}}",
+                           member, value);
+}
+
+static HandshakeHello *parse_with(const char *member, const char *value,
+                                  strList **unknown)
+{
+    g_autofree char *text = hello_with(member, value);
+
+    return hello_parse(text, unknown);
+}
+
+static void assert_bad(const char *member, const char *value,
+                       const char *expected)
+{
+    g_autofree char *text = hello_with(member, value);
+    g_autoptr(Error) err = NULL;
+    g_autoptr(HandshakeHello) hello =
+        handshake_hello_from_json(text, strlen(text), NULL, &err);
+
+    g_assert_null(hello);
+    if (!strstr(error_get_pretty(err), expected)) {
+        g_error("expected '%s' in '%s'", expected, error_get_pretty(err));
+    }
+    /* Whose mistake it is */
+    g_assert_nonnull(strstr(error_get_pretty(err), member));
+}
+
+/* "name/instance/version" of each, and a "?" behind one that is conditional */
+static void assert_sections(const HandshakeProfile *profile,
+                            const char *expected)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+
+    g_assert_nonnull(profile->sections);
+    for (guint i = 0; i < profile->sections->len; i++) {
+        const HandshakeSection *s = g_ptr_array_index(profile->sections, i);
+
+        g_string_append_printf(text, "%s%s/%" PRIu32 "/%" PRIu32 "%s",
+                               i ? " " : "", s->name, s->instance, s->version,
+                               s->conditional ? "?" : "");
+        /* These are never told */
+        g_assert_false(s->idle);
+        g_assert_cmpuint(s->minimum, ==, 0);
+    }
+    g_assert_cmpstr(text->str, ==, expected);
+}
+
+/* Round trip, without those that are not sent */
+static void test_sections(void)
+{
+    g_autoptr(HandshakeHello) hello = hello_new();
+    g_autofree char *text = handshake_hello_to_json(hello);
+    g_autoptr(HandshakeHello) got = hello_parse(text, NULL);
+
+    assert_sections(got->profile, "ram/0/4 cpu/0/12 cpu/1/12 cpu/2/12 "
+                    "cpu/4294967295/4294967295 pcspk/0/1?");
+}
+
+/* The items of a list in the profile of a HELLO, without the grease */
+static char *sent_items(const HandshakeHello *hello, const char *list)
+{
+    g_autofree char *text = handshake_hello_to_json(hello);
+    QDict *dict = dict_from(text);
+    QList *items = qdict_get_qlist(qdict_get_qdict(dict, "profile"), list);
+    g_autoptr(GString) json = g_string_new(NULL);
+    QObject *item;
+
+    while ((item = qlist_pop(items))) {
+        if (!count_grease(qobject_to(QDict, item))) {
+            g_autoptr(GString) one = qobject_to_json(item);
+
+            g_string_append_printf(json, "%s%s", json->len ? "\n" : "",
+                                   one->str);
+        }
+        qobject_unref(item);
+    }
+    qobject_unref(dict);
+    return g_strdup(json->str);
+}
+
+static void assert_items(const HandshakeHello *hello, const char *list,
+                         const char *const *expected)
+{
+    g_autofree char *sent = sent_items(hello, list);
+    g_auto(GStrv) lines = g_strsplit(sent, "\n", 0);
+    int i;
+
+    for (i = 0; expected[i]; i++) {
+        QDict *want = dict_from(expected[i]);
+        QDict *item;
+
+        g_assert_nonnull(lines[i]);
+        item = dict_from(lines[i]);
+        if (!qobject_is_equal(QOBJECT(want), QOBJECT(item))) {
+            g_error("%s instead of %s", lines[i], expected[i]);
+        }
+        qobject_unref(want);
+        qobject_unref(item);
+    }
+    g_assert_null(lines[i]);
+}
+
+/* CPUs are many, and alike */
+static void test_sections_grouped(void)
+{
+    static const char *const expected[] = {
+        "{\"name\": \"timer\", \"version\": 2}",
+        "{\"name\": \"cpu\", \"version\": 12, \"instances\": [0, 1, 2]}",
+        "{\"name\": \"apic\", \"version\": 3, \"instances\": [4294967295, 0]}",
+        "{\"name\": \"dma\", \"version\": 1, \"instances\": [1]}",
+        "{\"name\": \"dma\", \"version\": 2, \"instances\": [2]}",
+        "{\"name\": \"dma\", \"version\": 2, \"conditional\": true,"
+        " \"instances\": [3, 4]}",
+        "{\"name\": \"dma\", \"version\": 2}",
+        NULL
+    };
+    g_autoptr(HandshakeHello) hello = handshake_hello_new();
+    HandshakeProfile *profile = hello->profile;
+    g_autoptr(HandshakeHello) got = NULL;
+    g_autofree char *text = NULL;
+
+    hello->purpose = g_strdup("migrate");
+    add_section(profile, "timer", 0, 2);
+    add_section(profile, "cpu", 0, 12);
+    add_section(profile, "apic", UINT32_MAX, 3);
+    add_section(profile, "cpu", 1, 12);
+    add_section(profile, "apic", 7, 3)->idle = true;
+    add_section(profile, "cpu", 2, 12);
+    add_section(profile, "apic", 0, 3);
+    add_section(profile, "dma", 1, 1);
+    add_section(profile, "dma", 2, 2);
+    add_section(profile, "dma", 3, 2)->conditional = true;
+    add_section(profile, "dma", 4, 2)->conditional = true;
+    add_section(profile, "dma", 0, 2);
+    assert_items(hello, "sections", expected);
+
+    text = handshake_hello_to_json(hello);
+    got = hello_parse(text, NULL);
+    assert_sections(got->profile,
+                    "timer/0/2 cpu/0/12 cpu/1/12 cpu/2/12 "
+                    "apic/4294967295/3 apic/0/3 "
+                    "dma/1/1 dma/2/2 dma/3/2? dma/4/2? dma/0/2");
+}
+
+/* What a short item means, and what is not meant for this version */
+static void test_sections_items(void)
+{
+    g_autoptr(HandshakeHello) hello =
+        parse_with("sections",
+                   "[{\"name\": \"a\"}, {\"version\": 7},"
+                   " {\"name\": \"b\", \"version\": 4294967295,"
+                   "  \"conditional\": false,"
+                   "  \"instances\": [4294967295, 0, \"1\", null, -1, [], 0]},"
+                   " 5, \"c\", null, [], {}, true,"
+                   " {\"name\": \"\", \"instances\": [3]},"
+                   " {\"name\": \"a\", \"conditional\": true}]", NULL);
+
+    assert_sections(hello->profile, "a/0/0 b/4294967295/4294967295 "
+                    "b/0/4294967295 b/0/4294967295 /3/0 a/0/0?");
+    g_assert_null(hello->profile->ram_blocks);
+}
+
+static void test_ram_blocks(void)
+{
+    static const char *const expected[] = {
+        "{\"name\": \"pc.ram\", \"size\": 1073741824, \"page-size\": 4096}",
+        "{\"name\": \"/objects/file\", \"size\": 18446744073709551615,"
+        " \"max-size\": 18446744073709551614, \"page-size\": 2097152,"
+        " \"resizeable\": true, \"shared-file\": true,"
+        " \"address\": 18446744073709551615}",
+        NULL
+    };
+    g_autoptr(HandshakeHello) hello = hello_new();
+    g_autofree char *text = handshake_hello_to_json(hello);
+    g_autoptr(HandshakeHello) got = hello_parse(text, NULL);
+    GPtrArray *blocks = got->profile->ram_blocks;
+    const HandshakeRAMBlock *block;
+
+    assert_items(hello, "ram-blocks", expected);
+    g_assert_cmpuint(blocks->len, ==, 2);
+    block = g_ptr_array_index(blocks, 0);
+    g_assert_cmpstr(block->name, ==, "pc.ram");
+    g_assert_cmpuint(block->size, ==, 1 << 30);
+    g_assert_cmpuint(block->max_size, ==, 1 << 30);
+    g_assert_cmpuint(block->page_size, ==, 4096);
+    g_assert_false(block->resizeable);
+    g_assert_false(block->shared_file);
+    g_assert_false(block->has_address);
+    block = g_ptr_array_index(blocks, 1);
+    g_assert_cmpstr(block->name, ==, "/objects/file");
+    g_assert_cmpuint(block->size, ==, UINT64_MAX);
+    g_assert_cmpuint(block->max_size, ==, UINT64_MAX - 1);
+    g_assert_cmpuint(block->page_size, ==, 2 << 20);
+    g_assert_true(block->resizeable);
+    g_assert_true(block->shared_file);
+    g_assert_true(block->has_address);
+    g_assert_cmpuint(block->address, ==, UINT64_MAX);
+}
+
+static void test_ram_blocks_items(void)
+{
+    g_autoptr(HandshakeHello) hello =
+        parse_with("ram-blocks",
+                   "[{\"size\": 7}, 5, null, [], {}, \"pc.bios\","
+                   " {\"name\": \"pc.ram\", \"size\": 77},"
+                   " {\"name\": \"\", \"address\": 0, \"max-size\": 8}]",
+                   NULL);
+    GPtrArray *blocks = hello->profile->ram_blocks;
+    const HandshakeRAMBlock *block;
+
+    g_assert_null(hello->profile->sections);
+    g_assert_cmpuint(blocks->len, ==, 2);
+    block = g_ptr_array_index(blocks, 0);
+    g_assert_cmpstr(block->name, ==, "pc.ram");
+    g_assert_cmpuint(block->size, ==, 77);
+    g_assert_cmpuint(block->max_size, ==, 77);
+    g_assert_cmpuint(block->page_size, ==, 0);
+    g_assert_false(block->has_address);
+    block = g_ptr_array_index(blocks, 1);
+    g_assert_cmpuint(block->size, ==, 0);
+    g_assert_cmpuint(block->max_size, ==, 8);
+    g_assert_true(block->has_address);
+    g_assert_cmpuint(block->address, ==, 0);
+}
+
+/* A later version says more of every part: that is told once, not each time */
+static void test_parts_not_understood(void)
+{
+    strList *unknown = NULL;
+    g_autoptr(HandshakeHello) hello =
+        hello_parse("{\"versions\": [], \"purpose\": \"\", \"required\": [],"
+                    " \"profile\": {\"sections\": ["
+                    "  {\"name\": \"a\", \"version\": 1, \"instances\": [1],"
+                    "   \"conditional\": true, \"schema\": {\"x\": []}},"
+                    "  {\"name\": \"b\", \"schema\": null, \"size\": 1},"
+                    "  {\"template\": 1}, {\"template\": 2}, [\"what\"]],"
+                    " \"ram-blocks\": ["
+                    "  {\"name\": \"a\", \"size\": 1, \"max-size\": 1,"
+                    "   \"page-size\": 1, \"resizeable\": true,"
+                    "   \"shared-file\": true, \"address\": 1,"
+                    "   \"schema\": 1},"
+                    "  {\"name\": \"b\", \"schema\": 2}]}}", &unknown);
+
+    g_assert_cmpuint(strlist_len(unknown), ==, 4);
+    assert_contains(unknown, "profile.sections.schema");
+    assert_contains(unknown, "profile.sections.size");
+    assert_contains(unknown, "profile.sections.template");
+    assert_contains(unknown, "profile.ram-blocks.schema");
+    assert_sections(hello->profile, "a/1/1? b/0/0");
+    g_assert_cmpuint(hello->profile->ram_blocks->len, ==, 2);
+    qapi_free_strList(unknown);
+}
+
+/* What no stream could carry, and what would take a destination's memory */
+static void test_parts_bounds(void)
+{
+    static const char *const lists[] = { "sections", "ram-blocks" };
+    const char *expected = "'name' has more than 255 bytes";
+    g_autofree char *longest = g_strnfill(255, 'n');
+
+    for (int i = 0; i < ARRAY_SIZE(lists); i++) {
+        g_autofree char *longer = g_strconcat(longest, "n", NULL);
+        g_autofree char *good = NULL;
+        g_autofree char *bad = NULL;
+        g_autoptr(HandshakeHello) hello = NULL;
+
+        good = g_strdup_printf("[{\"name\": \"%s\"}]", longest);
+        bad = g_strdup_printf("[{\"name\": \"%s\"}]", longer);
+        hello = parse_with(lists[i], good, NULL);
+        assert_bad(lists[i], bad, expected);
+        /* Bytes count, as in the stream */
+        g_free(bad);
+        memcpy(longer + 254, "\xc3\xa4", 2);
+        bad = g_strdup_printf("[{\"name\": \"%s\"}]", longer);
+        assert_bad(lists[i], bad, expected);
+    }
+
+    assert_bad("sections", "[{\"name\": \"a\", \"version\": 4294967296}]",
+               "'version' is too large");
+    assert_bad("sections",
+               "[{\"name\": \"a\", \"version\": 18446744073709551615}]",
+               "'version' is too large");
+    assert_bad("sections",
+               "[{\"name\": \"a\", \"instances\": [1, 4294967296]}]",
+               "instance of section 'a' is too large");
+    /* Whatever the item lacks */
+    assert_bad("sections", "[{\"version\": 4294967296}]",
+               "'version' is too large");
+    assert_bad("sections", "[{\"version\": \"1\"}]", "'version' is not");
+}
+
+/* A few bytes of text for each of many sections */
+static char *many_instances(unsigned count)
+{
+    g_autoptr(GString) text = g_string_new("[{\"name\": \"a\","
+                                           "  \"instances\": [0");
+
+    while (--count) {
+        g_string_append(text, ",0");
+    }
+    g_string_append(text, "]}]");
+    return g_strdup(text->str);
+}
+
+static char *many_blocks(unsigned count)
+{
+    g_autoptr(GString) text = g_string_new("[");
+
+    for (unsigned i = 0; i < count; i++) {
+        g_string_append_printf(text, "%s{\"name\": \"%x\"}", i ? "," : "", i);
+    }
+    g_string_append(text, "]");
+    return g_strdup(text->str);
+}
+
+static void test_parts_many(void)
+{
+    g_autofree char *instances = many_instances(HANDSHAKE_SECTIONS_MAX);
+    g_autofree char *more_instances =
+        many_instances(HANDSHAKE_SECTIONS_MAX + 1);
+    g_autofree char *blocks = many_blocks(HANDSHAKE_RAM_BLOCKS_MAX);
+    g_autofree char *more_blocks = many_blocks(HANDSHAKE_RAM_BLOCKS_MAX + 1);
+    g_autoptr(HandshakeHello) hello = NULL;
+
+    hello = parse_with("sections", instances, NULL);
+    g_assert_cmpuint(hello->profile->sections->len, ==,
+                     HANDSHAKE_SECTIONS_MAX);
+    handshake_hello_free(g_steal_pointer(&hello));
+    assert_bad("sections", more_instances, "more than 16384 sections");
+
+    hello = parse_with("ram-blocks", blocks, NULL);
+    g_assert_cmpuint(hello->profile->ram_blocks->len, ==,
+                     HANDSHAKE_RAM_BLOCKS_MAX);
+    assert_bad("ram-blocks", more_blocks, "more than 2048 RAM blocks");
+}
+
+static void add_devices(HandshakeProfile *profile, unsigned count,
+                        const char *suffix)
+{
+    for (unsigned i = 0; i < count; i++) {
+        g_autofree char *name =
+            g_strdup_printf("0000:%02x:%02x.%x/%s", i / 256, i / 8 % 32,
+                            i % 8, suffix);
+
+        add_section(profile, name, 0, 11);
+    }
+}
+
+/* What a peer makes of the HELLO of @hello; it must fit into a frame */
+static HandshakeHello *tell(const HandshakeHello *hello, size_t *len)
+{
+    g_autofree char *text = handshake_hello_to_json(hello);
+
+    *len = strlen(text);
+    g_assert_cmpuint(*len, <=, HANDSHAKE_HELLO_MAX);
+    return hello_parse(text, NULL);
+}
+
+/*
+ * However large a machine is, its HELLO is one that can be read.  If that takes
+ * leaving out the lists, nobody compares them.
+ */
+static void test_parts_fit(void)
+{
+    g_autofree char *suffix = g_strnfill(240, 's');
+    size_t len;
+
+    for (int i = 0; i < 6; i++) {
+        g_autoptr(HandshakeHello) hello = hello_new();
+        g_autoptr(HandshakeHello) got = NULL;
+        HandshakeProfile *profile = hello->profile;
+        bool sections = true, blocks = true;
+
+        switch (i) {
+        case 0:
+            /* As many items as there may be; four sections are there */
+            add_devices(profile, 6076, "e1000");
+            for (int j = 0; j < HANDSHAKE_RAM_BLOCKS_MAX - 2; j++) {
+                add_block(profile, "pc.ram", 4096);
+            }
+            break;
+        case 1:
+            add_devices(profile, 6077, "e1000");
+            sections = false;
+            break;
+        case 2:
+            for (int j = 0; j < HANDSHAKE_RAM_BLOCKS_MAX - 1; j++) {
+                add_block(profile, "pc.ram", 4096);
+            }
+            sections = blocks = false;
+            break;
+        case 3:
+            for (int j = 0; j < HANDSHAKE_SECTIONS_MAX; j++) {
+                add_section(profile, "cpu", j + 3, 12);
+            }
+            sections = blocks = false;
+            break;
+        case 4:
+            for (int j = 0; j < HANDSHAKE_SECTIONS_MAX - 7; j++) {
+                add_section(profile, "cpu", j + 3, 12);
+            }
+            break;
+        case 5:
+            /* Too many bytes */
+            add_devices(profile, 2500, suffix);
+            sections = blocks = false;
+            break;
+        }
+        got = tell(hello, &len);
+        g_assert_true(!!got->profile->sections == sections);
+        g_assert_true(!!got->profile->ram_blocks == blocks);
+        /* The rest is none the worse for it */
+        g_assert_cmpstr(got->profile->machine, ==, profile->machine);
+        g_assert_cmpuint(strlist_len(got->profile->unmigratable), ==, 2);
+        if (blocks) {
+            g_assert_cmpuint(got->profile->ram_blocks->len, ==,
+                             profile->ram_blocks->len);
+        }
+        if (sections) {
+            /* One of them is idle */
+            g_assert_cmpuint(got->profile->sections->len, ==,
+                             profile->sections->len - 1);
+        }
+    }
+}
+
+/* Devices cost what their names take, and a few bytes more */
+static void test_parts_length(void)
+{
+    static const unsigned counts[] = { 0, 500, 1000, 2000, 4000 };
+    size_t lens[ARRAY_SIZE(counts)];
+    double each;
+
+    for (int i = 0; i < ARRAY_SIZE(counts); i++) {
+        g_autoptr(HandshakeHello) hello = hello_new();
+        g_autoptr(HandshakeHello) got = NULL;
+
+        add_devices(hello->profile, counts[i], "virtio-net");
+        got = tell(hello, &lens[i]);
+        g_assert_cmpuint(got->profile->sections->len, ==,
+                         hello->profile->sections->len - 1);
+        g_test_message("%u devices: %zu bytes", counts[i], lens[i]);
+    }
+    g_assert_cmpuint(lens[1], <, HANDSHAKE_HELLO_MAX / 10);
+    each = (double)(lens[1] - lens[0]) / counts[1];
+    for (int i = 2; i < ARRAY_SIZE(counts); i++) {
+        double per = (double)(lens[i] - lens[0]) / counts[i];
+
+        /* Grease may have one digit more or less */
+        g_assert_cmpfloat(per, <, each + 0.5);
+        g_assert_cmpfloat(per, >, each - 0.5);
+    }
+}
+
 /* Every message, cut at every byte: an error, whatever the peer does */
 static void test_cut(void)
 {
@@ -1442,6 +2002,24 @@ int main(int argc, char **argv)
     g_test_add_func("/migration/handshake/message/text/received",
                     test_text_received);
     g_test_add_func("/migration/handshake/message/summary", test_summary);
+    g_test_add_func("/migration/handshake/message/sections", test_sections);
+    g_test_add_func("/migration/handshake/message/sections/grouped",
+                    test_sections_grouped);
+    g_test_add_func("/migration/handshake/message/sections/items",
+                    test_sections_items);
+    g_test_add_func("/migration/handshake/message/ram-blocks",
+                    test_ram_blocks);
+    g_test_add_func("/migration/handshake/message/ram-blocks/items",
+                    test_ram_blocks_items);
+    g_test_add_func("/migration/handshake/message/parts/not-understood",
+                    test_parts_not_understood);
+    g_test_add_func("/migration/handshake/message/parts/bounds",
+                    test_parts_bounds);
+    g_test_add_func("/migration/handshake/message/parts/many",
+                    test_parts_many);
+    g_test_add_func("/migration/handshake/message/parts/fit", test_parts_fit);
+    g_test_add_func("/migration/handshake/message/parts/length",
+                    test_parts_length);
     g_test_add_func("/migration/handshake/message/cut", test_cut);
     g_test_add_func("/migration/handshake/message/free", test_free);
 
