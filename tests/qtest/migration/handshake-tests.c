@@ -630,25 +630,6 @@ static void test_no_mismatch(void)
     stop_both(from, to);
 }
 
-/* Several problems are all reported; the first of them is in error-desc */
-static void test_mismatch_all(void)
-{
-    QTestState *to = start_destination("");
-    QTestState *from = start_source(
-        "-machine pc -global migration.send-configuration=off "
-        "-global migration.send-section-footer=off");
-    QDict *rsp;
-
-    migrate_to(from, to, NULL);
-    rsp = wait_status(from, "failed");
-    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"), "3 problems"));
-    qobject_unref(rsp);
-    rsp = wait_handshake(from, "rejected");
-    g_assert_cmpint(qlist_size(qdict_get_qlist(rsp, "issues")), ==, 3);
-    qobject_unref(rsp);
-    stop_both(from, to);
-}
-
 #define UUID_A  "6d696772-6174-696f-6e20-68616e647368"
 #define UUID_B  "616b6520-7465-7374-2075-756964206262"
 
@@ -841,6 +822,7 @@ void migration_test_add_handshake(MigrationTestEnv *env)
     }
     migration_test_add_handshake_peer(env);
     migration_test_add_handshake_channels(env);
+    migration_test_add_handshake_issues(env);
     migration_test_add("/migration/handshake/precopy/live", test_precopy_live);
     if (env->has_uffd) {
         migration_test_add("/migration/handshake/precopy/source-capability",
@@ -876,7 +858,6 @@ void migration_test_add_handshake(MigrationTestEnv *env)
     migration_test_add("/migration/handshake/mismatch/footer",
                        test_mismatch_footer);
     migration_test_add("/migration/handshake/mismatch/none", test_no_mismatch);
-    migration_test_add("/migration/handshake/mismatch/all", test_mismatch_all);
     migration_test_add("/migration/handshake/mismatch/warning", test_warning);
     migration_test_add("/migration/handshake/mismatch/destination",
                        test_conflict_on_destination);

@@ -131,6 +131,7 @@ void source_say_commit(ScriptedSource *source);
 void source_close(ScriptedSource *source);
 
 void migration_test_add_handshake_channels(MigrationTestEnv *env);
+void migration_test_add_handshake_issues(MigrationTestEnv *env);
 void migration_test_add_handshake_peer(MigrationTestEnv *env);
 
 #endif

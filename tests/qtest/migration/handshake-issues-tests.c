@@ -1,0 +1,749 @@
+/*
+ * QTest testcases for the migration handshake: what is said of two machines
+ *
+ * Every issue code that there is, provoked by two QEMUs where a command line
+ * can do it, and by a scripted source where a QEMU would not say such a thing.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "libqtest.h"
+#include "libqos/malloc-pc.h"
+#include "libqos/pci-pc.h"
+#include "libqos/virtio-pci.h"
+#include "hw/pci/pci.h"
+#include "standard-headers/linux/virtio_net.h"
+#include "migration/framework.h"
+#include "migration/handshake-util.h"
+#include "migration/migration-qmp.h"
+#include "migration/migration-util.h"
+
+#define UUID_A  "6d696772-6174-696f-6e20-68616e647368"
+#define UUID_B  "616b6520-7465-7374-2075-756964206262"
+
+/* Those of docs/interop/migration-handshake.rst that QEMU emits */
+static const char *const codes[] = {
+    "protocol-version", "purpose", "required-feature", "busy", "machine-type",
+    "arch", "page-size", "uuid", "stream-format", "capability-unknown",
+    "capability-unsupported", "capability-conflict", "parameter-unknown",
+    "parameter-value", "transport", "section-missing", "section-version",
+    "section-extra", "ram-block-missing", "ram-block-size",
+    "ram-block-page-size", "ram-block-extra", "unmigratable",
+};
+
+#define GOOD_CORE   "'versions': [1], 'purpose': 'migrate', 'required': []"
+
+/*
+ * One issue, and how to get it.  Texts that are to be found are patterns with
+ * * and ?; NULL: there must be none.
+ */
+typedef struct IssueTest {
+    const char *code;
+    const char *variant;        /* if there is more than one of that code */
+    bool warning;
+    const char *subject;
+    const char *source;
+    const char *destination;
+
+    /* Two QEMUs: the options in which they differ */
+    const char *from;
+    const char *to;
+    const char *capability;     /* set on the source */
+    const char *unplug;         /* what to take from @to to make it good */
+    const char *good;           /* options of a good source, if not @to */
+    bool held;                  /* by another source */
+    const char *device;         /* which the two binaries need to have */
+
+    /* Or a scripted source: JSON, with ' for " */
+    const char *core;           /* NULL: GOOD_CORE and features */
+    const char *profile;
+    bool needs_uffd;
+} IssueTest;
+
+#define SCRIPTED(json)  .profile = json
+#define REQUIRED(names) "'required-capabilities': [ " names " ]"
+
+static const IssueTest tests[] = {
+    {
+        .code = "protocol-version", .subject = "versions",
+        .source = "2, 3", .destination = "1",
+        .core = "'versions': [2, 3], 'purpose': 'migrate', 'required': []",
+        SCRIPTED(""),
+    }, {
+        .code = "purpose", .subject = "purpose",
+        .source = "dance", .destination = "migrate",
+        .core = "'versions': [1], 'purpose': 'dance', 'required': []",
+        SCRIPTED(""),
+    }, {
+        .code = "required-feature", .subject = "warp-drive",
+        .source = "required", .destination = "unknown",
+        .core = "'versions': [1], 'purpose': 'migrate',"
+                "'required': [ 'warp-drive', 'named-channels' ]",
+        SCRIPTED(""),
+    }, {
+        .code = "busy", .subject = "session",
+        .source = "a second one", .destination = "held by another source",
+        .from = "", .to = "", .held = true,
+    }, {
+        .code = "machine-type", .subject = "machine",
+        .source = "pc-i440fx-*", .destination = "pc-q35-*",
+        .from = "-machine pc", .to = "",
+    }, {
+        .code = "arch", .subject = "arch",
+        .source = "s390x", .destination = "*86*",
+        SCRIPTED("'arch': 's390x'"),
+    }, {
+        .code = "page-size", .subject = "page-size",
+        .source = "65536", .destination = "4096",
+        SCRIPTED("'page-size': 65536"),
+    }, {
+        .code = "uuid", .warning = true, .subject = "uuid",
+        .source = UUID_A, .destination = UUID_B,
+        .from = "-uuid " UUID_A, .to = "-uuid " UUID_B,
+    }, {
+        .code = "uuid", .variant = "validated", .subject = "uuid",
+        .source = UUID_A, .destination = UUID_B,
+        .from = "-uuid " UUID_A, .to = "-uuid " UUID_B,
+        .capability = "validate-uuid",
+    }, {
+        .code = "stream-format", .subject = "send-configuration",
+        .source = "false", .destination = "true",
+        .from = "-global migration.send-configuration=off", .to = "",
+    }, {
+        .code = "stream-format", .variant = "vmdesc", .warning = true,
+        .subject = "suppress-vmdesc",
+        .source = "false", .destination = "true",
+        .from = "", .to = "-machine suppress-vmdesc=on",
+    }, {
+        .code = "stream-format", .variant = "multifd",
+        .subject = "multifd-flush-after-each-section",
+        .source = "true", .destination = "false",
+        .from = "-global migration.multifd-flush-after-each-section=on",
+        .to = "", .capability = "multifd",
+    }, {
+        .code = "capability-unknown", .subject = "warp-drive",
+        .source = "required", .destination = "unknown",
+        SCRIPTED(REQUIRED("'warp-drive'")),
+    }, {
+        .code = "capability-unsupported", .subject = "x-colo",
+        .source = "required", .destination = "not negotiable",
+        SCRIPTED(REQUIRED("'x-colo'")),
+    }, {
+        .code = "capability-unsupported", .variant = "shared",
+        .subject = "x-ignore-shared",
+        .source = "a shared file", .destination = "not a shared file",
+        SCRIPTED(REQUIRED("'x-ignore-shared'") ", 'ram-blocks': ["
+                 "{ 'name': 'pc.ram', 'size': 67108864, 'page-size': 4096,"
+                 "  'shared-file': true, 'address': 0 } ]"),
+    }, {
+        .code = "capability-conflict", .subject = "postcopy-ram",
+        .source = "required", .destination = "conflict",
+        SCRIPTED(REQUIRED("'x-ignore-shared', 'postcopy-ram'")),
+        .needs_uffd = true,
+    }, {
+        .code = "parameter-unknown", .subject = "multifd-warp",
+        .source = "9", .destination = "unknown",
+        SCRIPTED(REQUIRED("'multifd'") ", 'parameters': {"
+                 "  'multifd': { 'multifd-warp': 9 } }"),
+    }, {
+        .code = "parameter-value", .subject = "multifd-channels",
+        .source = "0", .destination = "not possible",
+        SCRIPTED(REQUIRED("'multifd'") ", 'parameters': {"
+                 "  'multifd': { 'multifd-channels': 0 } }"),
+    }, {
+        .code = "transport", .subject = "multifd",
+        .source = "needs further channels",
+        .destination = "takes named ones only",
+        .core = GOOD_CORE,
+        SCRIPTED(REQUIRED("'multifd'")),
+    }, {
+        .code = "section-missing",
+        .subject = "0000:00:01.0/i6300esb_wdt",
+        .source = "version *", .destination = "missing",
+        .from = "-device i6300esb,addr=1", .to = "", .device = "i6300esb",
+    }, {
+        /* A CPU more */
+        .code = "section-missing", .variant = "instance",
+        .subject = "cpu 1", .source = "version *", .destination = "missing",
+        .from = "-smp 2", .to = "",
+    }, {
+        .code = "section-missing", .variant = "conditional", .warning = true,
+        .subject = "0000:00:01.0/warp 3",
+        .source = "version 7", .destination = "missing",
+        SCRIPTED("'sections': [ { 'name': '0000:00:01.0/warp', 'version': 7,"
+                 "  'instances': [ 3 ], 'conditional': true } ]"),
+    }, {
+        .code = "section-version", .subject = "ram",
+        .source = "5", .destination = "4",
+        SCRIPTED("'sections': [ { 'name': 'ram', 'version': 5 } ]"),
+    }, {
+        .code = "section-version", .variant = "old", .subject = "ram",
+        .source = "3", .destination = "4",
+        SCRIPTED("'sections': [ { 'name': 'ram', 'version': 3 } ]"),
+    }, {
+        .code = "section-version", .variant = "range", .subject = "timer",
+        .source = "9", .destination = "1 to 2",
+        SCRIPTED("'sections': [ { 'name': 'timer', 'version': 9 } ]"),
+    }, {
+        .code = "section-extra", .warning = true,
+        .subject = "0000:00:01.0/i6300esb_wdt",
+        .source = "missing", .destination = "present",
+        .from = "", .to = "-device i6300esb,addr=1", .device = "i6300esb",
+    }, {
+        .code = "ram-block-missing", .subject = "0000:00:01.0/vga.vram",
+        .source = "16777216", .destination = "missing",
+        .from = "-device VGA,addr=1,romfile=", .to = "", .device = "VGA",
+    }, {
+        .code = "ram-block-size", .subject = "pc.ram",
+        .source = "100663296", .destination = "67108864",
+        .from = "-m 96", .to = "",
+    }, {
+        .code = "ram-block-size", .variant = "resizeable",
+        .subject = "/rom@etc/acpi/tables",
+        .source = "4194304", .destination = "at most 2097152",
+        SCRIPTED("'ram-blocks': [ { 'name': '/rom@etc/acpi/tables',"
+                 "  'size': 4194304, 'resizeable': true } ]"),
+    }, {
+        .code = "ram-block-page-size", .subject = "pc.ram",
+        .source = "2097152", .destination = "4096",
+        SCRIPTED(REQUIRED("'postcopy-ram'") ", 'ram-blocks': ["
+                 "{ 'name': 'pc.ram', 'size': 67108864,"
+                 "  'page-size': 2097152 } ]"),
+        .needs_uffd = true,
+    }, {
+        .code = "ram-block-extra", .warning = true,
+        .subject = "0000:00:01.0/vga.vram",
+        .source = "missing", .destination = "16777216",
+        .from = "", .to = "-device VGA,addr=1,romfile=", .device = "VGA",
+    }, {
+        .code = "unmigratable", .subject = "0000:00:01.0*usb-wacom*",
+        .source = "missing", .destination = "not migratable",
+        .from = "-device qemu-xhci,addr=1",
+        .to = "-device qemu-xhci,addr=1 -device usb-wacom-tablet,id=tablet",
+        .unplug = "tablet", .good = "-device qemu-xhci,addr=1",
+        .device = "usb-wacom-tablet",
+    }, {
+        .code = "unmigratable", .variant = "source",
+        .subject = "0000:00:01.0/nvme", .source = "not migratable",
+        SCRIPTED("'unmigratable': [ '0000:00:01.0/nvme' ]"),
+    },
+};
+
+static bool has_uffd;
+
+static void assert_match(const QDict *issue, const char *member,
+                         const char *pattern)
+{
+    const char *text = qdict_get_try_str(issue, member);
+
+    if (!pattern) {
+        g_assert_null(text);
+    } else if (!text || !g_pattern_match_simple(pattern, text)) {
+        g_error("'%s' is '%s', not '%s'", member, text, pattern);
+    }
+}
+
+/* @from is query-migrate's handshake, or a verdict */
+static void assert_issue(const QDict *from, const IssueTest *t)
+{
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(from, "issues"), entry) {
+        QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (strcmp(qdict_get_str(issue, "code"), t->code) ||
+            !g_pattern_match_simple(t->subject,
+                                    qdict_get_str(issue, "subject"))) {
+            continue;
+        }
+        g_test_message("%s", qdict_get_str(issue, "message"));
+        g_assert_cmpstr(qdict_get_str(issue, "severity"), ==,
+                        t->warning ? "warning" : "error");
+        assert_match(issue, "source", t->source);
+        assert_match(issue, "destination", t->destination);
+        g_assert_cmpstr(qdict_get_str(issue, "message"), !=, "");
+        return;
+    }
+    g_error("no issue '%s' about '%s'", t->code, t->subject);
+}
+
+/* What was found is shown, or remains shown, by @who */
+static void assert_shown(QTestState *who, const char *status,
+                         const IssueTest *t)
+{
+    QDict *info = wait_handshake(who, status);
+
+    assert_issue(info, t);
+    qobject_unref(info);
+}
+
+/* A refusal has cost nothing */
+static void assert_unharmed(QTestState *from)
+{
+    QDict *rsp = migrate_query(from);
+    QDict *ram = qdict_get_qdict(rsp, "ram");
+
+    g_assert_true(!ram || qdict_get_int(ram, "transferred") == 0);
+    qobject_unref(rsp);
+    g_assert_true(is_running(from));
+    g_assert_false(capability_is_on(from, "return-path"));
+}
+
+static void assert_good_source(QTestState *to, const char *opts)
+{
+    QTestState *from = start_source(opts);
+
+    assert_good_migration(from, to);
+    qtest_quit(from);
+}
+
+static void assert_refused(QTestState *from, QTestState *to,
+                           const IssueTest *t)
+{
+    QDict *rsp;
+
+    migrate_to(from, to, t->warning ? "{ 'warnings-as-errors': true }" : NULL);
+    rsp = wait_status(from, "failed");
+    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"), "refused"));
+    qobject_unref(rsp);
+    assert_unharmed(from);
+    assert_shown(from, "rejected", t);
+    if (!t->held) {
+        assert_shown(to, "rejected", t);
+    }
+    assert_listening(to);
+    g_assert_false(capability_is_on(to, "return-path"));
+}
+
+static void assert_warned(QTestState *from, QTestState *to, const IssueTest *t)
+{
+    migrate_to(from, to, NULL);
+    wait_completed(from, to);
+    g_assert_true(is_running(to));
+    assert_shown(from, "accepted", t);
+    assert_shown(to, "accepted", t);
+}
+
+static void test_two_machines(const IssueTest *t)
+{
+    QTestState *to = start_destination(t->to);
+    QTestState *from = start_source(t->from);
+    ScriptedSource other;
+
+    if (t->capability) {
+        migrate_set_capability(from, t->capability, true);
+    }
+    if (t->held) {
+        g_autofree char *port = destination_port(to);
+
+        source_claim_session(&other, port, GOOD_HELLO);
+    }
+    /* As often as you like */
+    assert_refused(from, to, t);
+    assert_refused(from, to, t);
+    if (t->held) {
+        /* It is the other one that is shown on the destination */
+        qobject_unref(wait_handshake(to, "in-progress"));
+        source_close(&other);
+        qobject_unref(wait_handshake(to, "cancelled"));
+    }
+
+    if (t->warning) {
+        assert_warned(from, to, t);
+    } else if (t->held) {
+        assert_good_migration(from, to);
+    } else {
+        if (t->unplug) {
+            qtest_qmp_device_del(to, t->unplug);
+        }
+        assert_good_source(to, t->good ?: t->to);
+    }
+    stop_both(from, to);
+}
+
+/* Says HELLO and returns the answer */
+static QDict *scripted_hello(ScriptedSource *source, const char *port,
+                             const IssueTest *t, bool strict, uint16_t *type)
+{
+    g_autofree char *hello =
+        g_strdup_printf("{ %s, 'warnings-as-errors': %s,"
+                        "  'profile': { %s } }",
+                        t->core ?: GOOD_CORE
+                                   ", 'features': [ 'named-channels' ]",
+                        strict ? "true" : "false", t->profile);
+
+    g_strdelimit(hello, "'", '"');
+    source_say_hello(source, port, hello);
+    return source_read_verdict(source, type);
+}
+
+static void test_scripted_source(const IssueTest *t)
+{
+    QTestState *to = start_destination("");
+    g_autofree char *port = destination_port(to);
+    ScriptedSource source;
+    uint16_t type;
+    QDict *answer;
+
+    answer = scripted_hello(&source, port, t, t->warning, &type);
+    g_assert_cmpint(type, ==, FRAME_REJECT);
+    g_assert_cmpstr(qdict_get_str(answer, "message"), !=, "");
+    assert_issue(answer, t);
+    qobject_unref(answer);
+    source_close(&source);
+    assert_shown(to, "rejected", t);
+    assert_listening(to);
+    g_assert_false(capability_is_on(to, "return-path"));
+
+    if (t->warning) {
+        answer = scripted_hello(&source, port, t, false, &type);
+        g_assert_cmpint(type, ==, FRAME_ACCEPT);
+        assert_issue(answer, t);
+        qobject_unref(answer);
+        assert_shown(to, "in-progress", t);
+        source_close(&source);
+        assert_shown(to, "cancelled", t);
+    }
+    assert_good_source(to, "");
+    qtest_quit(to);
+}
+
+/* The name of the test that goes with tests[@i] */
+static char *test_name(int i)
+{
+    return g_strdup_printf("%s%s%s", tests[i].code, tests[i].variant ? "-" : "",
+                           tests[i].variant ?: "");
+}
+
+#define ISSUE_PATH  "/migration/handshake/issue/"
+
+static void test_issue(void *opaque)
+{
+    const char *path = opaque;
+    const IssueTest *t = NULL;
+
+    for (int i = 0; i < ARRAY_SIZE(tests); i++) {
+        g_autofree char *name = test_name(i);
+
+        if (!strcmp(path + strlen(ISSUE_PATH), name)) {
+            t = &tests[i];
+        }
+    }
+    if (t->needs_uffd && !has_uffd) {
+        g_test_skip("no postcopy here");
+    } else if (t->device && !qtest_has_device(t->device)) {
+        g_test_skip("a device is not in this build");
+    } else if (t->profile) {
+        test_scripted_source(t);
+    } else {
+        test_two_machines(t);
+    }
+}
+
+/* A code that nobody has provoked may not work */
+static void test_coverage(void)
+{
+    unsigned used[ARRAY_SIZE(codes)] = { 0 };
+
+    for (int i = 0; i < ARRAY_SIZE(tests); i++) {
+        int j = 0;
+
+        while (strcmp(codes[j], tests[i].code)) {
+            j++;
+            g_assert_cmpint(j, <, ARRAY_SIZE(codes));
+        }
+        used[j]++;
+    }
+    for (int j = 0; j < ARRAY_SIZE(codes); j++) {
+        g_test_message("%s: %u", codes[j], used[j]);
+        g_assert_cmpuint(used[j], >, 0);
+    }
+}
+
+/* Several problems are all reported at once; the gravest is in error-desc */
+static void test_all(void)
+{
+    static const IssueTest found[] = {
+        {
+            .code = "uuid", .subject = "uuid",
+            .source = UUID_A, .destination = UUID_B,
+        }, {
+            .code = "stream-format", .subject = "send-configuration",
+            .source = "false", .destination = "true",
+        }, {
+            .code = "section-missing", .subject = "0000:00:01.0/i6300esb_wdt",
+            .source = "version *", .destination = "missing",
+        }, {
+            .code = "ram-block-size", .subject = "pc.ram",
+            .source = "100663296", .destination = "67108864",
+        }, {
+            .code = "section-extra", .subject = "0000:00:02.0/vga",
+            .source = "missing", .destination = "present", .warning = true,
+        }, {
+            .code = "ram-block-extra", .subject = "0000:00:02.0/vga.vram",
+            .source = "missing", .destination = "16777216", .warning = true,
+        },
+    };
+    QTestState *to, *from;
+    QDict *rsp;
+
+    if (!qtest_has_device("i6300esb") || !qtest_has_device("VGA")) {
+        g_test_skip("a device is not in this build");
+        return;
+    }
+    to = start_destination("-uuid " UUID_B " -device VGA,addr=2,romfile=");
+    from = start_source("-uuid " UUID_A " -device i6300esb,addr=1 -m 96 "
+                        "-global migration.send-configuration=off");
+    migrate_set_capability(from, "validate-uuid", true);
+    migrate_to(from, to, NULL);
+    rsp = wait_status(from, "failed");
+    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"), "6 problems"));
+    qobject_unref(rsp);
+    assert_unharmed(from);
+    for (int i = 0; i < ARRAY_SIZE(found); i++) {
+        assert_shown(from, "rejected", &found[i]);
+        assert_shown(to, "rejected", &found[i]);
+    }
+    rsp = wait_handshake(from, "rejected");
+    g_assert_cmpint(qlist_size(qdict_get_qlist(rsp, "issues")), ==,
+                    ARRAY_SIZE(found));
+    qobject_unref(rsp);
+    assert_listening(to);
+    assert_good_source(to, "-uuid " UUID_B " -device VGA,addr=2,romfile=");
+    stop_both(from, to);
+}
+
+/* Nothing at all was found on either side; returns what the source shows */
+static QDict *assert_agreed(QTestState *from, QTestState *to)
+{
+    for (int side = 0; ; side++) {
+        QDict *info = wait_handshake(side ? from : to, "accepted");
+        QList *issues = qdict_get_qlist(info, "issues");
+
+        if (!qlist_empty(issues)) {
+            g_autoptr(GString) json = qobject_to_json(QOBJECT(issues));
+
+            g_error("unexpected issues: %s", json->str);
+        }
+        if (side) {
+            return info;
+        }
+        qobject_unref(info);
+    }
+}
+
+/* A device whose state does not migrate is nobody's business */
+static void test_idle(void)
+{
+    QTestState *to, *from;
+
+    if (!qtest_has_device("ramfb")) {
+        g_test_skip("a device is not in this build");
+        return;
+    }
+    to = start_destination("");
+    from = start_source("-device ramfb,x-migrate=off");
+    assert_good_migration(from, to);
+    qobject_unref(assert_agreed(from, to));
+    stop_both(from, to);
+}
+
+/* A machine goes together with its like, of whatever version it is */
+
+static unsigned tested_machines;
+
+static void test_machine(const char *machine)
+{
+    g_autofree char *opts = NULL;
+    QTestState *to, *from;
+
+    if (!g_str_has_prefix(machine, "pc-q35-") &&
+        !g_str_has_prefix(machine, "pc-i440fx-")) {
+        return;
+    }
+    opts = g_strdup_printf("-machine %s -smp 2 -device virtio-rng-pci "
+                           "-device virtio-balloon-pci -device VGA,romfile= "
+                           "-device e1000,romfile=", machine);
+    g_test_message("%s", machine);
+    to = start_destination(opts);
+    from = start_source(opts);
+    assert_good_migration(from, to);
+    qobject_unref(assert_agreed(from, to));
+    stop_both(from, to);
+    tested_machines++;
+}
+
+static void test_every_machine(void)
+{
+    if (!qtest_has_device("VGA") || !qtest_has_device("e1000")) {
+        g_test_skip("a device is not in this build");
+        return;
+    }
+    tested_machines = 0;
+    qtest_cb_for_every_machine(test_machine, false);
+    g_test_message("%u machine types", tested_machines);
+    g_assert_cmpuint(tested_machines, >, 0);
+}
+
+/* Most of what is told is names, and it fits into TCP's first window */
+static void test_length(void)
+{
+    const char *opts =
+        "-blockdev null-co,size=1048576,node-name=disk "
+        "-device virtio-blk-pci,drive=disk -device virtio-scsi-pci "
+        "-device virtio-rng-pci -device virtio-balloon-pci "
+        "-device virtio-serial-pci -device virtio-gpu-pci "
+        "-device virtio-keyboard-pci -device virtio-tablet-pci "
+        "-device virtio-mouse-pci -device virtio-net-pci,romfile=";
+    QTestState *to = start_destination(opts);
+    QTestState *from = start_source(opts);
+    QDict *info;
+
+    assert_good_migration(from, to);
+    info = assert_agreed(from, to);
+    g_test_message("ten virtio devices: %" PRId64 " bytes",
+                   qdict_get_int(info, "bytes-sent"));
+    /* Ten segments */
+    g_assert_cmpint(qdict_get_int(info, "bytes-sent"), <, 14600);
+    qobject_unref(info);
+    stop_both(from, to);
+}
+
+/*
+ * A machine of that many devices.  PCI devices take a minute to be made, since
+ * each of them lays out the address space anew.
+ */
+static char *many_devices(unsigned count)
+{
+    g_autoptr(GString) opts = g_string_new("-device virtio-scsi-pci,id=scsi");
+
+    for (unsigned i = 0; i < count; i++) {
+        g_string_append_printf(opts, " -device scsi-cd,bus=scsi.0,scsi-id=%u,"
+                               "lun=%u", i / 2, i % 2);
+    }
+    return g_strdup(opts->str);
+}
+
+/* The destination judges in its main loop: that must not take long */
+static void test_many_devices(void)
+{
+    g_autofree char *opts = many_devices(500);
+    QTestState *from = start_source(opts);
+    int64_t best[2] = { INT64_MAX, INT64_MAX };
+
+    /* Machines are busy, and it is not the scheduler that is measured */
+    for (int i = 0; i < 4; i++) {
+        QTestState *to = start_destination(opts);
+
+        assert_good_migration(from, to);
+        for (int side = 0; side < 2; side++) {
+            QDict *info = wait_handshake(side ? to : from, "accepted");
+            int64_t time = qdict_get_int(info, "duration");
+
+            best[side] = MIN(best[side], time);
+            qobject_unref(info);
+        }
+        qobject_unref(assert_agreed(from, to));
+        qtest_quit(from);
+        from = to;
+    }
+    g_test_message("500 devices: %" PRId64 " us on the source, %" PRId64
+                   " us on the destination", best[0], best[1]);
+    g_assert_cmpint(best[0], <, 50 * 1000);
+    g_assert_cmpint(best[1], <, 50 * 1000);
+    qtest_quit(from);
+}
+
+/* A pair of cards, of which the primary one leaves before the guest moves */
+
+#define FAILOVER \
+    "-device pcie-root-port,id=root0,addr=1,chassis=1 " \
+    "-device pcie-root-port,id=root1,addr=2,chassis=2 " \
+    "-device virtio-net-pci,bus=root0,id=standby,failover=on,romfile= " \
+    "-device virtio-net-pci,bus=root1,id=primary," \
+    "failover_pair_id=standby,romfile= "
+
+#define ACPI_PCIHP_EJECT    (0x0cc0 + 8)
+
+/* What a guest's driver does: without it there is no primary card */
+static QVirtioPCIDevice *start_standby(QTestState *from, QPCIBus *bus)
+{
+    QPCIAddress addr = { .devfn = QPCI_DEVFN(1 << 5, 0) };
+    QVirtioPCIDevice *card;
+    uint64_t features;
+
+    g_assert_cmpint(qpci_secondary_buses_init(bus), ==, 2);
+    for (int slot = 1; slot <= 2; slot++) {
+        QPCIDevice *port = qpci_device_find(bus, QPCI_DEVFN(slot, 0));
+
+        g_assert_nonnull(port);
+        qpci_device_enable(port);
+        qpci_iomap(port, 4, NULL);
+        g_free(port);
+    }
+
+    card = virtio_pci_new(bus, &addr);
+    g_assert_nonnull(card);
+    qvirtio_pci_device_enable(card);
+    qvirtio_start_device(&card->vdev);
+    features = qvirtio_get_features(&card->vdev);
+    g_assert_true(features & (1ull << VIRTIO_NET_F_STANDBY));
+    qvirtio_set_features(&card->vdev, features & ~QVIRTIO_F_BAD_FEATURE);
+    qvirtio_set_driver_ok(&card->vdev);
+    qtest_qmp_eventwait(from, "FAILOVER_NEGOTIATED");
+    return card;
+}
+
+static void test_failover(void)
+{
+    QTestState *to, *from;
+    QGuestAllocator alloc;
+    QVirtioPCIDevice *card;
+    QPCIBus *bus;
+
+    if (!qtest_has_device("pcie-root-port")) {
+        g_test_skip("a device is not in this build");
+        return;
+    }
+    to = start_destination(FAILOVER);
+    from = start_source(FAILOVER);
+    pc_alloc_init(&alloc, from, 0);
+    bus = qpci_new_pc(from, &alloc);
+    card = start_standby(from, bus);
+
+    migrate_to(from, to, NULL);
+    qobject_unref(assert_agreed(from, to));
+    qtest_qmp_eventwait(from, "UNPLUG_PRIMARY");
+    qobject_unref(wait_status(from, "wait-unplug"));
+    qtest_outl(from, ACPI_PCIHP_EJECT, 1);
+    wait_completed(from, to);
+    qtest_qmp_eventwait(to, "FAILOVER_NEGOTIATED");
+
+    qos_object_destroy((QOSGraphObject *)card);
+    qpci_free_pc(bus);
+    alloc_destroy(&alloc);
+    stop_both(from, to);
+}
+
+void migration_test_add_handshake_issues(MigrationTestEnv *env)
+{
+    has_uffd = env->has_uffd;
+
+    for (int i = 0; i < ARRAY_SIZE(tests); i++) {
+        g_autofree char *name = test_name(i);
+
+        migration_test_add_suffix(ISSUE_PATH, name, test_issue);
+    }
+    migration_test_add("/migration/handshake/issues/coverage", test_coverage);
+    migration_test_add("/migration/handshake/issues/all", test_all);
+    migration_test_add("/migration/handshake/issues/idle", test_idle);
+    migration_test_add("/migration/handshake/issues/machines",
+                       test_every_machine);
+    migration_test_add("/migration/handshake/issues/length", test_length);
+    migration_test_add("/migration/handshake/issues/many-devices",
+                       test_many_devices);
+    migration_test_add("/migration/handshake/issues/failover", test_failover);
+}
