@@ -813,6 +813,114 @@ static void test_late_failure(void)
     stop_both(from, to);
 }
 
+/* The event that has come by now, if any; a command makes it be read */
+static QDict *pending_event(QTestState *who)
+{
+    qobject_unref(migrate_query(who));
+    return qtest_qmp_event_ref(who, "MIGRATION_HANDSHAKE");
+}
+
+/* Returns the session that the event tells, to be freed by the caller */
+static char *assert_event(QTestState *who, const char *role,
+                          const char *status, int errors, int warnings)
+{
+    QDict *event = qtest_qmp_eventwait_ref(who, "MIGRATION_HANDSHAKE");
+    QDict *data = qdict_get_qdict(event, "data");
+    char *session = g_strdup(qdict_get_try_str(data, "session"));
+
+    g_assert_cmpstr(qdict_get_str(data, "role"), ==, role);
+    g_assert_cmpstr(qdict_get_str(data, "status"), ==, status);
+    g_assert_false(qdict_get_bool(data, "check-only"));
+    g_assert_cmpint(qdict_get_int(data, "errors"), ==, errors);
+    g_assert_cmpint(qdict_get_int(data, "warnings"), ==, warnings);
+    g_assert_cmpint(qdict_haskey(data, "message"), ==,
+                    strcmp(status, "accepted") != 0);
+    qobject_unref(event);
+    return session;
+}
+
+static void assert_events(QTestState *from, QTestState *to, const char *status,
+                          int errors, int warnings)
+{
+    g_autofree char *a = assert_event(from, "source", status, errors, warnings);
+    g_autofree char *b = assert_event(to, "destination", status, errors,
+                                      warnings);
+    QDict *info = wait_handshake(from, status);
+
+    /* What the two say of one conversation can be found in both logs */
+    g_assert_nonnull(a);
+    g_assert_cmpstr(a, ==, b);
+    g_assert_cmpstr(a, ==, qdict_get_str(info, "session"));
+    qobject_unref(info);
+}
+
+static int count_issues(const QDict *info, const char *severity)
+{
+    const QListEntry *entry;
+    int count = 0;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(info, "issues"), entry) {
+        QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
+
+        count += !strcmp(qdict_get_str(issue, "severity"), severity);
+    }
+    return count;
+}
+
+static void test_event(void)
+{
+    QTestState *to = start_destination("-uuid " UUID_A);
+    QTestState *bad = start_source("-machine pc -uuid " UUID_B);
+    QTestState *from = start_source("-uuid " UUID_B);
+    g_autofree char *port = destination_port(to);
+    g_autofree char *session = NULL;
+    int errors, warnings;
+    QDict *info;
+
+    /* Nobody who did not ask for events gets this one */
+    migrate_to(bad, to, NULL);
+    qobject_unref(wait_status(bad, "failed"));
+    qobject_unref(wait_handshake(to, "rejected"));
+    g_assert_null(pending_event(bad));
+    g_assert_null(pending_event(to));
+
+    migrate_set_capability(bad, "events", true);
+    migrate_set_capability(from, "events", true);
+    migrate_set_capability(to, "events", true);
+
+    /* Strangers cannot make a flood of it: one each second */
+    for (int i = 0; i < 10; i++) {
+        ScriptedSource stranger;
+        uint16_t type;
+
+        source_say_hello(&stranger, port, "{ \"versions\": [99],"
+                         "  \"purpose\": \"migrate\", \"required\": [] }");
+        qobject_unref(source_read_verdict(&stranger, &type));
+        source_close(&stranger);
+    }
+    session = assert_event(to, "destination", "rejected", 1, 0);
+    g_assert_nonnull(session);
+    g_assert_null(pending_event(to));
+
+    g_usleep(G_USEC_PER_SEC * 11 / 10);
+    migrate_to(bad, to, "{ 'warnings-as-errors': true }");
+    qobject_unref(wait_status(bad, "failed"));
+    info = wait_handshake(to, "rejected");
+    errors = count_issues(info, "error");
+    warnings = count_issues(info, "warning");
+    qobject_unref(info);
+    /* The two types differ in devices, too */
+    g_assert_cmpint(errors, >, 1);
+    g_assert_cmpint(warnings, >, 1);
+    assert_events(bad, to, "rejected", errors, warnings);
+
+    migrate_to(from, to, NULL);
+    assert_events(from, to, "accepted", 0, 1);
+    wait_completed(from, to);
+    qtest_quit(bad);
+    stop_both(from, to);
+}
+
 void migration_test_add_handshake(MigrationTestEnv *env)
 {
     tmpfs = env->tmpfs;
@@ -829,6 +937,7 @@ void migration_test_add_handshake(MigrationTestEnv *env)
                            test_source_capability);
     }
     migration_test_add("/migration/handshake/info", test_info);
+    migration_test_add("/migration/handshake/event", test_event);
     migration_test_add("/migration/handshake/settings", test_settings);
     migration_test_add("/migration/handshake/unix/incoming-json",
                        test_unix_incoming_json);
