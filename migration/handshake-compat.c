@@ -114,8 +114,8 @@ static const struct {
       MIGRATION_HANDSHAKE_SEVERITY_ERROR },
     { "x-preempt-pre-7-2", "postcopy-preempt",
       MIGRATION_HANDSHAKE_SEVERITY_ERROR },
-    /* The loader complains about what follows the device state, and goes on */
-    { "suppress-vmdesc", NULL, MIGRATION_HANDSHAKE_SEVERITY_WARNING },
+    /* See stream_severity() */
+    { "suppress-vmdesc", NULL, MIGRATION_HANDSHAKE_SEVERITY_ERROR },
     /*
      * Not listed, because any reader copes with either value of the writer's:
      * store-global-state, send-switchover-start,
@@ -132,6 +132,22 @@ static bool stream_differs(const HandshakeProfile *src,
     const QObject *b = dst->stream ? qdict_get(dst->stream, name) : NULL;
 
     return a && b && !qobject_is_equal(a, b);
+}
+
+/*
+ * A description of the device state that nobody asked for is left unread.  But
+ * a loader that wants one waits for its first byte for ever, and a source with
+ * a return path waits for the loader.
+ */
+static MigrationHandshakeSeverity stream_severity(const HandshakeProfile *src,
+                                                  int i)
+{
+    const char *name = stream_properties[i].name;
+
+    return !strcmp(name, "suppress-vmdesc") &&
+           !qdict_get_try_bool(src->stream, name, true)
+        ? MIGRATION_HANDSHAKE_SEVERITY_WARNING
+        : stream_properties[i].severity;
 }
 
 /* Those properties that matter with @capability; NULL: in any case */
@@ -151,8 +167,7 @@ static void compare_stream(const HandshakeProfile *src,
         a_text = handshake_json_text(qdict_get(src->stream, name));
         b_text = handshake_json_text(qdict_get(dst->stream, name));
         handshake_issue_add(issues, "stream-format",
-                            stream_properties[i].severity, name,
-                            a_text, b_text,
+                            stream_severity(src, i), name, a_text, b_text,
                             "stream property '%s' is %s on the source and %s "
                             "on the destination", name, a_text, b_text);
     }

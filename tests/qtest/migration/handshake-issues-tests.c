@@ -118,6 +118,11 @@ static const IssueTest tests[] = {
         .source = "false", .destination = "true",
         .from = "", .to = "-machine suppress-vmdesc=on",
     }, {
+        .code = "stream-format", .variant = "no-vmdesc",
+        .subject = "suppress-vmdesc",
+        .source = "true", .destination = "false",
+        .from = "-machine suppress-vmdesc=on", .to = "",
+    }, {
         .code = "stream-format", .variant = "multifd",
         .subject = "multifd-flush-after-each-section",
         .source = "true", .destination = "false",
