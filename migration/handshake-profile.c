@@ -141,15 +141,16 @@ static void collect_section(const SaveVMSection *section, void *opaque)
     }
 }
 
+/*
+ * Those of a device that leaves, too: they are sent before it is gone, and the
+ * destination must have them
+ */
 static void collect_ram_block(const Collection *c, RAMBlock *rb)
 {
-    const char *name = qemu_ram_get_idstr(rb);
-    HandshakeRAMBlock *to;
+    HandshakeRAMBlock *to =
+        handshake_ram_blocks_add(c->profile->ram_blocks,
+                                 qemu_ram_get_idstr(rb));
 
-    if (is_leaving(c, name)) {
-        return;
-    }
-    to = handshake_ram_blocks_add(c->profile->ram_blocks, name);
     to->size = qemu_ram_get_used_length(rb);
     to->max_size = qemu_ram_get_max_length(rb);
     to->page_size = qemu_ram_pagesize(rb);

@@ -668,8 +668,7 @@ static void test_many_devices(void)
     "-device pcie-root-port,id=root0,addr=1,chassis=1 " \
     "-device pcie-root-port,id=root1,addr=2,chassis=2 " \
     "-device virtio-net-pci,bus=root0,id=standby,failover=on,romfile= " \
-    "-device virtio-net-pci,bus=root1,id=primary," \
-    "failover_pair_id=standby,romfile= "
+    "-device virtio-net-pci,bus=root1,id=primary,failover_pair_id=standby"
 
 #define ACPI_PCIHP_EJECT    (0x0cc0 + 8)
 
@@ -702,8 +701,15 @@ static QVirtioPCIDevice *start_standby(QTestState *from, QPCIBus *bus)
     return card;
 }
 
-static void test_failover(void)
+/* With more options for the primary card; @agrees: it need not be there */
+static void do_test_failover(const char *primary, bool agrees)
 {
+    static const IssueTest missing = {
+        .code = "ram-block-missing",
+        .subject = "0000:00:02.0:00.0/virtio-net-pci.rom",
+        .source = "*", .destination = "missing",
+    };
+    g_autofree char *opts = g_strconcat(FAILOVER, primary, NULL);
     QTestState *to, *from;
     QGuestAllocator alloc;
     QVirtioPCIDevice *card;
@@ -713,24 +719,39 @@ static void test_failover(void)
         g_test_skip("a device is not in this build");
         return;
     }
-    to = start_destination(FAILOVER);
-    from = start_source(FAILOVER);
+    to = start_destination(opts);
+    from = start_source(opts);
     pc_alloc_init(&alloc, from, 0);
     bus = qpci_new_pc(from, &alloc);
     card = start_standby(from, bus);
 
-    migrate_to(from, to, NULL);
-    qobject_unref(assert_agreed(from, to));
-    qtest_qmp_eventwait(from, "UNPLUG_PRIMARY");
-    qobject_unref(wait_status(from, "wait-unplug"));
-    qtest_outl(from, ACPI_PCIHP_EJECT, 1);
-    wait_completed(from, to);
-    qtest_qmp_eventwait(to, "FAILOVER_NEGOTIATED");
+    if (agrees) {
+        migrate_to(from, to, NULL);
+        qobject_unref(assert_agreed(from, to));
+        qtest_qmp_eventwait(from, "UNPLUG_PRIMARY");
+        qobject_unref(wait_status(from, "wait-unplug"));
+        qtest_outl(from, ACPI_PCIHP_EJECT, 1);
+        wait_completed(from, to);
+        qtest_qmp_eventwait(to, "FAILOVER_NEGOTIATED");
+    } else {
+        assert_refused(from, to, &missing);
+    }
 
     qos_object_destroy((QOSGraphObject *)card);
     qpci_free_pc(bus);
     alloc_destroy(&alloc);
     stop_both(from, to);
+}
+
+static void test_failover(void)
+{
+    do_test_failover(",romfile=", true);
+}
+
+/* Its RAM goes over the wire before it has left */
+static void test_failover_rom(void)
+{
+    do_test_failover("", false);
 }
 
 void migration_test_add_handshake_issues(MigrationTestEnv *env)
@@ -751,4 +772,6 @@ void migration_test_add_handshake_issues(MigrationTestEnv *env)
     migration_test_add("/migration/handshake/issues/many-devices",
                        test_many_devices);
     migration_test_add("/migration/handshake/issues/failover", test_failover);
+    migration_test_add("/migration/handshake/issues/failover-rom",
+                       test_failover_rom);
 }
