@@ -196,11 +196,11 @@ static char *section_text(const HandshakeSection *section)
         : g_strdup(section->name);
 }
 
-/* A section that may not be sent after all is no reason to refuse */
-static MigrationHandshakeSeverity section_severity(const HandshakeSection *src)
+/* What may not be sent after all is no reason to refuse */
+static MigrationHandshakeSeverity part_severity(bool conditional)
 {
-    return src->conditional ? MIGRATION_HANDSHAKE_SEVERITY_WARNING
-                            : MIGRATION_HANDSHAKE_SEVERITY_ERROR;
+    return conditional ? MIGRATION_HANDSHAKE_SEVERITY_WARNING
+                       : MIGRATION_HANDSHAKE_SEVERITY_ERROR;
 }
 
 static void section_missing(const HandshakeSection *src,
@@ -210,7 +210,8 @@ static void section_missing(const HandshakeSection *src,
     g_autofree char *version = g_strdup_printf("version %" PRIu32,
                                                src->version);
 
-    handshake_issue_add(issues, "section-missing", section_severity(src),
+    handshake_issue_add(issues, "section-missing",
+                        part_severity(src->conditional),
                         subject, version, "missing",
                         "the source %s send the state of '%s', which the "
                         "destination does not have",
@@ -234,7 +235,8 @@ static void compare_version(const HandshakeSection *src,
         ? g_strdup_printf("%" PRIu32 " to %" PRIu32, dst->minimum,
                           dst->version)
         : g_strdup_printf("%" PRIu32, dst->version);
-    handshake_issue_add(issues, "section-version", section_severity(src),
+    handshake_issue_add(issues, "section-version",
+                        part_severity(src->conditional),
                         subject, version, range,
                         "the source has version %s of the state of '%s', and "
                         "the destination reads %s", version, subject, range);
@@ -248,6 +250,7 @@ static void compare_sections(const HandshakeProfile *src,
     g_autoptr(GHashTable) local = g_hash_table_new(section_hash,
                                                    section_equal);
     g_autoptr(GHashTable) matched = g_hash_table_new(NULL, NULL);
+    unsigned missing = 0;
 
     if (!src->sections || !dst->sections) {
         return;
@@ -260,12 +263,14 @@ static void compare_sections(const HandshakeProfile *src,
         HandshakeSection *a = g_ptr_array_index(src->sections, i);
         const char *name = a->name;
         HandshakeSection key = { .instance = a->instance };
-        HandshakeSection *b = NULL;
+        HandshakeSection *b = g_hash_table_lookup(local, a);
 
         if (a->idle) {
             continue;
         }
-        if (!resolve || resolve(&name, &key.instance)) {
+        /* One of another name is rare, and takes the loader's way */
+        if (!b && resolve && missing < HANDSHAKE_ISSUES_MAX &&
+            resolve(&name, &key.instance)) {
             key.name = (char *)name;
             b = g_hash_table_lookup(local, &key);
         }
@@ -274,6 +279,7 @@ static void compare_sections(const HandshakeProfile *src,
             compare_version(a, b, issues);
         } else {
             section_missing(a, issues);
+            missing++;
         }
     }
 
@@ -359,10 +365,11 @@ static void compare_ram(const HandshakeProfile *src,
             g_autofree char *size = g_strdup_printf("%" PRIu64, a->size);
 
             handshake_issue_add(issues, "ram-block-missing",
-                                MIGRATION_HANDSHAKE_SEVERITY_ERROR, a->name,
+                                part_severity(a->conditional), a->name,
                                 size, "missing",
-                                "the source will send RAM block '%s', which "
-                                "the destination does not have", a->name);
+                                "the source %s send RAM block '%s', which "
+                                "the destination does not have",
+                                a->conditional ? "may" : "will", a->name);
         }
     }
     for (guint i = 0; i < dst->ram_blocks->len; i++) {
@@ -440,11 +447,25 @@ static void compare_ram_page_sizes(const HandshakeProfile *src,
     }
 }
 
-static void sharing_differs(const char *name, const char *source,
-                            const char *destination, HandshakeIssues *issues)
+/*
+ * The contents of what only the source shares get lost; but those of a device's
+ * memory, whose name begins with its path, may be elsewhere on purpose
+ */
+static MigrationHandshakeSeverity
+sharing_severity(const HandshakeRAMBlock *src, const HandshakeRAMBlock *dst)
 {
-    handshake_issue_add(issues, "capability-unsupported",
-                        MIGRATION_HANDSHAKE_SEVERITY_ERROR, "x-ignore-shared",
+    return src->shared_file && !dst->shared_file && src->name[0] != '/' &&
+           strchr(src->name, '/') ? MIGRATION_HANDSHAKE_SEVERITY_WARNING
+                                  : MIGRATION_HANDSHAKE_SEVERITY_ERROR;
+}
+
+static void sharing_differs(const char *name,
+                            MigrationHandshakeSeverity severity,
+                            const char *source, const char *destination,
+                            HandshakeIssues *issues)
+{
+    handshake_issue_add(issues, "capability-unsupported", severity,
+                        "x-ignore-shared",
                         source, destination,
                         "capability 'x-ignore-shared' needs the same shared "
                         "RAM on both sides, and block '%s' is %s on the source "
@@ -464,8 +485,9 @@ static void compare_sharing(const HandshakeProfile *src,
         const HandshakeRAMBlock *b = g_hash_table_lookup(local, a->name);
 
         if (b && a->shared_file != b->shared_file) {
-            sharing_differs(a->name, texts[a->shared_file],
-                            texts[b->shared_file], issues);
+            sharing_differs(a->name, sharing_severity(a, b),
+                            texts[a->shared_file], texts[b->shared_file],
+                            issues);
         } else if (b && a->has_address && b->has_address &&
                    a->address != b->address) {
             g_autofree char *source = g_strdup_printf("at 0x%" PRIx64,
@@ -473,7 +495,8 @@ static void compare_sharing(const HandshakeProfile *src,
             g_autofree char *destination = g_strdup_printf("at 0x%" PRIx64,
                                                            b->address);
 
-            sharing_differs(a->name, source, destination, issues);
+            sharing_differs(a->name, MIGRATION_HANDSHAKE_SEVERITY_ERROR,
+                            source, destination, issues);
         }
     }
 }
@@ -503,7 +526,7 @@ static void compare_unmigratable(const HandshakeProfile *src,
     for (l = src->unmigratable; l; l = l->next) {
         handshake_issue_add(issues, "unmigratable",
                             MIGRATION_HANDSHAKE_SEVERITY_ERROR, l->value,
-                            "not migratable", NULL,
+                            "not migratable", "cannot load it",
                             "the state of '%s' on the source cannot be "
                             "migrated", l->value);
     }
@@ -521,12 +544,15 @@ bool handshake_compare_capability(const HandshakeProfile *source,
                                   const char *capability, Error **errp)
 {
     HandshakeIssues issues = { 0 };
-    bool ok;
+    const MigrationHandshakeIssueList *l;
+    bool ok = true;
 
     compare_for(source, destination, capability, &issues);
-    ok = !issues.list;
-    if (!ok) {
-        error_setg(errp, "%s", issues.list->value->message);
+    for (l = issues.list; l && ok; l = l->next) {
+        if (l->value->severity == MIGRATION_HANDSHAKE_SEVERITY_ERROR) {
+            error_setg(errp, "%s", l->value->message);
+            ok = false;
+        }
     }
     handshake_issues_free(&issues);
     return ok;

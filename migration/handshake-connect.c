@@ -3,7 +3,8 @@
  *
  * connect() may take minutes to fail, and nothing can interrupt it.  So who
  * waits for it is told that it failed, and its result, whenever it may come,
- * only closes its socket.
+ * only closes its socket.  TLS can be interrupted, but its end comes later, and
+ * must do no harm when the migration is over by then.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -13,6 +14,7 @@
 #include "qapi/clone-visitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-sockets.h"
+#include "qemu/atomic.h"
 #include "qemu/main-loop.h"
 #include "qemu/yank.h"
 #include "handshake-connect.h"
@@ -25,12 +27,26 @@ typedef struct HandshakeConnect {
     SocketAddress *addr;
     QIOTaskFunc func;               /* NULL once it was abandoned */
     void *opaque;
+    unsigned migration;             /* which one it belongs to */
     QLIST_ENTRY(HandshakeConnect) next;
 } HandshakeConnect;
 
 /* Those that somebody waits for; BQL */
 static QLIST_HEAD(, HandshakeConnect) connects =
     QLIST_HEAD_INITIALIZER(connects);
+
+typedef struct HandshakeNegotiation {
+    QIOChannel *ioc;                /* alive until its TLS has ended */
+    bool over;                      /* the migration that it belongs to is */
+    QLIST_ENTRY(HandshakeNegotiation) next;
+} HandshakeNegotiation;
+
+/* Channels in TLS, also those that nobody waits for any more; BQL */
+static QLIST_HEAD(, HandshakeNegotiation) negotiations =
+    QLIST_HEAD_INITIALIZER(negotiations);
+
+/* How many migrations are over; written with the BQL, read without it, too */
+static unsigned migration;
 
 static void connect_free(HandshakeConnect *c)
 {
@@ -68,9 +84,15 @@ static void connect_abandon(HandshakeConnect *c)
 static void abandon_bh(void *opaque)
 {
     HandshakeConnect *c, *next;
+    HandshakeNegotiation *n;
 
     QLIST_FOREACH_SAFE(c, &connects, next, next) {
         connect_abandon(c);
+    }
+    QLIST_FOREACH(n, &negotiations, next) {
+        if (!n->over) {
+            qio_channel_shutdown(n->ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+        }
     }
 }
 
@@ -82,10 +104,47 @@ void handshake_connect_abandon(void)
 void handshake_connect_forget(void)
 {
     HandshakeConnect *c, *next;
+    HandshakeNegotiation *n;
 
+    qatomic_set(&migration, migration + 1);
     QLIST_FOREACH_SAFE(c, &connects, next, next) {
         connect_end(c);
     }
+    QLIST_FOREACH(n, &negotiations, next) {
+        if (!n->over) {
+            n->over = true;
+            migration_ioc_unregister_yank(n->ioc);
+            qio_channel_shutdown(n->ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+        }
+    }
+}
+
+void handshake_connect_tls_begin(QIOChannel *ioc)
+{
+    HandshakeNegotiation *n = g_new0(HandshakeNegotiation, 1);
+
+    n->ioc = ioc;
+    migration_ioc_register_yank(ioc);
+    QLIST_INSERT_HEAD(&negotiations, n, next);
+}
+
+bool handshake_connect_tls_end(QIOChannel *ioc)
+{
+    HandshakeNegotiation *n;
+    bool over = false;
+
+    QLIST_FOREACH(n, &negotiations, next) {
+        if (n->ioc == ioc) {
+            over = n->over;
+            if (!over) {
+                migration_ioc_unregister_yank(ioc);
+            }
+            QLIST_REMOVE(n, next);
+            g_free(n);
+            break;
+        }
+    }
+    return !over;
 }
 
 static void connected(QIOTask *task, void *opaque)
@@ -105,6 +164,11 @@ static void connect_bh(void *opaque)
     HandshakeConnect *c = opaque;
     MigrationState *s = migrate_get_current();
 
+    if (c->migration != migration) {
+        object_unref(OBJECT(c->ioc));
+        connect_free(c);
+        return;
+    }
     QLIST_INSERT_HEAD(&connects, c, next);
     yank_register_function(MIGRATION_YANK_INSTANCE, connect_yank, c);
     if (s->state == MIGRATION_STATUS_CANCELLING || migrate_has_error(s)) {
@@ -127,5 +191,6 @@ void handshake_connect(QIOChannelSocket *ioc, SocketAddress *addr,
     c->addr = QAPI_CLONE(SocketAddress, addr);
     c->func = func;
     c->opaque = opaque;
+    c->migration = qatomic_read(&migration);
     aio_bh_schedule_oneshot(qemu_get_aio_context(), connect_bh, c);
 }

@@ -28,9 +28,29 @@ void handshake_connect(QIOChannelSocket *ioc, SocketAddress *addr,
                        QIOTaskFunc func, void *opaque);
 
 /**
- * handshake_connect_abandon: end all connections on their way
+ * handshake_connect_tls_begin: a further channel is about to negotiate TLS
+ * @ioc: the TLS channel, which lives until handshake_connect_tls_end()
  *
- * It happens soon, in the main loop.  Any thread.
+ * Can be yanked from now on.  Called in the main thread with the BQL held.
+ */
+void handshake_connect_tls_begin(QIOChannel *ioc);
+
+/**
+ * handshake_connect_tls_end: TLS has come to an end, be it good or bad
+ * @ioc: the TLS channel
+ *
+ * Called in the main thread with the BQL held.
+ *
+ * Returns: false if the migration that it belongs to is over, and nothing but
+ *          the channel is to be closed
+ */
+bool handshake_connect_tls_end(QIOChannel *ioc);
+
+/**
+ * handshake_connect_abandon: end all that is on its way, in TLS or before
+ *
+ * Whoever waits for it gets an error.  It happens soon, in the main loop.  Any
+ * thread.
  */
 void handshake_connect_abandon(void);
 

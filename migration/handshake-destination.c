@@ -161,8 +161,7 @@ static void publish(HandshakeConn *conn, MigrationHandshakeStatus status,
         handshake_info_publish(conn->info);
     } else {
         handshake_info_end(conn->info, &conn->verdict->issues,
-                           status == MIGRATION_HANDSHAKE_STATUS_ACCEPTED ||
-                           is_tls(conn->wire.ioc));
+                           conn->verdict->accept || is_tls(conn->wire.ioc));
     }
 }
 
@@ -238,27 +237,20 @@ static void judge(HandshakeConn *conn, const HandshakeHello *hello,
     verdict->not_understood = not_understood;
     verdict->features = handshake_features_common(hello->features);
 
-    if (session.channels) {
-        handshake_issue_add(issues, "busy", MIGRATION_HANDSHAKE_SEVERITY_ERROR,
-                            "session", "a second one", "held by another source",
-                            "another migration to this destination is in "
-                            "progress; try again when it is over");
-    } else {
-        verdict->version = choose_version(hello, issues);
-        judge_core(hello, issues);
-        if (!handshake_settings_check(&err)) {
-            handshake_issue_add(issues, "capability-conflict",
-                                MIGRATION_HANDSHAKE_SEVERITY_ERROR,
-                                "destination", NULL, NULL, "%s",
-                                error_get_pretty(err));
-        }
-        handshake_negotiate(hello, local,
-                            handshake_settings_destination_judge(), verdict);
-        handshake_compare(hello->profile, local, qemu_savevm_resolve_section,
-                          verdict->capabilities, issues);
-        conn->info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_DESTINATION);
-        conn->info->peer = handshake_profile_peer(hello->profile);
+    verdict->version = choose_version(hello, issues);
+    judge_core(hello, issues);
+    if (!handshake_settings_check(&err)) {
+        handshake_issue_add(issues, "capability-conflict",
+                            MIGRATION_HANDSHAKE_SEVERITY_ERROR,
+                            "destination", "wants a handshake", "excludes it",
+                            "%s", error_get_pretty(err));
     }
+    handshake_negotiate(hello, local, handshake_settings_destination_judge(),
+                        verdict);
+    handshake_compare(hello->profile, local, qemu_savevm_resolve_section,
+                      verdict->capabilities, issues);
+    conn->info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_DESTINATION);
+    conn->info->peer = handshake_profile_peer(hello->profile);
 
     verdict->accept = !issues->errors &&
                       !(hello->warnings_as_errors && issues->warnings);
@@ -271,10 +263,25 @@ static void judge(HandshakeConn *conn, const HandshakeHello *hello,
     }
 }
 
-/* In the main loop: judging probes the host, which must not yield */
-static void judge_bh(void *opaque)
+/* It costs next to nothing: the one who holds the session must not suffer */
+static void refuse_busy(HandshakeConn *conn)
 {
-    HandshakeConn *conn = opaque;
+    g_autoptr(HandshakeProfile) local = handshake_profile_new();
+
+    conn->verdict = handshake_verdict_new();
+    qemu_uuid_generate(&conn->id);
+    handshake_profile_identify(local);
+    conn->verdict->peer = handshake_profile_peer(local);
+    handshake_issue_add(&conn->verdict->issues, "busy",
+                        MIGRATION_HANDSHAKE_SEVERITY_ERROR, "session",
+                        "a second one", "held by another source",
+                        "another migration to this destination is in "
+                        "progress; try again when it is over");
+    conn->verdict->message = handshake_issues_summary(&conn->verdict->issues);
+}
+
+static void look_at_hello(HandshakeConn *conn)
+{
     g_autoptr(HandshakeHello) hello = NULL;
     strList *not_understood = NULL;
 
@@ -284,6 +291,20 @@ static void judge_bh(void *opaque)
         judge(conn, hello, not_understood);
     } else {
         qapi_free_strList(not_understood);
+    }
+}
+
+/* In the main loop: judging probes the host, which must not yield */
+static void judge_bh(void *opaque)
+{
+    HandshakeConn *conn = opaque;
+
+    if (conn->timed_out) {
+        error_setg(&conn->malformed, "it came too late");
+    } else if (session.channels) {
+        refuse_busy(conn);
+    } else {
+        look_at_hello(conn);
     }
     /* It may be large, and whoever was refused has time to read why */
     g_string_free(g_steal_pointer(&conn->hello), true);
@@ -663,7 +684,8 @@ static void coroutine_fn conn_co(void *opaque)
 
 /*
  * When strangers take all the room, the one goes that had the most time for
- * its HELLO, else the one that had the most time to read our answer
+ * its HELLO, else the one that had the most time to read our answer, else the
+ * last one of those that wait for it
  */
 static void make_room(void)
 {
@@ -684,6 +706,13 @@ static void make_room(void)
     if (!conn) {
         QTAILQ_FOREACH(conn, &conns, next) {
             if (conn->refused && !conn->timed_out) {
+                break;
+            }
+        }
+    }
+    if (!conn) {
+        QTAILQ_FOREACH_REVERSE(conn, &conns, next) {
+            if (conn->hello && !conn->timed_out) {
                 break;
             }
         }

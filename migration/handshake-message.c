@@ -254,12 +254,17 @@ void handshake_issue_add(HandshakeIssues *issues, const char *code,
     g_autofree char *message = NULL;
     va_list ap;
 
+    issue->severity = severity;
+    if (issues->listed == HANDSHAKE_ISSUES_MAX) {
+        /* A peer may make it a great many: no text is made for nobody */
+        issues_append(issues, issue);
+        return;
+    }
     va_start(ap, fmt);
     message = g_strdup_vprintf(fmt, ap);
     va_end(ap);
 
     issue->code = handshake_text(code);
-    issue->severity = severity;
     issue->subject = handshake_text(subject);
     issue->source = handshake_text(source);
     issue->destination = handshake_text(destination);
@@ -407,6 +412,9 @@ static QDict *ram_block_to_dict(const HandshakeRAMBlock *block)
     }
     if (block->resizeable) {
         qdict_put_bool(dict, "resizeable", true);
+    }
+    if (block->conditional) {
+        qdict_put_bool(dict, "conditional", true);
     }
     if (block->shared_file) {
         qdict_put_bool(dict, "shared-file", true);
@@ -759,8 +767,12 @@ static bool get_section(const QDict *item, GPtrArray *sections,
     if (!name) {
         return true;
     }
+    if (!qdict_haskey(item, "version")) {
+        error_setg(errp, "section '%s' has no member 'version'", name);
+        return false;
+    }
     like.name = name;
-    if (!instances) {
+    if (!instances || qlist_empty(instances)) {
         return section_add_instance(sections, &like, 0, errp);
     }
     QLIST_FOREACH_ENTRY(instances, entry) {
@@ -779,8 +791,8 @@ static bool get_ram_block(const QDict *item, GPtrArray *blocks,
                           strList **not_understood, Error **errp)
 {
     static const char *const known[] = {
-        "name", "size", "max-size", "page-size", "resizeable", "shared-file",
-        "address", NULL
+        "name", "size", "max-size", "page-size", "resizeable", "conditional",
+        "shared-file", "address", NULL
     };
     g_autofree char *name = NULL;
     HandshakeRAMBlock *block;
@@ -791,6 +803,10 @@ static bool get_ram_block(const QDict *item, GPtrArray *blocks,
     }
     if (!name) {
         return true;
+    }
+    if (!qdict_haskey(item, "size")) {
+        error_setg(errp, "RAM block '%s' has no member 'size'", name);
+        return false;
     }
     if (blocks->len == HANDSHAKE_RAM_BLOCKS_MAX) {
         error_setg(errp, "more than %d RAM blocks", HANDSHAKE_RAM_BLOCKS_MAX);
@@ -808,6 +824,8 @@ static bool get_ram_block(const QDict *item, GPtrArray *blocks,
                                    &block->page_size, errp) &&
            handshake_json_get_bool(item, "resizeable",
                                    &block->resizeable, errp) &&
+           handshake_json_get_bool(item, "conditional",
+                                   &block->conditional, errp) &&
            handshake_json_get_bool(item, "shared-file",
                                    &block->shared_file, errp) &&
            handshake_json_get_uint(item, "address", &block->address, errp);
@@ -828,7 +846,7 @@ static bool get_parts(const QDict *dict, const char *member,
     if (!handshake_json_get_list(dict, member, &list, errp)) {
         return false;
     }
-    if (!list) {
+    if (!list || qlist_empty(list)) {
         return true;
     }
     *array = new_array();

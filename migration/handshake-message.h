@@ -47,6 +47,7 @@ typedef struct HandshakeRAMBlock {
     uint64_t max_size;          /* @size unless it is resizeable */
     uint64_t page_size;         /* of the memory behind it; 0 if absent */
     bool resizeable;
+    bool conditional;           /* whether it is sent may still change */
     bool shared_file;           /* x-ignore-shared leaves its contents out */
     bool has_address;           /* told only of a @shared_file */
     uint64_t address;           /* within the memory region that contains it */

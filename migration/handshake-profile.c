@@ -104,6 +104,9 @@ static bool is_sent(const SaveVMSection *section)
 {
     const SaveVMHandlers *ops = section->ops;
 
+    if (section->vmsd && section->vmsd->unmigratable) {
+        return false;
+    }
     /* Nothing is sent from here, and devices may not know what to say yet */
     if (is_conditional(section) && runstate_check(RUN_STATE_INMIGRATE)) {
         return false;
@@ -141,16 +144,14 @@ static void collect_section(const SaveVMSection *section, void *opaque)
     }
 }
 
-/*
- * Those of a device that leaves, too: they are sent before it is gone, and the
- * destination must have them
- */
 static void collect_ram_block(const Collection *c, RAMBlock *rb)
 {
-    HandshakeRAMBlock *to =
-        handshake_ram_blocks_add(c->profile->ram_blocks,
-                                 qemu_ram_get_idstr(rb));
+    const char *name = qemu_ram_get_idstr(rb);
+    HandshakeRAMBlock *to = handshake_ram_blocks_add(c->profile->ram_blocks,
+                                                     name);
 
+    /* The list of blocks is sent at the beginning: will it be gone by then? */
+    to->conditional = is_leaving(c, name);
     to->size = qemu_ram_get_used_length(rb);
     to->max_size = qemu_ram_get_max_length(rb);
     to->page_size = qemu_ram_pagesize(rb);
@@ -182,7 +183,7 @@ static void collect_parts(HandshakeProfile *profile)
     g_ptr_array_unref(c.leaving);
 }
 
-void handshake_profile_collect(HandshakeProfile *profile)
+void handshake_profile_identify(HandshakeProfile *profile)
 {
     g_autoptr(TargetInfo) target = qmp_query_target(&error_abort);
 
@@ -193,6 +194,11 @@ void handshake_profile_collect(HandshakeProfile *profile)
     profile->arch = g_strdup(SysEmuTarget_str(target->arch));
     profile->machine =
         g_strdup(MACHINE_GET_CLASS(qdev_get_machine())->name);
+}
+
+void handshake_profile_collect(HandshakeProfile *profile)
+{
+    handshake_profile_identify(profile);
     profile->page_size = qemu_target_page_size();
     profile->host_page_size = qemu_real_host_page_size();
     if (qemu_uuid_set) {

@@ -10,6 +10,14 @@
 #include "handshake-message.h"
 
 /**
+ * handshake_profile_identify: say what this machine is, and not what it has
+ * @profile: filled in
+ *
+ * Called with the BQL held.
+ */
+void handshake_profile_identify(HandshakeProfile *profile);
+
+/**
  * handshake_profile_collect: describe this machine
  * @profile: facts about the machine are filled in, settings are not
  *

@@ -402,6 +402,19 @@ void migration_handshake_connect_channel(QIOChannelSocket *ioc,
     }
 }
 
+void migration_handshake_begin_tls(QIOChannel *ioc)
+{
+    if (source.in_session) {
+        qio_channel_set_blocking(ioc, false, NULL);
+        handshake_connect_tls_begin(ioc);
+    }
+}
+
+bool migration_handshake_end_tls(QIOChannel *ioc)
+{
+    return handshake_connect_tls_end(ioc);
+}
+
 void migration_handshake_explain_magic(uint32_t magic, Error **errp)
 {
     if (magic == HANDSHAKE_MAGIC) {
@@ -437,7 +450,7 @@ void migration_handshake_check_stream(QEMUFile *f)
     }
 }
 
-/* Channels that TLS or connect() holds up would never see that it is over */
+/* Multifd's TLS, which is in threads of its own, would never see the end */
 static void end_setup_bh(void *opaque)
 {
     YankInstanceList migration = { .value = MIGRATION_YANK_INSTANCE };
@@ -452,7 +465,7 @@ void migration_handshake_note_error(Error **errp)
 {
     if (source.in_session) {
         if (migrate_get_current()->state == MIGRATION_STATUS_SETUP) {
-            error_prepend(errp, "while the migration's channels were opened: ");
+            error_prepend(errp, "before the stream began: ");
         }
         handshake_connect_abandon();
         aio_bh_schedule_oneshot(qemu_get_aio_context(), end_setup_bh, NULL);

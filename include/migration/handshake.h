@@ -182,7 +182,7 @@ migration_handshake_send_header(QIOChannel *ioc, const char *name,
  * migration_handshake_connect_channel: open a further connection
  * @ioc: a new channel, whose reference @func gets
  * @addr: where to
- * @func: called once, in the main thread
+ * @func: called once, in the main thread, unless the migration is over before
  * @opaque: for @func
  *
  * As qio_channel_socket_connect_async().  In session, a connection on its way
@@ -194,11 +194,32 @@ void migration_handshake_connect_channel(QIOChannelSocket *ioc,
                                          QIOTaskFunc func, void *opaque);
 
 /**
+ * migration_handshake_begin_tls: a further channel is about to negotiate TLS
+ * @ioc: the TLS channel
+ *
+ * In session it does so without blocking, and ends by yank, and when the
+ * migration fails.  Otherwise nothing changes.  Called in the main thread.
+ */
+void migration_handshake_begin_tls(QIOChannel *ioc);
+
+/**
+ * migration_handshake_end_tls: TLS of a further channel has come to an end
+ * @ioc: the TLS channel
+ *
+ * Called in the main thread.
+ *
+ * Returns: false if the migration that it belongs to is over
+ */
+bool migration_handshake_end_tls(QIOChannel *ioc);
+
+/**
  * migration_handshake_note_error: the outgoing migration has its first error
  * @errp: the error; advice is added if the destination does not take the stream
  *        because it wants a handshake
  *
- * In session, nobody waits for further channels any more.  Any thread.
+ * In session, connections on their way end, because the migration would wait
+ * for them; and before the stream has begun, all channels are shut down.  Any
+ * thread.
  */
 void migration_handshake_note_error(Error **errp);
 

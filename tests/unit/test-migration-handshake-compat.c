@@ -758,19 +758,45 @@ static void test_section_resolved(void)
                  "11", "10");
     pair_destroy(&pair);
 
-    /* What is resolved may not be in the profile, and the other way round */
+    /* What is resolved may not be in the profile */
     pair_init_parts(&pair);
     add_section(pair.src, "here-and-gone", 0, 1);
     pair_compare_with(&pair, fake_resolve);
     assert_found(&pair, "section-missing", "here-and-gone", ERROR,
                  "version 1", "missing");
     pair_destroy(&pair);
+    /* Where the names are the same, nobody is asked: it takes time */
     pair_init_parts(&pair);
     add_section(pair.src, "unheard-of", 0, 1);
     add_section(pair.dst, "unheard-of", 0, 1);
-    pair_compare_with(&pair, fake_resolve);
-    g_assert_cmpuint(pair.issues.errors, ==, 1);
-    g_assert_cmpuint(pair.issues.warnings, ==, 1);
+    assert_none_with(&pair, fake_resolve);
+    pair_destroy(&pair);
+}
+
+static unsigned resolve_count;
+
+static bool counting_resolve(const char **name, uint32_t *instance)
+{
+    resolve_count++;
+    return false;
+}
+
+/* A stranger's list may be long, and each look-up takes the loader's time */
+static void test_section_flood(void)
+{
+    Pair pair;
+
+    pair_init_parts(&pair);
+    for (int i = 0; i < HANDSHAKE_SECTIONS_MAX; i++) {
+        add_section(pair.src, "warp", i, 1);
+    }
+    resolve_count = 0;
+    pair_compare_with(&pair, counting_resolve);
+    g_assert_cmpuint(resolve_count, ==, HANDSHAKE_ISSUES_MAX);
+    g_assert_cmpuint(pair.issues.errors, ==, HANDSHAKE_SECTIONS_MAX);
+    g_assert_cmpuint(pair.issues.listed, ==, HANDSHAKE_ISSUES_MAX);
+    g_assert_cmpuint(pair.issues.omitted, ==,
+                     HANDSHAKE_SECTIONS_MAX - HANDSHAKE_ISSUES_MAX);
     pair_destroy(&pair);
 }
 
@@ -787,6 +813,13 @@ static void test_ram_missing(void)
                 "missing", "16777216");
     add_block(pair.src, "0000:00:01.0/vga.vram", 16777216);
     assert_none(&pair);
+    pair_destroy(&pair);
+
+    /* That of a device which is on its way out may be gone in time */
+    pair_init_parts(&pair);
+    add_block(pair.src, "0000:00:01.0/nic.rom", 262144)->conditional = true;
+    assert_part(&pair, "ram-block-missing", "0000:00:01.0/nic.rom", WARNING,
+                "262144", "missing");
     pair_destroy(&pair);
 }
 
@@ -978,6 +1011,25 @@ static void test_ignore_shared(void)
                 "not a shared file", "a shared file");
     swap_sides(&pair);
 
+    /* A device's memory may have its contents elsewhere: ivshmem */
+    g_free(src->name);
+    g_free(dst->name);
+    src->name = g_strdup("0000:00:04.0/ivshmem");
+    dst->name = g_strdup("0000:00:04.0/ivshmem");
+    assert_only(&pair, "capability-unsupported", "x-ignore-shared", WARNING,
+                "a shared file", "not a shared file");
+    assert_not_barred(&pair, "x-ignore-shared");
+    swap_sides(&pair);
+    assert_only(&pair, "capability-unsupported", "x-ignore-shared", ERROR,
+                "not a shared file", "a shared file");
+    swap_sides(&pair);
+    g_free(src->name);
+    g_free(dst->name);
+    src->name = g_strdup("/objects/file");      /* an older machine's RAM */
+    dst->name = g_strdup("/objects/file");
+    assert_only(&pair, "capability-unsupported", "x-ignore-shared", ERROR,
+                "a shared file", "not a shared file");
+
     /* It must be at the same place */
     dst->shared_file = true;
     dst->has_address = true;
@@ -1005,7 +1057,7 @@ static void test_unmigratable(void)
     pair_init_parts(&pair);
     QAPI_LIST_PREPEND(pair.src->unmigratable, g_strdup("0000:00:02.0/nvme"));
     assert_part(&pair, "unmigratable", "0000:00:02.0/nvme", ERROR,
-                "not migratable", NULL);
+                "not migratable", "cannot load it");
     swap_sides(&pair);
     assert_part(&pair, "unmigratable", "0000:00:02.0/nvme", ERROR,
                 "missing", "not migratable");
@@ -1445,6 +1497,8 @@ int main(int argc, char **argv)
                     test_ram_page_size);
     g_test_add_func("/migration/handshake/compat/ram/page-size/summary",
                     test_ram_page_size_summary);
+    g_test_add_func("/migration/handshake/compat/section/flood",
+                    test_section_flood);
     g_test_add_func("/migration/handshake/compat/ram/ignore-shared",
                     test_ignore_shared);
     g_test_add_func("/migration/handshake/compat/unmigratable",

@@ -232,7 +232,8 @@ static const IssueTest tests[] = {
         .device = "usb-wacom-tablet",
     }, {
         .code = "unmigratable", .variant = "source",
-        .subject = "0000:00:01.0/nvme", .source = "not migratable",
+        .subject = "0000:00:01.0/nvme",
+        .source = "not migratable", .destination = "cannot load it",
         SCRIPTED("'unmigratable': [ '0000:00:01.0/nvme' ]"),
     },
 };
@@ -707,7 +708,7 @@ static void do_test_failover(const char *primary, bool agrees)
     static const IssueTest missing = {
         .code = "ram-block-missing",
         .subject = "0000:00:02.0:00.0/virtio-net-pci.rom",
-        .source = "*", .destination = "missing",
+        .source = "*", .destination = "missing", .warning = true,
     };
     g_autofree char *opts = g_strconcat(FAILOVER, primary, NULL);
     QTestState *to, *from;
@@ -748,7 +749,7 @@ static void test_failover(void)
     do_test_failover(",romfile=", true);
 }
 
-/* Its RAM goes over the wire before it has left */
+/* Its RAM goes over the wire before it has left, unless the guest is quick */
 static void test_failover_rom(void)
 {
     do_test_failover("", false);
