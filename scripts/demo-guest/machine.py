@@ -129,6 +129,11 @@ class Machine:
         await self.gone()
 
     @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    @property
     def exit_status(self) -> Optional[int]:
         return self._process.returncode if self._process else None
 
