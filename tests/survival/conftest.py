@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Lets tests be coroutines, and finds what they import."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Optional
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+QEMU = Path(os.environ.get("QTEST_QEMU_BINARY", TOP / "build/10.0/qemu-system-x86_64"))
+LIMIT = 200.0
+
+# The machines of the demo, and QEMU's own library that talks to its monitor.
+sys.path[:0] = [str(TOP / "scripts/demo-guest"), str(QEMU.resolve().parent / "src/python")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Optional[bool]:
+    """Run a test that is a coroutine; if it hangs, its machines are cleaned up."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), LIMIT))
+    return True

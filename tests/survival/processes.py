@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sources and destinations, migrations between them, and how they are doing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Optional
+
+from conftest import QEMU
+from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
+
+Address = Json
+Options = Json
+
+ENDED = ("completed", "failed", "cancelled")
+PATIENCE = 20.0         # for what should be quick, on a machine that is not
+PROMPT = 1.0            # what the monitor, a cancellation and a yank may take
+MIB = 1 << 20
+
+TIMEOUT = 30.0          # of a destination
+EARLY = 1.0             # clocks that are not the same
+LATE = 10.0             # a busy machine
+
+NO_MULTIFD: Options = {"optional-capabilities": []}
+
+# Nobody is left when a test is killed.
+UNDER = ("setpriv", "--pdeathsig", "KILL")
+TLS_CREDS = "creds"
+
+
+def small_lab() -> Lab:
+    """Machines with next to nothing in them, so that an attempt takes 10 ms."""
+    return _lab("-machine", "none")
+
+
+def pc_lab() -> Lab:
+    """Machines with devices and memory, without an operating system."""
+    return _lab("-machine", "pc", "-m", "16")
+
+
+def _lab(*machine: str) -> Lab:
+    return Lab([str(QEMU), "-nodefaults", "-display", "none", *machine], "qtest")
+
+
+async def set_tls(machine: Machine, endpoint: str) -> None:
+    await machine.execute("object-add", {"qom-type": "tls-creds-anon", "id": TLS_CREDS,
+                                         "endpoint": endpoint})
+    await machine.execute("migrate-set-parameters", {"tls-creds": TLS_CREDS})
+
+
+async def start_source(lab: Lab, name: str = "source", tls: bool = False) -> Machine:
+    source = await lab.start(name, under=UNDER)
+    if tls:
+        await set_tls(source, "client")
+    return source
+
+
+async def start_destination(lab: Lab, name: str = "destination", tls: bool = False,
+                            kind: str = "handshake") -> tuple[Machine, int]:
+    """Returns the port that it listens on as well."""
+    destination = await lab.start(name, "-incoming", "defer", under=UNDER)
+    if tls:
+        await set_tls(destination, "server")
+    return destination, await listen(destination, kind)
+
+
+async def set_channels(source: Machine, count: int) -> None:
+    await source.execute("migrate-set-parameters", {"multifd-channels": count})
+
+
+async def listen(destination: Machine, kind: str = "handshake") -> int:
+    await destination.execute("migrate-incoming", channels(kind, inet(0)))
+    return int((await destination.migration())["socket-address"][0]["port"])
+
+
+def inet(port: int) -> Address:
+    return {"transport": "socket", "type": "inet", "host": LOOPBACK, "port": str(port)}
+
+
+def unix(path: Path) -> Address:
+    return {"transport": "socket", "type": "unix", "path": str(path)}
+
+
+def channels(kind: str, address: Address) -> Json:
+    return {"channels": [{"channel-type": kind, "addr": address}]}
+
+
+async def begin(source: Machine, address: Address, options: Optional[Options] = None,
+                kind: str = "handshake", patience: float = PROMPT) -> None:
+    arguments = channels(kind, address)
+    if options is not None:
+        arguments["handshake"] = options
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return await source.execute("migrate", arguments)
+        except NotSeen as error:
+            # For some milliseconds after a failure; a documented limit.
+            if "is not over yet" not in str(error) or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.001)
+
+
+async def end(source: Machine, limit: float = PATIENCE) -> Json:
+    """What query-migrate tells once it is over."""
+    async def over() -> Optional[Json]:
+        info = await source.migration()
+        return info if info.get("status") in ENDED else None
+
+    return await until(f"{source.name} to end its migration", limit, over, every=0.001)
+
+
+async def wait_status(source: Machine, status: str, limit: float = PATIENCE) -> Json:
+    async def seen() -> Optional[Json]:
+        info = await source.migration()
+        assert info.get("status") == status or info.get("status") not in ENDED, info
+        return info if info.get("status") == status else None
+
+    return await until(f"{source.name}: {status}", limit, seen, every=0.001)
+
+
+async def migrate(source: Machine, port: int, options: Optional[Options] = None) -> Json:
+    await begin(source, inet(port), options)
+    return await end(source)
+
+
+async def wait_running(machine: Machine, limit: float = PATIENCE) -> None:
+    async def running() -> bool:
+        return await machine.is_running()
+
+    await until(f"{machine.name} to run", limit, running, every=0.001)
+
+
+async def require_success(source: Machine, destination: Machine) -> None:
+    """Waits for the end of a migration that has to succeed."""
+    info = await end(source)
+    assert info["status"] == "completed", info.get("error-desc", info)
+    await wait_running(destination)
+    assert not await source.is_running()
+
+
+async def require_good_migration(source: Machine, destination: Machine, port: int,
+                                 options: Optional[Options] = None) -> None:
+    await begin(source, inet(port), options)
+    await require_success(source, destination)
+
+
+async def require_refused(source: Machine, *words: str, limit: float = PATIENCE) -> Json:
+    """Waits for a failure that the guest has not noticed, and is explained."""
+    info = await end(source, limit)
+    assert info["status"] == "failed", info
+    for word in words or ("",):
+        assert word in info["error-desc"], info["error-desc"]
+    assert info["error-desc"].strip()
+    assert await source.is_running()
+    return info
+
+
+async def require_listening(destination: Machine, limit: float = 2 * PROMPT) -> None:
+    """It waits for somebody to come, and nobody holds the session."""
+    async def free() -> Optional[Json]:
+        info = await destination.migration()
+        busy = info.get("handshake", {}).get("status") in ("in-progress", "accepted")
+        return None if busy else info
+
+    info = await until(f"{destination.name} to be free again", limit, free, every=0.002)
+    assert info["status"] == "setup" and info["socket-address"], info
+    assert (await destination.execute("query-status"))["status"] == "inmigrate"
+
+
+async def require_timeout(what: str, wait: Callable[[float], Awaitable[bool]]) -> None:
+    """A destination's patience has to end, and not too early."""
+    start = time.monotonic()
+    assert await wait(TIMEOUT + LATE), what
+    assert time.monotonic() - start > TIMEOUT - EARLY, f"{what}: too early"
+
+
+def fds(machine: Machine) -> int:
+    return sum(1 for _ in Path(f"/proc/{machine.pid}/fd").iterdir())
+
+
+def peak_memory(machine: Machine) -> int:
+    """The most that it has had in memory so far, in bytes."""
+    for line in Path(f"/proc/{machine.pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) << 10
+    raise NotSeen(f"{machine.name}: no VmHWM")
+
+
+class Watch:
+    """Asks the monitor all the while; it has to answer, and to stay small."""
+
+    def __init__(self, machine: Machine, growth: int = 64 * MIB, more_fds: Optional[int] = None):
+        self._machine = machine
+        self._growth = growth
+        self._more_fds = more_fds
+        self._memory = 0
+        self._fds = 0
+        self._leaving = False
+        self.slowest = 0.0
+        self.most_fds = 0
+        self.questions = 0
+
+    async def __aenter__(self) -> Watch:
+        self._memory = peak_memory(self._machine)
+        self._fds = fds(self._machine)
+        self._task = asyncio.create_task(self._ask())
+        return self
+
+    async def __aexit__(self, kind: Optional[type], *_: object) -> None:
+        self._leaving = True        # with two more answers, so that none is lost
+        if kind is not None:
+            self._task.cancel()
+        result = (await asyncio.gather(self._task, return_exceptions=True))[0]
+        if kind is None:
+            if result:
+                raise result
+            self.check()
+
+    def check(self) -> None:
+        print(f"{self._machine.name}: {self.questions} questions, the slowest {self.slowest:.3f} s;"
+              f" {self.grown / MIB:.0f} MiB more; {self._fds} to {self.most_fds} descriptors")
+        assert self.slowest < PROMPT
+        assert self.grown < self._growth
+        if self._more_fds is not None:
+            assert self.most_fds <= self._fds + self._more_fds
+
+    @property
+    def grown(self) -> int:
+        return peak_memory(self._machine) - self._memory
+
+    async def _ask(self) -> None:
+        left = 2
+        while left:
+            left -= self._leaving
+            start = time.monotonic()
+            await self._machine.execute("query-status")
+            self.slowest = max(self.slowest, time.monotonic() - start)
+            self.most_fds = max(self.most_fds, fds(self._machine))
+            self.questions += 1
+            await asyncio.sleep(0.01)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who else may connect to a destination that listens, and what that costs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+import strangers
+from machine import until
+from processes import (NO_MULTIFD, Watch, begin, inet, pc_lab, require_good_migration,
+                       require_listening, require_success, set_channels, start_destination,
+                       start_source)
+from relay import Line, Relay
+from strangers import CONNECTIONS_MAX, CROWD, IDLE, MEMORY, Attack, join, say, under
+from wire import HELLO, frame, header, hello
+
+MULTIFD_CHANNELS = 8
+
+ATTACKS: list[Attack] = [
+    strangers.connect_and_close, strangers.garbage, strangers.http, strangers.tls,
+    strangers.legacy_stream, strangers.header_and_silence, strangers.channel_of_nobody,
+    strangers.too_long, strangers.nested_json, strangers.large_hellos, strangers.idle,
+    strangers.one_byte_at_a_time]
+by_name = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+
+
+@by_name
+@pytest.mark.parametrize("multifd", [False, True], ids=["alone", "multifd"])
+async def test_strangers_disturb_nobody(attack: Attack, multifd: bool) -> None:
+    """The monitor answers, and a good migration comes through."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        await set_channels(source, MULTIFD_CHANNELS)
+        async with Watch(destination, MEMORY, CONNECTIONS_MAX + 2 * MULTIFD_CHANNELS):
+            async with under(attack, port):
+                await require_good_migration(source, destination, port,
+                                             None if multifd else NO_MULTIFD)
+
+
+@by_name
+async def test_strangers_do_not_disturb_a_session(attack: Attack) -> None:
+    """They come while it waits for a multifd channel."""
+    late = asyncio.Event()
+
+    async def treat(line: Line) -> None:
+        if line.number == 2:
+            await late.wait()
+        await line.carry_both()
+
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        await set_channels(source, MULTIFD_CHANNELS)
+        async with Watch(destination, MEMORY, CONNECTIONS_MAX + 2 * MULTIFD_CHANNELS):
+            async with Relay(port, treat) as relay:
+                await begin(source, inet(relay.port))
+
+                async def waits() -> bool:
+                    info = await destination.migration()
+                    return (len(relay.lines) == 1 + MULTIFD_CHANNELS
+                            and info.get("handshake", {}).get("status") == "in-progress")
+
+                await until("the session", 10, waits)
+                async with under(attack, port):
+                    late.set()
+                    await require_success(source, destination)
+
+
+async def test_64_connections_at_most() -> None:
+    """The oldest go; those that are left, and their descriptors, are counted."""
+    async with pc_lab() as lab:
+        destination, port = await start_destination(lab)
+        async with (Watch(destination, MEMORY, CONNECTIONS_MAX),
+                    contextlib.AsyncExitStack() as stack):
+            peers = [await join(port, stack) for _ in range(IDLE)]
+            left = [peer for peer in peers if not await peer.ended(0.002)]
+            assert left == peers[-CONNECTIONS_MAX:]
+        await require_listening(destination)
+
+
+async def test_who_was_refused_makes_room() -> None:
+    """64 that read nothing of their REJECT keep nobody out."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        async with Watch(destination, MEMORY), contextlib.AsyncExitStack() as stack:
+            for _ in range(CROWD):
+                await say(port, stack, header() + frame(HELLO, b"{}"))
+            await require_good_migration(source, destination, port)
+
+
+async def test_who_was_refused_goes_first() -> None:
+    """They have had their answer, and somebody who has not said all yet has not."""
+    async with pc_lab() as lab:
+        destination, port = await start_destination(lab)
+        async with Watch(destination, MEMORY), contextlib.AsyncExitStack() as stack:
+            for _ in range(CROWD):
+                await say(port, stack, header() + frame(HELLO, hello() | {"versions": [2]}))
+            slow = await say(port, stack, header()[:32])
+            await join(port, stack)
+            assert not await slow.ended(0.1)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A destination gets rid of who says nothing more: by its timers, if it has to.
+
+Since that takes half a minute, all cases wait at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+from machine import Lab, Machine
+from processes import (MIB, PATIENCE, Watch, begin, inet, migrate, pc_lab, require_good_migration,
+                       require_listening, require_timeout, start_destination, start_source)
+from relay import Line, Relay
+from strangers import join, join_tls, say, tls_hello
+from wire import COMMIT, HELLO, STREAM, Peer, frame, header, hello, prefix
+
+
+async def keep_sending(peer: Peer, data: bytes, pause: float) -> None:
+    with contextlib.suppress(ConnectionError):
+        await peer.send_slowly(data, pause)
+
+
+async def silent_strangers() -> None:
+    """Whatever they have said before they fell silent, or however slowly they speak."""
+    said = {
+        "nothing": b"",
+        "half a header": header()[:32],
+        "a header": header(),
+        "half of a prefix": header() + prefix(HELLO, 100)[:4],
+        "half of HELLO": header() + frame(HELLO, hello())[:-10],
+        "a long HELLO, without its end": header() + prefix(HELLO, 1 << 19) + b" " * 1000,
+        "frames of unknown types": header() + 16 * prefix(0x1a1a, 0, 0),
+        "a part of another channel's header": header("multifd")[:40],
+    }
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        async with Watch(destination), contextlib.AsyncExitStack() as stack:
+            peers = {}
+            for what, words in said.items():
+                peers[what] = await Peer.connect(port)
+                stack.callback(peers[what].close)
+                await peers[what].send(words)
+            slow = await Peer.connect(port)
+            stack.callback(slow.close)
+            speaking = asyncio.create_task(keep_sending(slow, header() + header(), 0.5))
+            peers["one byte every half second"] = slow
+            await asyncio.gather(*(require_timeout(what, peer.ended)
+                                   for what, peer in peers.items()))
+            speaking.cancel()
+        await require_good_migration(source, destination, port)
+
+
+async def silent_strangers_with_tls() -> None:
+    """Before TLS, within it, and after it."""
+    async with pc_lab() as lab:
+        source = await start_source(lab, tls=True)
+        destination, port = await start_destination(lab, tls=True)
+        async with Watch(destination), contextlib.AsyncExitStack() as stack:
+            peers = {
+                "nothing": await join(port, stack),
+                "half of a TLS hello": await say(port, stack, tls_hello()[:100]),
+                "a TLS hello, and no more": await say(port, stack, tls_hello()),
+                "a header without TLS": await say(port, stack, header()[:4]),
+                "nothing after TLS": await join_tls(port, stack),
+                "a header after TLS": await join_tls(port, stack),
+            }
+            await peers["a header after TLS"].send(header())
+            await asyncio.gather(*(require_timeout(what, peer.ended)
+                                   for what, peer in peers.items()))
+        await require_good_migration(source, destination, port)
+
+
+# A source that has got the session, and is heard of no more
+
+async def no_commit(peer: Peer) -> None:
+    await peer.hold_session()
+
+
+async def half_a_commit(peer: Peer) -> None:
+    await peer.hold_session()
+    await peer.send(prefix(COMMIT, 100) + b'{"digest"')
+
+
+async def no_channels(peer: Peer) -> None:
+    await peer.hold_session(multifd=2)
+    await peer.commit()
+
+
+async def stream_and_no_channels(peer: Peer) -> None:
+    await no_channels(peer)
+    await peer.send(STREAM)
+
+
+async def end_behind_a_full_buffer(peer: Peer) -> None:
+    """Its end cannot arrive: nothing is read while channels are missing."""
+    await no_channels(peer)
+    peer.write(STREAM + bytes(64 * MIB))
+    peer.finish()
+
+
+GONE = [no_commit, half_a_commit, no_channels, stream_and_no_channels, end_behind_a_full_buffer]
+
+
+async def is_free_in(destination: Machine, limit: float) -> bool:
+    await require_listening(destination, limit)
+    return True
+
+
+async def outlive(lab: Lab, number: int, leave: Callable[[Peer], Awaitable[None]],
+                  some_channels: bool = False) -> None:
+    """The second source is told `busy` all the while; then its migration succeeds."""
+    source = await start_source(lab, f"source {number}")
+    destination, port = await start_destination(lab, f"destination {number}")
+    first = await Peer.connect(port)
+    try:
+        async with Watch(destination):
+            await leave(first)
+            busy = await migrate(source, port)
+            assert busy["status"] == "failed"
+            assert "another migration" in busy["error-desc"]
+            await require_timeout(leave.__name__,
+                                  lambda limit: is_free_in(destination, limit))
+            assert await first.ended(PATIENCE)
+            await require_good_migration(source, destination, port)
+    finally:
+        first.close()
+
+
+async def outlive_a_qemu(lab: Lab, number: int, held: int) -> None:
+    """A real source dies behind something that does not tell; `held` channels never arrive."""
+    async def treat(line: Line) -> None:
+        if line.number >= 1 + held:
+            await asyncio.Event().wait()
+        await line.reach()
+        # Only what the source says gets through, and never its end.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(line.pass_on("source"), line.pass_on("destination"))
+
+    first = await start_source(lab, f"first source {number}")
+    source = await start_source(lab, f"source {number}")
+    destination, port = await start_destination(lab, f"destination {number}")
+    async with Relay(port, treat) as relay:
+        await begin(first, inet(relay.port))
+        while not (await destination.migration()).get("handshake"):
+            await asyncio.sleep(0.01)
+        first.kill()
+        busy = await migrate(source, port)
+        assert "another migration" in busy["error-desc"]
+        await require_timeout(f"a source with {held} channels",
+                              lambda limit: is_free_in(destination, limit))
+        await require_good_migration(source, destination, port)
+
+
+async def dead_sources() -> None:
+    """No end of stream tells that they are gone."""
+    async with pc_lab() as lab:
+        await asyncio.gather(*(outlive(lab, number, leave) for number, leave in enumerate(GONE)),
+                             *(outlive_a_qemu(lab, len(GONE) + held, held) for held in (0, 1)))
+
+
+async def test_timers() -> None:
+    """All who wait for half a minute."""
+    async with asyncio.TaskGroup() as group:
+        for wait in (silent_strangers, silent_strangers_with_tls, dead_sources):
+            group.create_task(wait())
+
+
+async def test_an_end_behind_unread_data() -> None:
+    """Nothing is read while channels are missing, but the state of the connection tells."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        first = await Peer.connect(port)
+        await stream_and_no_channels(first)
+        first.finish()
+        await require_listening(destination)
+        first.close()
+        await require_good_migration(source, destination, port)

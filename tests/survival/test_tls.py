@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Strangers on a destination that wants TLS."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import strangers
+from processes import (NO_MULTIFD, Watch, pc_lab, require_good_migration, require_listening,
+                       start_destination, start_source)
+from strangers import (CONNECTIONS_MAX, CROWD, IDLE, MEMORY, Attack, join, join_tls, tls_hello,
+                       under)
+from wire import HELLO, Peer, frame, header, hello
+
+# A migration's own connections, each with a thread that has something open.
+MARGIN = 16
+
+
+async def idle_in_tls(port: int, stack: contextlib.AsyncExitStack, crowd: int) -> None:
+    for _ in range(crowd):
+        await join_tls(port, stack)
+
+
+async def header_in_tls(port: int, stack: contextlib.AsyncExitStack, crowd: int) -> None:
+    for _ in range(crowd):
+        peer = await join_tls(port, stack)
+        await peer.send(header())
+
+
+ATTACKS: list[Attack] = [
+    strangers.connect_and_close, strangers.garbage, strangers.http, strangers.plain_hello,
+    strangers.half_of_tls, strangers.idle, strangers.one_byte_at_a_time, idle_in_tls,
+    header_in_tls]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize("multifd", [False, True], ids=["alone", "multifd"])
+async def test_strangers_disturb_nobody(attack: Attack, multifd: bool) -> None:
+    async with pc_lab() as lab:
+        source = await start_source(lab, tls=True)
+        destination, port = await start_destination(lab, tls=True)
+        async with Watch(destination, MEMORY, CONNECTIONS_MAX + MARGIN):
+            async with under(attack, port):
+                await require_good_migration(source, destination, port,
+                                             None if multifd else NO_MULTIFD)
+
+
+async def test_64_connections_at_most() -> None:
+    """Those whose TLS is not over are counted as well."""
+    async with pc_lab() as lab:
+        destination, port = await start_destination(lab, tls=True)
+        async with (Watch(destination, MEMORY, CONNECTIONS_MAX),
+                    contextlib.AsyncExitStack() as stack):
+            peers = [await join(port, stack) for _ in range(IDLE)]
+            left = [peer for peer in peers if not await peer.ended(0.002)]
+            assert 0 < len(left) <= CONNECTIONS_MAX
+            assert left == peers[-len(left):]
+        await require_listening(destination)
+
+
+async def test_strangers_leave_nothing_behind() -> None:
+    """Descriptors of those who are refused, or go by themselves, are closed."""
+    async with pc_lab() as lab:
+        destination, port = await start_destination(lab, tls=True)
+        async with Watch(destination, more_fds=MARGIN):
+            for words in (b"", b"GET / HTTP/1.1\r\n\r\n", header() + frame(HELLO, hello()),
+                          tls_hello()[:100]):
+                for _ in range(CROWD):
+                    peer = await Peer.connect(port)
+                    with contextlib.suppress(ConnectionError):
+                        await peer.send(words)
+                        peer.finish()
+                    await peer.ended(1)
+                    peer.close()
+        await require_listening(destination)
