@@ -631,7 +631,7 @@ static void coroutine_fn tell_stranger(HandshakeConn *conn, GByteArray *words)
     conn->refused = handshake_wire_send(&conn->wire, words, NULL);
 }
 
-/* Who sends a stream may find this on the return path, and can tell a user */
+/* Who sends a stream may find this on the way back, and can tell a user */
 static void coroutine_fn tell_legacy_source(HandshakeConn *conn)
 {
     g_autoptr(GByteArray) buf = g_byte_array_new();
@@ -658,7 +658,7 @@ static void coroutine_fn conn_co(void *opaque)
     HandshakeHeader header;
 
     if (!read_header(conn, &header, &err)) {
-        if (conn->wire.legacy_stream) {
+        if (conn->wire.legacy) {
             tell_legacy_source(conn);
         }
     } else if (strcmp(header.name, HANDSHAKE_CHANNEL_MAIN) || header.index) {
@@ -683,10 +683,32 @@ static void coroutine_fn conn_co(void *opaque)
 }
 
 /*
- * When strangers take all the room, the one goes that had the most time for
- * its HELLO, else the one that had the most time to read our answer, else the
- * last one of those that wait for it
+ * When strangers take all the room, the one goes that had the most time to read
+ * our answer, else the one that had the most time for its HELLO, else the last
+ * one of those that wait for an answer
  */
+static HandshakeConn *find_dispensable(void)
+{
+    HandshakeConn *conn;
+
+    QTAILQ_FOREACH(conn, &conns, next) {
+        if (conn->refused && !conn->timed_out) {
+            return conn;
+        }
+    }
+    QTAILQ_FOREACH(conn, &conns, next) {
+        if (!conn->hello && !conn->verdict && !conn->timed_out) {
+            return conn;
+        }
+    }
+    QTAILQ_FOREACH_REVERSE(conn, &conns, next) {
+        if (conn->hello && !conn->timed_out) {
+            return conn;
+        }
+    }
+    return NULL;
+}
+
 static void make_room(void)
 {
     unsigned max = CONNECTIONS_MAX;
@@ -695,28 +717,7 @@ static void make_room(void)
     if (session.channels) {
         max += handshake_channels_missing(session.channels, true);
     }
-    if (conn_count < max) {
-        return;
-    }
-    QTAILQ_FOREACH(conn, &conns, next) {
-        if (!conn->hello && !conn->verdict && !conn->timed_out) {
-            break;
-        }
-    }
-    if (!conn) {
-        QTAILQ_FOREACH(conn, &conns, next) {
-            if (conn->refused && !conn->timed_out) {
-                break;
-            }
-        }
-    }
-    if (!conn) {
-        QTAILQ_FOREACH_REVERSE(conn, &conns, next) {
-            if (conn->hello && !conn->timed_out) {
-                break;
-            }
-        }
-    }
+    conn = conn_count < max ? NULL : find_dispensable();
     if (conn) {
         trace_migration_handshake_destination_evict(conn->wire.ioc);
         conn_timer_cb(conn);

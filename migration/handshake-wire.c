@@ -104,6 +104,11 @@ static bool is_legacy_stream(const uint8_t *buf)
     return !memcmp(buf, "QEVM", 4);
 }
 
+static bool is_legacy_multifd(const uint8_t *buf)
+{
+    return ldl_be_p(buf) == 0x11223344;
+}
+
 /* What a peer seems to speak that does not begin with our magic */
 static const char *describe_stranger(const uint8_t *buf)
 {
@@ -111,7 +116,7 @@ static const char *describe_stranger(const uint8_t *buf)
         return "a migration stream without handshake; "
                "use channel type 'handshake' on the source";
     }
-    if (ldl_be_p(buf) == 0x11223344) {
+    if (is_legacy_multifd(buf)) {
         return "a multifd channel of a migration without handshake; "
                "use channel type 'handshake' on the source";
     }
@@ -238,7 +243,7 @@ int coroutine_mixed_fn handshake_wire_read_header(HandshakeWire *wire,
     if (ret <= 0) {
         return ret;
     }
-    wire->legacy_stream = is_legacy_stream(buf);
+    wire->legacy = is_legacy_stream(buf) || is_legacy_multifd(buf);
     if (!header_start_parse(buf, &size, errp) ||
         !wire_read_all(wire, buf + HANDSHAKE_PREFIX_SIZE,
                        size - HANDSHAKE_PREFIX_SIZE, errp) ||

@@ -60,7 +60,7 @@ typedef struct HandshakeWire {
     uint64_t bytes_received;
     unsigned unknown_frames;
     bool broken;                /* the channel has ended or failed */
-    bool legacy_stream;         /* it began as a stream without handshake */
+    bool legacy;                /* it began as one without handshake */
 } HandshakeWire;
 
 /**

@@ -423,40 +423,52 @@ void migration_handshake_explain_magic(uint32_t magic, Error **errp)
     }
 }
 
-/* What has come from the destination of a stream without handshake, if any */
-static uint32_t peek_legacy_answer(void)
+/* What has come on a channel that begins without handshake, if anything has */
+static uint32_t peek_answer(QIOChannel *ioc)
 {
     uint8_t magic[4] = { 0 };
 #ifdef MSG_DONTWAIT
-    Object *ioc = source.legacy ? object_dynamic_cast(OBJECT(source.legacy),
-                                                      TYPE_QIO_CHANNEL_SOCKET)
-                                : NULL;
+    Object *socket = ioc ? object_dynamic_cast(OBJECT(ioc),
+                                               TYPE_QIO_CHANNEL_SOCKET)
+                         : NULL;
 
-    if (ioc && recv(QIO_CHANNEL_SOCKET(ioc)->fd, magic, sizeof(magic),
-                    MSG_PEEK | MSG_DONTWAIT) != sizeof(magic)) {
+    if (socket && recv(QIO_CHANNEL_SOCKET(socket)->fd, magic, sizeof(magic),
+                       MSG_PEEK | MSG_DONTWAIT) != sizeof(magic)) {
         return 0;
     }
 #endif
     return ldl_be_p(magic);
 }
 
+void migration_handshake_explain_channel(QIOChannel *ioc, Error **errp)
+{
+    if (!source.in_session) {
+        migration_handshake_explain_magic(peek_answer(ioc), errp);
+    }
+}
+
 void migration_handshake_check_stream(QEMUFile *f)
 {
     Error *err = NULL;
 
-    if (peek_legacy_answer() == HANDSHAKE_MAGIC) {
+    if (peek_answer(source.legacy) == HANDSHAKE_MAGIC) {
         error_setg(&err, "nobody loads the migration stream");
         qemu_file_set_error_obj(f, -EPROTO, err);
     }
 }
 
-/* Multifd's TLS, which is in threads of its own, would never see the end */
-static void end_setup_bh(void *opaque)
+/*
+ * Multifd's TLS, which is in threads of its own, would never see the end; nor
+ * would a source that waits for a word from a destination which cannot speak
+ * any more.  Postcopy goes on with an error, or waits for somebody to recover.
+ */
+static void end_bh(void *opaque)
 {
     YankInstanceList migration = { .value = MIGRATION_YANK_INSTANCE };
+    int state = migrate_get_current()->state;
 
-    if (source.in_session &&
-        migrate_get_current()->state == MIGRATION_STATUS_SETUP) {
+    if (source.in_session && (state == MIGRATION_STATUS_SETUP ||
+                              state == MIGRATION_STATUS_ACTIVE)) {
         qmp_yank(&migration, NULL);
     }
 }
@@ -468,9 +480,9 @@ void migration_handshake_note_error(Error **errp)
             error_prepend(errp, "before the stream began: ");
         }
         handshake_connect_abandon();
-        aio_bh_schedule_oneshot(qemu_get_aio_context(), end_setup_bh, NULL);
+        aio_bh_schedule_oneshot(qemu_get_aio_context(), end_bh, NULL);
     } else {
-        migration_handshake_explain_magic(peek_legacy_answer(), errp);
+        migration_handshake_explain_channel(source.legacy, errp);
     }
 }
 

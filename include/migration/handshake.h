@@ -218,10 +218,19 @@ bool migration_handshake_end_tls(QIOChannel *ioc);
  *        because it wants a handshake
  *
  * In session, connections on their way end, because the migration would wait
- * for them; and before the stream has begun, all channels are shut down.  Any
+ * for them; and all channels are shut down, unless postcopy has begun.  Any
  * thread.
  */
 void migration_handshake_note_error(Error **errp);
+
+/**
+ * migration_handshake_explain_channel: explain why a channel has failed
+ * @ioc: any channel of an outgoing migration, or NULL
+ * @errp: the error; advice is added if the destination wants a handshake
+ *
+ * Any thread.
+ */
+void migration_handshake_explain_channel(QIOChannel *ioc, Error **errp);
 
 /**
  * migration_handshake_check_stream: before a stream counts as taken
