@@ -36,9 +36,9 @@ def small_lab() -> Lab:
     return _lab("-machine", "none")
 
 
-def pc_lab() -> Lab:
+def pc_lab(machine: str = "pc") -> Lab:
     """Machines with devices and memory, without an operating system."""
-    return _lab("-machine", "pc", "-m", "16")
+    return _lab("-machine", machine, "-m", "16")
 
 
 def _lab(*machine: str) -> Lab:
