@@ -79,6 +79,7 @@ static void connect_abandon(HandshakeConnect *c)
     error_setg(&err, "the connection was given up");
     qio_task_set_error(task, err);
     qio_task_complete(task);
+    qio_task_free(task);
 }
 
 static void abandon_bh(void *opaque)

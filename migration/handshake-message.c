@@ -768,7 +768,7 @@ static bool get_section(const QDict *item, GPtrArray *sections,
         return true;
     }
     if (!qdict_haskey(item, "version")) {
-        error_setg(errp, "section '%s' has no member 'version'", name);
+        error_setg(errp, "section '%s': member 'version' is missing", name);
         return false;
     }
     like.name = name;
@@ -805,7 +805,7 @@ static bool get_ram_block(const QDict *item, GPtrArray *blocks,
         return true;
     }
     if (!qdict_haskey(item, "size")) {
-        error_setg(errp, "RAM block '%s' has no member 'size'", name);
+        error_setg(errp, "RAM block '%s': member 'size' is missing", name);
         return false;
     }
     if (blocks->len == HANDSHAKE_RAM_BLOCKS_MAX) {

@@ -426,14 +426,15 @@ static void check_members(TryFunc try, const QDict *whole, QDict *dict,
 }
 
 /* All members of all items of a list in the profile */
-static void check_items(const QDict *hello, const char *list)
+static void check_items(const QDict *hello, const char *list,
+                        const char *core)
 {
     QDict *profile = qdict_get_qdict(hello, "profile");
     const QListEntry *entry;
 
     QLIST_FOREACH_ENTRY(qdict_get_qlist(profile, list), entry) {
         check_members(try_hello, hello,
-                      qobject_to(QDict, qlist_entry_obj(entry)), "", "");
+                      qobject_to(QDict, qlist_entry_obj(entry)), core, "");
     }
 }
 
@@ -445,8 +446,8 @@ static void test_hello_members(void)
 
     check_members(try_hello, dict, dict, "versions purpose required", "");
     check_members(try_hello, dict, qdict_get_qdict(dict, "profile"), "", "");
-    check_items(dict, "sections");
-    check_items(dict, "ram-blocks");
+    check_items(dict, "sections", "version");
+    check_items(dict, "ram-blocks", "size");
     qobject_unref(dict);
 }
 
@@ -1590,17 +1591,22 @@ static void test_sections_items(void)
 {
     g_autoptr(HandshakeHello) hello =
         parse_with("sections",
-                   "[{\"name\": \"a\"}, {\"version\": 7},"
+                   "[{\"name\": \"a\", \"version\": 0}, {\"version\": 7},"
                    " {\"name\": \"b\", \"version\": 4294967295,"
                    "  \"conditional\": false,"
                    "  \"instances\": [4294967295, 0, \"1\", null, -1, [], 0]},"
                    " 5, \"c\", null, [], {}, true,"
-                   " {\"name\": \"\", \"instances\": [3]},"
-                   " {\"name\": \"a\", \"conditional\": true}]", NULL);
+                   " {\"name\": \"\", \"version\": 0, \"instances\": [3]},"
+                   " {\"name\": \"d\", \"version\": 1, \"instances\": []},"
+                   " {\"name\": \"a\", \"version\": 0,"
+                   "  \"conditional\": true}]", NULL);
 
     assert_sections(hello->profile, "a/0/0 b/4294967295/4294967295 "
-                    "b/0/4294967295 b/0/4294967295 /3/0 a/0/0?");
+                    "b/0/4294967295 b/0/4294967295 /3/0 d/0/1 a/0/0?");
     g_assert_null(hello->profile->ram_blocks);
+
+    assert_bad("sections", "[{\"name\": \"a\"}]",
+               "section 'a': member 'version' is missing");
 }
 
 static void test_ram_blocks(void)
@@ -1646,7 +1652,8 @@ static void test_ram_blocks_items(void)
         parse_with("ram-blocks",
                    "[{\"size\": 7}, 5, null, [], {}, \"pc.bios\","
                    " {\"name\": \"pc.ram\", \"size\": 77},"
-                   " {\"name\": \"\", \"address\": 0, \"max-size\": 8}]",
+                   " {\"name\": \"\", \"size\": 0, \"address\": 0,"
+                   "  \"max-size\": 8, \"conditional\": true}]",
                    NULL);
     GPtrArray *blocks = hello->profile->ram_blocks;
     const HandshakeRAMBlock *block;
@@ -1659,11 +1666,16 @@ static void test_ram_blocks_items(void)
     g_assert_cmpuint(block->max_size, ==, 77);
     g_assert_cmpuint(block->page_size, ==, 0);
     g_assert_false(block->has_address);
+    g_assert_false(block->conditional);
     block = g_ptr_array_index(blocks, 1);
+    g_assert_true(block->conditional);
     g_assert_cmpuint(block->size, ==, 0);
     g_assert_cmpuint(block->max_size, ==, 8);
     g_assert_true(block->has_address);
     g_assert_cmpuint(block->address, ==, 0);
+
+    assert_bad("ram-blocks", "[{\"name\": \"pc.ram\"}]",
+               "RAM block 'pc.ram': member 'size' is missing");
 }
 
 /* A later version says more of every part: that is told once, not each time */
@@ -1675,14 +1687,16 @@ static void test_parts_not_understood(void)
                     " \"profile\": {\"sections\": ["
                     "  {\"name\": \"a\", \"version\": 1, \"instances\": [1],"
                     "   \"conditional\": true, \"schema\": {\"x\": []}},"
-                    "  {\"name\": \"b\", \"schema\": null, \"size\": 1},"
+                    "  {\"name\": \"b\", \"version\": 0, \"schema\": null,"
+                    "   \"size\": 1},"
                     "  {\"template\": 1}, {\"template\": 2}, [\"what\"]],"
                     " \"ram-blocks\": ["
                     "  {\"name\": \"a\", \"size\": 1, \"max-size\": 1,"
                     "   \"page-size\": 1, \"resizeable\": true,"
                     "   \"shared-file\": true, \"address\": 1,"
                     "   \"schema\": 1},"
-                    "  {\"name\": \"b\", \"schema\": 2}]}}", &unknown);
+                    "  {\"name\": \"b\", \"size\": 1, \"schema\": 2}]}}",
+                    &unknown);
 
     g_assert_cmpuint(strlist_len(unknown), ==, 4);
     assert_contains(unknown, "profile.sections.schema");
@@ -1707,7 +1721,8 @@ static void test_parts_bounds(void)
         g_autofree char *bad = NULL;
         g_autoptr(HandshakeHello) hello = NULL;
 
-        good = g_strdup_printf("[{\"name\": \"%s\"}]", longest);
+        good = g_strdup_printf("[{\"name\": \"%s\", \"version\": 1,"
+                               "  \"size\": 1}]", longest);
         bad = g_strdup_printf("[{\"name\": \"%s\"}]", longer);
         hello = parse_with(lists[i], good, NULL);
         assert_bad(lists[i], bad, expected);
@@ -1724,7 +1739,8 @@ static void test_parts_bounds(void)
                "[{\"name\": \"a\", \"version\": 18446744073709551615}]",
                "'version' is too large");
     assert_bad("sections",
-               "[{\"name\": \"a\", \"instances\": [1, 4294967296]}]",
+               "[{\"name\": \"a\", \"version\": 1,"
+               "  \"instances\": [1, 4294967296]}]",
                "instance of section 'a' is too large");
     /* Whatever the item lacks */
     assert_bad("sections", "[{\"version\": 4294967296}]",
@@ -1736,6 +1752,7 @@ static void test_parts_bounds(void)
 static char *many_instances(unsigned count)
 {
     g_autoptr(GString) text = g_string_new("[{\"name\": \"a\","
+                                           "  \"version\": 0,"
                                            "  \"instances\": [0");
 
     while (--count) {
@@ -1750,7 +1767,8 @@ static char *many_blocks(unsigned count)
     g_autoptr(GString) text = g_string_new("[");
 
     for (unsigned i = 0; i < count; i++) {
-        g_string_append_printf(text, "%s{\"name\": \"%x\"}", i ? "," : "", i);
+        g_string_append_printf(text, "%s{\"name\": \"%x\", \"size\": 0}",
+                               i ? "," : "", i);
     }
     g_string_append(text, "]");
     return g_strdup(text->str);
