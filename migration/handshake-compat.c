@@ -104,18 +104,20 @@ static const struct {
     const char *name;
     /* the capability without which it does not matter, if any */
     const char *capability;
-    MigrationHandshakeSeverity severity;
 } stream_properties[] = {
     /* The loader takes the next section for something else */
-    { "send-configuration", NULL, MIGRATION_HANDSHAKE_SEVERITY_ERROR },
-    { "send-section-footer", NULL, MIGRATION_HANDSHAKE_SEVERITY_ERROR },
+    { "send-configuration" },
+    { "send-section-footer" },
     /* The two sides wait for each other at different places */
-    { "multifd-flush-after-each-section", "multifd",
-      MIGRATION_HANDSHAKE_SEVERITY_ERROR },
-    { "x-preempt-pre-7-2", "postcopy-preempt",
-      MIGRATION_HANDSHAKE_SEVERITY_ERROR },
-    /* See stream_severity() */
-    { "suppress-vmdesc", NULL, MIGRATION_HANDSHAKE_SEVERITY_ERROR },
+    { "multifd-flush-after-each-section", "multifd" },
+    { "x-preempt-pre-7-2", "postcopy-preempt" },
+    /*
+     * A loader that wants a description of the device state waits for it for
+     * ever, and the source for the loader.  One that does not want it leaves it
+     * unread, so that closing resets the connection, maybe before the source
+     * knows that all is well: then the guest runs on both sides.
+     */
+    { "suppress-vmdesc" },
     /*
      * Not listed, because any reader copes with either value of the writer's:
      * store-global-state, send-switchover-start,
@@ -132,22 +134,6 @@ static bool stream_differs(const HandshakeProfile *src,
     const QObject *b = dst->stream ? qdict_get(dst->stream, name) : NULL;
 
     return a && b && !qobject_is_equal(a, b);
-}
-
-/*
- * A description of the device state that nobody asked for is left unread.  But
- * a loader that wants one waits for its first byte for ever, and a source with
- * a return path waits for the loader.
- */
-static MigrationHandshakeSeverity stream_severity(const HandshakeProfile *src,
-                                                  int i)
-{
-    const char *name = stream_properties[i].name;
-
-    return !strcmp(name, "suppress-vmdesc") &&
-           !qdict_get_try_bool(src->stream, name, true)
-        ? MIGRATION_HANDSHAKE_SEVERITY_WARNING
-        : stream_properties[i].severity;
 }
 
 /* Those properties that matter with @capability; NULL: in any case */
@@ -167,7 +153,8 @@ static void compare_stream(const HandshakeProfile *src,
         a_text = handshake_json_text(qdict_get(src->stream, name));
         b_text = handshake_json_text(qdict_get(dst->stream, name));
         handshake_issue_add(issues, "stream-format",
-                            stream_severity(src, i), name, a_text, b_text,
+                            MIGRATION_HANDSHAKE_SEVERITY_ERROR, name,
+                            a_text, b_text,
                             "stream property '%s' is %s on the source and %s "
                             "on the destination", name, a_text, b_text);
     }

@@ -113,7 +113,7 @@ static const IssueTest tests[] = {
         .source = "false", .destination = "true",
         .from = "-global migration.send-configuration=off", .to = "",
     }, {
-        .code = "stream-format", .variant = "vmdesc", .warning = true,
+        .code = "stream-format", .variant = "vmdesc",
         .subject = "suppress-vmdesc",
         .source = "false", .destination = "true",
         .from = "", .to = "-machine suppress-vmdesc=on",
