@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
@@ -137,6 +138,16 @@ class Refusal:
         return [speaker for speaker, _ in self.talk] == ["source", "destination"]
 
     @property
+    def told_issues(self) -> str:
+        """The first one whole, and how many of each kind follow from it."""
+        if not self.issues:
+            return "-"
+        first, others = self.issues[0], Counter(one["code"] for one in self.issues[1:])
+        told = "{code}: source {source}, destination {destination}".format(**first)
+        more = ", ".join(f"{count} {code}" for code, count in others.items())
+        return f"{told}; and {more}" if more else told
+
+    @property
     def issues(self) -> list[Json]:
         return self.handshake.get("issues", []) if self.handshake else []
 
@@ -154,8 +165,7 @@ class Refusal:
         return {
             "source": self.answer.status,
             "error-desc": self.answer.error,
-            "issues": "; ".join("{code}: source {source}, destination {destination}".format(**one)
-                                for one in self.issues) or "-",
+            "issues": self.told_issues,
             "answer after": f"{self.answer.seconds * 1000:.0f} ms",
             "on the wire": ", then ".join(f"{speaker} {size:,} bytes"
                                           for speaker, size in self.talk),
