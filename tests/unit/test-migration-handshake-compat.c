@@ -1451,7 +1451,7 @@ static void test_speed(void)
     }
     g_test_message("1000 sections and 200 RAM blocks: %zu bytes, "
                    "%.2f ms of CPU time", len, best * 1000.0 / CLOCKS_PER_SEC);
-#ifndef __SANITIZE_ADDRESS__
+#ifndef QEMU_SANITIZE_ADDRESS
     g_assert_cmpint(best, <, CLOCKS_PER_SEC / 20);
 #endif
 }

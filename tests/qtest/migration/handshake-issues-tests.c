@@ -658,7 +658,7 @@ static void test_many_devices(void)
     }
     g_test_message("500 devices: %" PRId64 " us on the source, %" PRId64
                    " us on the destination", best[0], best[1]);
-#ifndef __SANITIZE_ADDRESS__
+#ifndef QEMU_SANITIZE_ADDRESS
     g_assert_cmpint(best[0], <, 50 * 1000);
     g_assert_cmpint(best[1], <, 50 * 1000);
 #endif
