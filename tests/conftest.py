@@ -12,12 +12,13 @@ from typing import Optional
 
 import pytest
 
-TOP = Path(__file__).resolve().parents[2]
+TOP = Path(__file__).resolve().parents[1]
 QEMU = Path(os.environ.get("QTEST_QEMU_BINARY", TOP / "build/10.0/qemu-system-x86_64"))
 LIMIT = 200.0
 
-# The machines of the demo, and QEMU's own library that talks to its monitor.
-sys.path[:0] = [str(TOP / "scripts/demo-guest"), str(QEMU.resolve().parent / "src/python")]
+# What tests share, the machines of the demo, QEMU's own library for its monitor.
+sys.path[:0] = [str(TOP / "tests/lib"), str(TOP / "scripts/demo-guest"),
+                str(QEMU.resolve().parent / "src/python")]
 
 
 @pytest.hookimpl(tryfirst=True)
