@@ -517,6 +517,12 @@ static void compare_unmigratable(const HandshakeProfile *src,
                             "the state of '%s' on the source cannot be "
                             "migrated", l->value);
     }
+    for (l = src->blockers; l; l = l->next) {
+        handshake_issue_add(issues, "unmigratable",
+                            MIGRATION_HANDSHAKE_SEVERITY_ERROR, NULL,
+                            "blocked", NULL,
+                            "the source cannot migrate now: %s", l->value);
+    }
     for (l = dst->unmigratable; l; l = l->next) {
         handshake_issue_add(issues, "unmigratable",
                             MIGRATION_HANDSHAKE_SEVERITY_ERROR, l->value,

@@ -26,16 +26,15 @@
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "handshake-channels.h"
-#include "handshake-compat.h"
 #include "handshake-destination.h"
 #include "handshake-info.h"
 #include "handshake-json.h"
+#include "handshake-judge.h"
 #include "handshake-message.h"
 #include "handshake-policy.h"
 #include "handshake-profile.h"
 #include "handshake-settings.h"
 #include "handshake-wire.h"
-#include "savevm-sections.h"
 #include "trace.h"
 
 /*
@@ -57,7 +56,7 @@ typedef struct HandshakeConn {
     QEMUTimer *timer;
     bool timed_out;
     bool collecting;                /* waits for the session's channels */
-    bool refused;                   /* REJECT has been sent */
+    bool answered;                  /* the last word has been sent */
     bool violated;                  /* after ACCEPT: no honest source */
     int64_t start_ns;               /* 0 before the first byte */
     QemuUUID id;                    /* drawn with the verdict */
@@ -165,50 +164,6 @@ static void publish(HandshakeConn *conn, MigrationHandshakeStatus status,
     }
 }
 
-/* The version that the source likes best of those that are known here */
-static uint32_t choose_version(const HandshakeHello *hello,
-                               HandshakeIssues *issues)
-{
-    g_autoptr(GString) offered = g_string_new(NULL);
-    const uint32List *v;
-
-    for (v = hello->versions; v; v = v->next) {
-        if (v->value == HANDSHAKE_VERSION) {
-            return v->value;
-        }
-        g_string_append_printf(offered, "%s%" PRIu32,
-                               offered->len ? ", " : "", v->value);
-    }
-    handshake_issue_add(issues, "protocol-version",
-                        MIGRATION_HANDSHAKE_SEVERITY_ERROR, "versions",
-                        offered->str, stringify(HANDSHAKE_VERSION),
-                        "no common version of the migration handshake");
-    return 0;
-}
-
-static void judge_core(const HandshakeHello *hello, HandshakeIssues *issues)
-{
-    const strList *l;
-
-    if (!hello->purpose || strcmp(hello->purpose, "migrate")) {
-        handshake_issue_add(issues, "purpose",
-                            MIGRATION_HANDSHAKE_SEVERITY_ERROR, "purpose",
-                            hello->purpose, "migrate",
-                            "the purpose '%s' is not known on the destination",
-                            hello->purpose ?: "");
-    }
-    for (l = hello->required; l; l = l->next) {
-        if (!handshake_feature_known(l->value)) {
-            handshake_issue_add(issues, "required-feature",
-                                MIGRATION_HANDSHAKE_SEVERITY_ERROR, l->value,
-                                "required", "unknown",
-                                "the source requires handshake feature '%s', "
-                                "which is not known on the destination",
-                                l->value);
-        }
-    }
-}
-
 /* How many there will be; the parameter has been judged */
 static unsigned multifd_channels(const HandshakeVerdict *verdict)
 {
@@ -218,79 +173,29 @@ static unsigned multifd_channels(const HandshakeVerdict *verdict)
     return qdict_get_try_int(values, "multifd-channels", 0);
 }
 
-/*
- * Everything that the answer depends on is looked at here, in one go with the
- * BQL held, so that it cannot change in between.
- */
-static void judge(HandshakeConn *conn, const HandshakeHello *hello,
-                  strList *not_understood)
-{
-    g_autoptr(HandshakeProfile) local = handshake_profile_new();
-    HandshakeVerdict *verdict = handshake_verdict_new();
-    HandshakeIssues *issues = &verdict->issues;
-    g_autoptr(Error) err = NULL;
-
-    conn->verdict = verdict;
-    qemu_uuid_generate(&conn->id);
-    handshake_profile_collect(local);
-    verdict->peer = handshake_profile_peer(local);
-    verdict->not_understood = not_understood;
-    verdict->features = handshake_features_common(hello->features);
-
-    verdict->version = choose_version(hello, issues);
-    judge_core(hello, issues);
-    if (!handshake_settings_check(&err)) {
-        handshake_issue_add(issues, "capability-conflict",
-                            MIGRATION_HANDSHAKE_SEVERITY_ERROR,
-                            "destination", "wants a handshake", "excludes it",
-                            "%s", error_get_pretty(err));
-    }
-    handshake_negotiate(hello, local, handshake_settings_destination_judge(),
-                        verdict);
-    handshake_compare(hello->profile, local, qemu_savevm_resolve_section,
-                      verdict->capabilities, issues);
-    conn->info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_DESTINATION);
-    conn->info->peer = handshake_profile_peer(hello->profile);
-
-    verdict->accept = !issues->errors &&
-                      !(hello->warnings_as_errors && issues->warnings);
-    if (!verdict->accept) {
-        verdict->message = handshake_issues_summary(issues);
-    } else {
-        session_begin(conn, multifd_channels(verdict),
-                      handshake_strlist_contains(verdict->capabilities,
-                                                 "postcopy-preempt"));
-    }
-}
-
-/* It costs next to nothing: the one who holds the session must not suffer */
-static void refuse_busy(HandshakeConn *conn)
-{
-    g_autoptr(HandshakeProfile) local = handshake_profile_new();
-
-    conn->verdict = handshake_verdict_new();
-    qemu_uuid_generate(&conn->id);
-    handshake_profile_identify(local);
-    conn->verdict->peer = handshake_profile_peer(local);
-    handshake_issue_add(&conn->verdict->issues, "busy",
-                        MIGRATION_HANDSHAKE_SEVERITY_ERROR, "session",
-                        "a second one", "held by another source",
-                        "another migration to this destination is in "
-                        "progress; try again when it is over");
-    conn->verdict->message = handshake_issues_summary(&conn->verdict->issues);
-}
-
 static void look_at_hello(HandshakeConn *conn)
 {
     g_autoptr(HandshakeHello) hello = NULL;
-    strList *not_understood = NULL;
+    g_autoptr(strList) not_understood = NULL;
+    HandshakeVerdict *verdict;
 
     hello = handshake_hello_from_json(conn->hello->str, conn->hello->len,
                                       &not_understood, &conn->malformed);
-    if (hello) {
-        judge(conn, hello, not_understood);
-    } else {
-        qapi_free_strList(not_understood);
+    if (!hello) {
+        return;
+    }
+    verdict = handshake_judge(hello);
+    verdict->not_understood = g_steal_pointer(&not_understood);
+    conn->verdict = verdict;
+    qemu_uuid_generate(&conn->id);
+    conn->info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_DESTINATION,
+                                    hello->purpose);
+    conn->info->peer = handshake_profile_peer(hello->profile);
+
+    if (verdict->accept && !conn->info->check_only) {
+        session_begin(conn, multifd_channels(verdict),
+                      handshake_strlist_contains(verdict->capabilities,
+                                                 "postcopy-preempt"));
     }
 }
 
@@ -302,7 +207,8 @@ static void judge_bh(void *opaque)
     if (conn->timed_out) {
         error_setg(&conn->malformed, "it came too late");
     } else if (session.channels) {
-        refuse_busy(conn);
+        conn->verdict = handshake_judge_busy();
+        qemu_uuid_generate(&conn->id);
     } else {
         look_at_hello(conn);
     }
@@ -342,7 +248,7 @@ static void coroutine_fn refuse_malformed(HandshakeConn *conn, const Error *err)
 
     verdict->message = g_strdup_printf("no valid HELLO: %s",
                                        error_get_pretty(err));
-    conn->refused = send_verdict(conn, verdict, NULL);
+    conn->answered = send_verdict(conn, verdict, NULL);
 }
 
 static bool coroutine_fn read_header(HandshakeConn *conn,
@@ -423,7 +329,7 @@ static bool coroutine_fn read_hello(HandshakeConn *conn, Error **errp)
     return true;
 }
 
-/* Returns true if the source was told ACCEPT */
+/* Returns true if the source was told ACCEPT, and may go on */
 static bool coroutine_fn answer(HandshakeConn *conn, Error **errp)
 {
     WITH_QEMU_LOCK_GUARD(&judging) {
@@ -446,10 +352,16 @@ static bool coroutine_fn answer(HandshakeConn *conn, Error **errp)
         handshake_info_set_verdict(conn->info, conn->verdict);
     }
     if (!conn->verdict->accept) {
-        conn->refused = true;
+        conn->answered = true;
         publish(conn, MIGRATION_HANDSHAKE_STATUS_REJECTED,
                 conn->verdict->message);
         error_setg(errp, "%s", conn->verdict->message);
+        return false;
+    }
+    if (conn->info->check_only) {
+        conn->answered = true;
+        publish(conn, MIGRATION_HANDSHAKE_STATUS_ACCEPTED, NULL);
+        error_setg(errp, "it was a check");
         return false;
     }
     publish(conn, MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS, NULL);
@@ -628,7 +540,7 @@ static bool coroutine_fn converse(HandshakeConn *conn, Error **errp)
 /* Says one thing to somebody who does not speak our language */
 static void coroutine_fn tell_stranger(HandshakeConn *conn, GByteArray *words)
 {
-    conn->refused = handshake_wire_send(&conn->wire, words, NULL);
+    conn->answered = handshake_wire_send(&conn->wire, words, NULL);
 }
 
 /* Who sends a stream may find this on the way back, and can tell a user */
@@ -644,7 +556,7 @@ static void coroutine_fn tell_legacy_source(HandshakeConn *conn)
 /* Closes a connection that leads to nothing, once the peer could read */
 static void coroutine_fn conn_end(HandshakeConn *conn)
 {
-    if (conn->refused) {
+    if (conn->answered) {
         conn_set_timer(conn, DRAIN_TIMEOUT);
         handshake_wire_drain(&conn->wire);
     }
@@ -692,7 +604,7 @@ static HandshakeConn *find_dispensable(void)
     HandshakeConn *conn;
 
     QTAILQ_FOREACH(conn, &conns, next) {
-        if (conn->refused && !conn->timed_out) {
+        if (conn->answered && !conn->timed_out) {
             return conn;
         }
     }

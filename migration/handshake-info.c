@@ -18,12 +18,14 @@
 /* The conversation in progress, else the last one */
 static MigrationHandshakeInfo *current;
 
-MigrationHandshakeInfo *handshake_info_new(MigrationHandshakeRole role)
+MigrationHandshakeInfo *handshake_info_new(MigrationHandshakeRole role,
+                                           const char *purpose)
 {
     MigrationHandshakeInfo *info = g_new0(MigrationHandshakeInfo, 1);
 
     info->role = role;
     info->status = MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS;
+    info->check_only = purpose && !strcmp(purpose, HANDSHAKE_PURPOSE_CHECK);
     return info;
 }
 

@@ -15,10 +15,12 @@
 /**
  * handshake_info_new: begin to keep record of a conversation
  * @role: the side that this QEMU is on
+ * @purpose: what the HELLO is for, or NULL
  *
  * Returns: the record, to be freed by the caller
  */
-MigrationHandshakeInfo *handshake_info_new(MigrationHandshakeRole role);
+MigrationHandshakeInfo *handshake_info_new(MigrationHandshakeRole role,
+                                           const char *purpose);
 
 /**
  * handshake_info_set_wire: note what went over the wire

@@ -48,6 +48,7 @@ void handshake_profile_free(HandshakeProfile *profile)
     g_clear_pointer(&profile->sections, g_ptr_array_unref);
     g_clear_pointer(&profile->ram_blocks, g_ptr_array_unref);
     qapi_free_strList(profile->unmigratable);
+    qapi_free_strList(profile->blockers);
     g_free(profile);
 }
 
@@ -114,6 +115,7 @@ void handshake_hello_free(HandshakeHello *hello)
     qapi_free_strList(hello->required);
     qapi_free_strList(hello->features);
     qapi_free_strList(hello->optional);
+    qapi_free_MigrationHandshakeDeclinedList(hello->declined);
     handshake_profile_free(hello->profile);
     g_free(hello);
 }
@@ -323,13 +325,11 @@ static void put_grease(QDict *dict)
     qdict_put_int(dict, name, grease_random());
 }
 
-static void put_greased_strlist(QDict *dict, const char *name,
-                                const strList *list)
+static void put_strlist_grease(QList *list)
 {
-    g_autofree char *grease = handshake_grease_name();
+    g_autofree char *name = handshake_grease_name();
 
-    handshake_json_put_strlist(dict, name, list);
-    qlist_append_str(qdict_get_qlist(dict, name), grease);
+    qlist_append_str(list, name);
 }
 
 static char *to_json(const QDict *dict)
@@ -425,13 +425,19 @@ static QDict *ram_block_to_dict(const HandshakeRAMBlock *block)
     return dict;
 }
 
-/* An item that nobody knows, since there is no room for one in each item */
+/*
+ * An item that nobody knows, since there is no room for one in each item; NULL
+ * is a list that is left out
+ */
 static void put_list_grease(QList *list)
 {
-    QDict *item = qdict_new();
+    QDict *item;
 
-    put_grease(item);
-    qlist_append(list, item);
+    if (list) {
+        item = qdict_new();
+        put_grease(item);
+        qlist_append(list, item);
+    }
 }
 
 static QDict *profile_to_dict(const HandshakeProfile *profile, bool with_parts)
@@ -459,7 +465,6 @@ static QDict *profile_to_dict(const HandshakeProfile *profile, bool with_parts)
         QList *list = sections_to_list(profile->sections);
 
         if (qlist_size(list) <= SECTION_ITEMS_MAX) {
-            put_list_grease(list);
             qdict_put(dict, "sections", list);
         } else {
             qobject_unref(list);
@@ -472,39 +477,71 @@ static QDict *profile_to_dict(const HandshakeProfile *profile, bool with_parts)
             qlist_append(list, ram_block_to_dict(
                 g_ptr_array_index(profile->ram_blocks, i)));
         }
-        put_list_grease(list);
         qdict_put(dict, "ram-blocks", list);
     }
     if (profile->unmigratable) {
         handshake_json_put_strlist(dict, "unmigratable",
                                    profile->unmigratable);
     }
-    put_grease(dict);
+    if (profile->blockers) {
+        handshake_json_put_strlist(dict, "blockers", profile->blockers);
+    }
     return dict;
 }
 
-static char *hello_to_json_parts(const HandshakeHello *hello, bool with_parts)
+static void put_declined(QDict *dict,
+                         const MigrationHandshakeDeclinedList *declined,
+                         unsigned max)
 {
-    g_autoptr(QDict) dict = qdict_new();
+    QList *list = qlist_new();
+
+    for (; declined && max; declined = declined->next, max--) {
+        QDict *item = qdict_new();
+
+        qdict_put_str(item, "capability", declined->value->capability);
+        qdict_put_str(item, "reason", declined->value->reason);
+        qlist_append(list, item);
+    }
+    qdict_put(dict, "declined", list);
+}
+
+static QDict *hello_to_dict(const HandshakeHello *hello, bool with_parts)
+{
+    QDict *dict = qdict_new();
     QList *versions = qlist_new();
     const uint32List *v;
 
     for (v = hello->versions; v; v = v->next) {
         qlist_append_int(versions, v->value);
     }
-    qlist_append_int(versions, handshake_grease_number());
     qdict_put(dict, "versions", versions);
     qdict_put_str(dict, "purpose", hello->purpose);
     handshake_json_put_strlist(dict, "required", hello->required);
-    put_greased_strlist(dict, "features", hello->features);
-    /* No grease here: what is declined is shown to people */
+    handshake_json_put_strlist(dict, "features", hello->features);
     handshake_json_put_strlist(dict, "optional-capabilities", hello->optional);
+    if (hello->declined) {
+        put_declined(dict, hello->declined, UINT_MAX);
+    }
     if (hello->warnings_as_errors) {
         qdict_put_bool(dict, "warnings-as-errors", true);
     }
     qdict_put(dict, "profile", profile_to_dict(hello->profile, with_parts));
+    return dict;
+}
+
+/* Wherever a later version may add something that this one does not know */
+static void grease_hello(QDict *dict)
+{
+    QDict *profile = qdict_get_qdict(dict, "profile");
+
     put_grease(dict);
-    return to_json(dict);
+    put_grease(profile);
+    put_list_grease(qdict_get_qlist(profile, "sections"));
+    put_list_grease(qdict_get_qlist(profile, "ram-blocks"));
+    put_strlist_grease(qdict_get_qlist(dict, "features"));
+    qlist_append_int(qdict_get_qlist(dict, "versions"),
+                     handshake_grease_number());
+    /* None in optional-capabilities: what is declined is shown to people */
 }
 
 static bool fits(const GPtrArray *array, unsigned max)
@@ -512,20 +549,46 @@ static bool fits(const GPtrArray *array, unsigned max)
     return !array || array->len <= max;
 }
 
-char *handshake_hello_to_json(const HandshakeHello *hello)
+/*
+ * A machine with too many parts to fit into a frame does not list them.  The
+ * text is returned, and *@dict is what it was made of.
+ */
+static char *hello_to_frame(const HandshakeHello *hello, bool grease,
+                            QDict **dict)
 {
     const HandshakeProfile *profile = hello->profile;
-    char *json = NULL;
+    bool with_parts = fits(profile->sections, HANDSHAKE_SECTIONS_MAX) &&
+                      fits(profile->ram_blocks, HANDSHAKE_RAM_BLOCKS_MAX);
 
-    if (fits(profile->sections, HANDSHAKE_SECTIONS_MAX) &&
-        fits(profile->ram_blocks, HANDSHAKE_RAM_BLOCKS_MAX)) {
-        json = hello_to_json_parts(hello, true);
+    for (;;) {
+        g_autofree char *json = NULL;
+
+        *dict = hello_to_dict(hello, with_parts);
+        if (grease) {
+            grease_hello(*dict);
+        }
+        json = to_json(*dict);
+        if (!with_parts || strlen(json) <= HANDSHAKE_HELLO_MAX) {
+            return g_steal_pointer(&json);
+        }
+        qobject_unref(*dict);
+        with_parts = false;
     }
-    if (!json || strlen(json) > HANDSHAKE_HELLO_MAX) {
-        g_free(json);
-        json = hello_to_json_parts(hello, false);
-    }
-    return json;
+}
+
+char *handshake_hello_to_json(const HandshakeHello *hello)
+{
+    g_autoptr(QDict) dict = NULL;
+
+    return hello_to_frame(hello, true, &dict);
+}
+
+QDict *handshake_hello_to_dict(const HandshakeHello *hello)
+{
+    QDict *dict = NULL;
+
+    g_free(hello_to_frame(hello, false, &dict));
+    return dict;
 }
 
 static QDict *peer_to_dict(const MigrationHandshakePeer *peer)
@@ -576,22 +639,6 @@ static void put_issues(QDict *dict, const HandshakeIssues *issues,
     }
 }
 
-static void put_declined(QDict *dict,
-                         const MigrationHandshakeDeclinedList *declined,
-                         unsigned max)
-{
-    QList *list = qlist_new();
-
-    for (; declined && max; declined = declined->next, max--) {
-        QDict *item = qdict_new();
-
-        qdict_put_str(item, "capability", declined->value->capability);
-        qdict_put_str(item, "reason", declined->value->reason);
-        qlist_append(list, item);
-    }
-    qdict_put(dict, "declined", list);
-}
-
 /* @max bounds each of the lists whose length the peer has a say in */
 static char *verdict_to_json_max(const HandshakeVerdict *verdict, unsigned max)
 {
@@ -599,7 +646,8 @@ static char *verdict_to_json_max(const HandshakeVerdict *verdict, unsigned max)
 
     qdict_put_int(dict, "version", verdict->version);
     put_str(dict, "message", verdict->message);
-    put_greased_strlist(dict, "features", verdict->features);
+    handshake_json_put_strlist(dict, "features", verdict->features);
+    put_strlist_grease(qdict_get_qlist(dict, "features"));
     handshake_json_put_strlist(dict, "not-understood",
                                verdict->not_understood);
     if (verdict->peer) {
@@ -868,7 +916,7 @@ static bool profile_from_dict(const QDict *dict, HandshakeProfile *profile,
         "qemu-version", "package", "arch", "machine", "page-size",
         "host-page-size", "uuid", "name", "capabilities",
         "required-capabilities", "parameters", "stream", "sections",
-        "ram-blocks", "unmigratable", NULL
+        "ram-blocks", "unmigratable", "blockers", NULL
     };
     QDict *parameters = NULL;
     QDict *stream = NULL;
@@ -896,7 +944,9 @@ static bool profile_from_dict(const QDict *dict, HandshakeProfile *profile,
                    get_ram_block, &profile->ram_blocks, not_understood,
                    errp) ||
         !handshake_json_get_strlist(dict, "unmigratable", false,
-                                    &profile->unmigratable, errp)) {
+                                    &profile->unmigratable, errp) ||
+        !handshake_json_get_strlist(dict, "blockers", false,
+                                    &profile->blockers, errp)) {
         return false;
     }
     profile->parameters = qobject_ref(parameters);
@@ -926,13 +976,51 @@ static bool get_versions(const QDict *dict, uint32List **versions,
     return true;
 }
 
+/*
+ * The text of a member, bounded and on one line; @fallback if there is none.
+ * What only people read is never worth an error.
+ */
+static char *text_member(const QDict *dict, const char *name,
+                         const char *fallback)
+{
+    g_autofree char *text = NULL;
+
+    handshake_json_get_str(dict, name, &text, NULL);
+    return text ? handshake_text(text) : g_strdup(fallback);
+}
+
+static void get_declined(const QDict *dict,
+                         MigrationHandshakeDeclinedList **declined)
+{
+    MigrationHandshakeDeclinedList **tail = declined;
+    QList *list = NULL;
+    const QListEntry *entry;
+
+    handshake_json_get_list(dict, "declined", &list, NULL);
+    for (entry = list ? qlist_first(list) : NULL; entry;
+         entry = qlist_next(entry)) {
+        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (item) {
+            MigrationHandshakeDeclined *value =
+                g_new0(MigrationHandshakeDeclined, 1);
+
+            value->capability = text_member(item, "capability", "unknown");
+            value->reason = text_member(item, "reason",
+                                        "no reason was given");
+            QAPI_LIST_APPEND(tail, value);
+        }
+    }
+}
+
 HandshakeHello *handshake_hello_from_json(const char *text, size_t len,
                                           strList **not_understood,
                                           Error **errp)
 {
     static const char *const known[] = {
         "versions", "purpose", "required", "features",
-        "optional-capabilities", "warnings-as-errors", "profile", NULL
+        "optional-capabilities", "declined", "warnings-as-errors", "profile",
+        NULL
     };
     static const char *const core[] = { "versions", "purpose", "required" };
     g_autoptr(HandshakeHello) hello = handshake_hello_new();
@@ -961,25 +1049,13 @@ HandshakeHello *handshake_hello_from_json(const char *text, size_t len,
         !handshake_json_get_dict(dict, "profile", &profile, errp)) {
         return NULL;
     }
+    get_declined(dict, &hello->declined);
     note_unknown(dict, "", known, not_understood);
     if (profile && !profile_from_dict(profile, hello->profile,
                                       not_understood, errp)) {
         return NULL;
     }
     return g_steal_pointer(&hello);
-}
-
-/*
- * The text of a member, bounded and on one line; @fallback if there is none.
- * What only people read is never worth an error.
- */
-static char *text_member(const QDict *dict, const char *name,
-                         const char *fallback)
-{
-    g_autofree char *text = NULL;
-
-    handshake_json_get_str(dict, name, &text, NULL);
-    return text ? handshake_text(text) : g_strdup(fallback);
 }
 
 static MigrationHandshakePeer *get_peer(const QDict *dict)
@@ -1031,30 +1107,6 @@ static void get_issues(const QDict *dict, HandshakeIssues *issues)
         }
     }
     issues->omitted += MIN(more, INT32_MAX);
-}
-
-static void get_declined(const QDict *dict,
-                         MigrationHandshakeDeclinedList **declined)
-{
-    MigrationHandshakeDeclinedList **tail = declined;
-    QList *list = NULL;
-    const QListEntry *entry;
-
-    handshake_json_get_list(dict, "declined", &list, NULL);
-    for (entry = list ? qlist_first(list) : NULL; entry;
-         entry = qlist_next(entry)) {
-        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
-
-        if (item) {
-            MigrationHandshakeDeclined *value =
-                g_new0(MigrationHandshakeDeclined, 1);
-
-            value->capability = text_member(item, "capability", "unknown");
-            value->reason = text_member(item, "reason",
-                                        "no reason was given");
-            QAPI_LIST_APPEND(tail, value);
-        }
-    }
 }
 
 /* What an ACCEPT says must be understood to the letter */

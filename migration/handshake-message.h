@@ -16,6 +16,10 @@
 /* The only version of the protocol so far */
 #define HANDSHAKE_VERSION           1
 
+/* What a HELLO is for */
+#define HANDSHAKE_PURPOSE_MIGRATE   "migrate"
+#define HANDSHAKE_PURPOSE_CHECK     "check"
+
 /* More issues than this are counted, not listed */
 #define HANDSHAKE_ISSUES_MAX        256
 
@@ -70,6 +74,7 @@ typedef struct HandshakeProfile {
     GPtrArray *sections;        /* of HandshakeSection; NULL if absent */
     GPtrArray *ram_blocks;      /* of HandshakeRAMBlock; NULL if absent */
     strList *unmigratable;      /* devices that can only stay where they are */
+    strList *blockers;          /* why the guest cannot leave now, as text */
 } HandshakeProfile;
 
 /* Source to destination: what I am and what I want */
@@ -79,6 +84,8 @@ typedef struct HandshakeHello {
     strList *required;          /* features that the destination must know */
     strList *features;          /* features that the source knows */
     strList *optional;          /* capabilities, in order of preference */
+    /* What the source cannot do, and why; in a profile, not on the wire */
+    MigrationHandshakeDeclinedList *declined;
     bool warnings_as_errors;
     HandshakeProfile *profile;  /* never NULL */
 } HandshakeHello;
@@ -208,6 +215,8 @@ uint16_t handshake_grease_number(void);
  */
 /* A machine with too many parts to fit into a frame does not list them */
 char *handshake_hello_to_json(const HandshakeHello *hello);
+/* The same without grease, for people and files */
+QDict *handshake_hello_to_dict(const HandshakeHello *hello);
 /* Issues that would not fit into a frame are left out and counted */
 char *handshake_verdict_to_json(const HandshakeVerdict *verdict);
 char *handshake_commit_to_json(const char *digest);

@@ -112,6 +112,19 @@ HandshakePolicy handshake_policy_capability(const char *name)
     return capability ? capability->policy : HANDSHAKE_POLICY_UNKNOWN;
 }
 
+strList *handshake_policy_negotiable(void)
+{
+    strList *names = NULL;
+    strList **tail = &names;
+
+    for (int i = 0; i < ARRAY_SIZE(capabilities); i++) {
+        if (capabilities[i].policy == HANDSHAKE_POLICY_TAKEN) {
+            QAPI_LIST_APPEND(tail, g_strdup(capabilities[i].name));
+        }
+    }
+    return names;
+}
+
 bool handshake_policy_needs_channels(const char *name)
 {
     const struct CapabilityPolicy *capability = find_capability(name);

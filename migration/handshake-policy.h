@@ -54,6 +54,15 @@ typedef struct HandshakeJudge {
 HandshakePolicy handshake_policy_capability(const char *name);
 
 /**
+ * handshake_policy_negotiable: capabilities that can be optional
+ *
+ * Pure; any thread.
+ *
+ * Returns: their names, to be freed by the caller
+ */
+strList *handshake_policy_negotiable(void);
+
+/**
  * handshake_policy_needs_channels: whether a capability opens channels
  * @name: its name
  *

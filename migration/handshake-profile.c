@@ -18,6 +18,7 @@
 #include "qemu/rcu.h"
 #include "qemu/uuid.h"
 #include "qom/object.h"
+#include "system/kvm.h"
 #include "system/runstate.h"
 #include "system/system.h"
 #include "handshake-profile.h"
@@ -183,6 +184,22 @@ static void collect_parts(HandshakeProfile *profile)
     g_ptr_array_unref(c.leaving);
 }
 
+/* For a migration that begins there are none; but anybody may ask before */
+static strList *collect_blockers(void)
+{
+    const GSList *l = migration_blockers_of(MIG_MODE_NORMAL);
+    strList *blockers = NULL;
+    strList **tail = &blockers;
+
+    for (; l; l = l->next) {
+        QAPI_LIST_APPEND(tail, g_strdup(error_get_pretty(l->data)));
+    }
+    if (kvm_hwpoisoned_mem()) {
+        QAPI_LIST_APPEND(tail, g_strdup("the guest has poisoned memory"));
+    }
+    return blockers;
+}
+
 void handshake_profile_identify(HandshakeProfile *profile)
 {
     g_autoptr(TargetInfo) target = qmp_query_target(&error_abort);
@@ -206,6 +223,7 @@ void handshake_profile_collect(HandshakeProfile *profile)
     }
     profile->name = g_strdup(qemu_get_vm_name());
     profile->stream = collect_stream();
+    profile->blockers = collect_blockers();
     collect_parts(profile);
 }
 

@@ -17,8 +17,8 @@
 #include "handshake-info.h"
 #include "handshake-json.h"
 #include "handshake-message.h"
+#include "handshake-offer.h"
 #include "handshake-policy.h"
-#include "handshake-profile.h"
 #include "handshake-settings.h"
 #include "handshake-source.h"
 #include "handshake-wire.h"
@@ -35,6 +35,7 @@ struct HandshakeSource {
     MigrationHandshakeDeclinedList *declined;   /* for reasons of our own */
     QEMUTimer *timer;                   /* NULL if the user wants none */
     uint32_t timeout;                   /* in seconds, 0 = none */
+    int64_t since_ms;                   /* when the connection stood */
     bool timed_out;
     bool cancelled;
     int64_t start_ns;
@@ -43,104 +44,6 @@ struct HandshakeSource {
     HandshakeSourceDone *done;
     void *opaque;
 };
-
-/* What the user wants, in order of preference; to be freed by the caller */
-static strList *wanted_capabilities(const MigrationHandshakeOptions *options)
-{
-    static const MigrationCapability defaults[] = {
-        MIGRATION_CAPABILITY_MULTIFD,
-        MIGRATION_CAPABILITY_SWITCHOVER_ACK,
-    };
-    strList *wanted = NULL;
-    strList **tail = &wanted;
-
-    if (options && options->has_optional_capabilities) {
-        for (MigrationCapabilityList *l = options->optional_capabilities; l;
-             l = l->next) {
-            QAPI_LIST_APPEND(tail, g_strdup(MigrationCapability_str(l->value)));
-        }
-    } else {
-        for (int i = 0; i < ARRAY_SIZE(defaults); i++) {
-            QAPI_LIST_APPEND(tail,
-                             g_strdup(MigrationCapability_str(defaults[i])));
-        }
-    }
-    return wanted;
-}
-
-/*
- * Moves what needs further connections from @wanted to hs->declined, if the
- * transport carries one only.  Where such a capability is set, 'migrate' has
- * refused already.
- */
-static void decline_channels(HandshakeSource *hs, strList **wanted)
-{
-    while (*wanted) {
-        strList *item = *wanted;
-
-        if (handshake_policy_needs_channels(item->value)) {
-            handshake_declined_add(&hs->declined, item->value,
-                                   "this transport carries a single "
-                                   "connection");
-            *wanted = g_steal_pointer(&item->next);
-            qapi_free_strList(item);
-        } else {
-            wanted = &item->next;
-        }
-    }
-}
-
-/*
- * What of @wanted goes with all that is set here: this side negotiates with
- * itself first, and offers no more than that.
- */
-static strList *possible_capabilities(HandshakeSource *hs,
-                                      const strList *enabled,
-                                      const strList *wanted,
-                                      const QDict *parameters)
-{
-    g_autoptr(HandshakeHello) wish = handshake_hello_new();
-    g_autoptr(HandshakeVerdict) own = handshake_verdict_new();
-    strList *possible = NULL;
-    strList **tail = &possible;
-    const strList *l;
-
-    wish->features = handshake_features();
-    handshake_policy_offer(enabled, wanted, parameters, wish);
-    own->declined = g_steal_pointer(&hs->declined);
-    handshake_negotiate(wish, NULL, handshake_settings_source_judge(), own);
-    hs->declined = g_steal_pointer(&own->declined);
-    for (l = wish->optional; l; l = l->next) {
-        if (handshake_strlist_contains(own->capabilities, l->value)) {
-            QAPI_LIST_APPEND(tail, g_strdup(l->value));
-        }
-    }
-    return possible;
-}
-
-static HandshakeHello *make_hello(HandshakeSource *hs, bool single,
-                                  const MigrationHandshakeOptions *options)
-{
-    g_autoptr(strList) enabled = handshake_settings_capabilities();
-    g_autoptr(strList) wanted = wanted_capabilities(options);
-    g_autoptr(QDict) parameters = handshake_settings_parameters();
-    g_autoptr(strList) possible = NULL;
-    HandshakeHello *hello = handshake_hello_new();
-
-    if (single) {
-        decline_channels(hs, &wanted);
-    }
-    possible = possible_capabilities(hs, enabled, wanted, parameters);
-
-    hello->features = handshake_features();
-    QAPI_LIST_PREPEND(hello->versions, HANDSHAKE_VERSION);
-    hello->purpose = g_strdup("migrate");
-    hello->warnings_as_errors = options && options->has_warnings_as_errors &&
-                                options->warnings_as_errors;
-    handshake_profile_collect(hello->profile);
-    handshake_policy_offer(enabled, possible, parameters, hello);
-    return hello;
-}
 
 static bool coroutine_fn send_hello(HandshakeSource *hs, Error **errp)
 {
@@ -213,23 +116,6 @@ static bool coroutine_fn read_verdict(HandshakeSource *hs, Error **errp)
     return true;
 }
 
-/* Whether what was said in HELLO still holds: QMP may change parameters */
-static bool offer_still_holds(HandshakeSource *hs, Error **errp)
-{
-    g_autoptr(strList) enabled = handshake_settings_capabilities();
-    g_autoptr(QDict) parameters = handshake_settings_parameters();
-    g_autoptr(HandshakeHello) now = handshake_hello_new();
-
-    handshake_policy_offer(enabled, hs->hello->optional, parameters, now);
-    if (!qobject_is_equal(QOBJECT(now->profile->parameters),
-                          QOBJECT(hs->hello->profile->parameters))) {
-        error_setg(errp, "migration parameters were changed during the "
-                   "migration handshake");
-        return false;
-    }
-    return true;
-}
-
 /* Whether this side can do what it has to do, whoever asked for it */
 static bool can_do(const HandshakeVerdict *verdict, Error **errp)
 {
@@ -277,7 +163,7 @@ static bool agree(HandshakeSource *hs, Error **errp)
     }
     return handshake_settings_check(errp) &&
            handshake_policy_check_accept(hs->hello, verdict, errp) &&
-           can_do(verdict, errp) && offer_still_holds(hs, errp);
+           can_do(verdict, errp) && handshake_offer_holds(hs->hello, errp);
 }
 
 static bool coroutine_fn send_commit(HandshakeSource *hs, Error **errp)
@@ -383,6 +269,12 @@ static MigrationHandshakeStatus coroutine_fn converse(HandshakeSource *hs,
     note_verdict(hs, agreed);
     if (!agreed) {
         status = explain_failure(hs, MIGRATION_HANDSHAKE_STATUS_REJECTED, errp);
+    }
+    if (hs->info->check_only) {
+        /* Nobody waits for our answer */
+        return status;
+    }
+    if (!agreed) {
         send_abort(hs, error_get_pretty(*errp));
         return status;
     }
@@ -449,8 +341,7 @@ static void source_start_bh(void *opaque)
 
     if (hs->timeout) {
         hs->timer = timer_new_ms(QEMU_CLOCK_REALTIME, source_timer_cb, hs);
-        timer_mod(hs->timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
-                             hs->timeout * 1000);
+        timer_mod(hs->timer, hs->since_ms + hs->timeout * 1000);
     }
     qemu_coroutine_enter(qemu_coroutine_create(source_co, hs));
 }
@@ -461,8 +352,21 @@ uint32_t handshake_source_timeout(const MigrationHandshakeOptions *options)
                                            : TIMEOUT_DEFAULT;
 }
 
+void handshake_source_explain_tls(uint32_t timeout, Error **errp)
+{
+    if (timeout) {
+        error_free(*errp);
+        *errp = NULL;
+        error_setg(errp, "no answer to TLS within %" PRIu32 " seconds; does "
+                   "the destination have 'tls-creds' set?", timeout);
+    } else {
+        error_prepend(errp, "TLS with the destination failed (set 'tls-creds' "
+                      "on both sides or on none): ");
+    }
+}
+
 HandshakeSource *
-handshake_source_start(QIOChannel *ioc, bool single,
+handshake_source_start(QIOChannel *ioc, bool single, int64_t since_ms,
                        const MigrationHandshakeOptions *options,
                        HandshakeSourceDone *done, void *opaque)
 {
@@ -477,10 +381,12 @@ handshake_source_start(QIOChannel *ioc, bool single,
     qio_channel_set_delay(ioc, false);
     handshake_wire_init(&hs->wire, ioc);
     hs->timeout = handshake_source_timeout(options);
+    hs->since_ms = since_ms;
     hs->done = done;
     hs->opaque = opaque;
-    hs->hello = make_hello(hs, single, options);
-    hs->info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE);
+    hs->hello = handshake_offer_new(single, options, &hs->declined);
+    hs->info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE,
+                                  hs->hello->purpose);
     handshake_info_publish(hs->info);
 
     /* An fd: transport gets here inside the QMP command */

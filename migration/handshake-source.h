@@ -31,19 +31,22 @@ typedef void HandshakeSourceDone(Error *err, const QemuUUID *session,
  * @ioc: the main channel, after TLS; it must be able to shut down.  It is
  *       non-blocking afterwards.
  * @single: whether no further connection can be made
+ * @since_ms: when the connection stood, by QEMU_CLOCK_REALTIME: TLS is part of
+ *            the user's timeout
  * @options: what the user asked for, or NULL
  * @done: called at the end, never before this function returns
  * @opaque: for @done
  *
- * The effective settings have been taken when @done is called without error;
- * the caller gives them back after the migration, and after an error, too.
+ * The effective settings have been taken when @done is called without error,
+ * unless it was a check; the caller gives them back after the migration, and
+ * after an error, too.
  *
  * Called in the main thread with the BQL held.
  *
  * Returns: the conversation, valid until @done is called
  */
 HandshakeSource *
-handshake_source_start(QIOChannel *ioc, bool single,
+handshake_source_start(QIOChannel *ioc, bool single, int64_t since_ms,
                        const MigrationHandshakeOptions *options,
                        HandshakeSourceDone *done, void *opaque);
 
@@ -54,6 +57,13 @@ handshake_source_start(QIOChannel *ioc, bool single,
  * Returns: seconds, 0 = for ever
  */
 uint32_t handshake_source_timeout(const MigrationHandshakeOptions *options);
+
+/**
+ * handshake_source_explain_tls: why there is no conversation
+ * @timeout: how many seconds there were, if they were too few, else 0
+ * @errp: how TLS has failed; it becomes something that helps a user
+ */
+void handshake_source_explain_tls(uint32_t timeout, Error **errp);
 
 /**
  * handshake_source_cancel: give up

@@ -19,6 +19,7 @@
 #include "qemu/timer.h"
 #include "qemu/yank.h"
 #include "channel.h"
+#include "handshake-check.h"
 #include "handshake-connect.h"
 #include "handshake-destination.h"
 #include "handshake-info.h"
@@ -46,6 +47,7 @@ static struct {
     unsigned watch;                     /* for yank before the conversation */
     bool watching;
     QIOChannel *tls;                    /* raw channel while TLS negotiates */
+    int64_t tls_since_ms;
     QEMUTimer *tls_timer;
     bool tls_timed_out;
     HandshakeSource *conversation;
@@ -88,6 +90,11 @@ migration_handshake_check_outgoing(const MigrationChannelList *channels,
     const MigrationChannel *handshake = NULL;
     const MigrationChannelList *l;
 
+    if (handshake_check_is_running()) {
+        error_setg(errp, "A check of a migration is in progress; "
+                   "migrate_cancel ends it");
+        return false;
+    }
     for (l = channels; l; l = l->next) {
         if (l->value->channel_type == MIGRATION_CHANNEL_TYPE_HANDSHAKE) {
             handshake = l->value;
@@ -133,6 +140,19 @@ bool migration_handshake_check_incoming(const MigrationChannel *channel,
                    "'main' or 'handshake'");
         return false;
     }
+}
+
+void
+migration_handshake_check_only(const MigrationChannel *channel,
+                               const MigrationHandshakeOptions *options,
+                               Error **errp)
+{
+    handshake_check_start(&channel->addr->u.socket, options, errp);
+}
+
+bool migration_handshake_cancel_check(void)
+{
+    return handshake_check_cancel();
 }
 
 void migration_handshake_arm(const MigrationChannel *channel,
@@ -253,25 +273,20 @@ void migration_handshake_before_tls(QIOChannel *ioc, bool incoming)
     source.connecting = false;
     source.tls = QIO_CHANNEL(object_ref(OBJECT(ioc)));
     source.tls_timed_out = false;
+    source.tls_since_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
     timeout = handshake_source_timeout(source.options);
     source.tls_timer = timer_new_ms(QEMU_CLOCK_REALTIME, tls_timer_cb, NULL);
     if (timeout) {
-        timer_mod(source.tls_timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
-                                    timeout * 1000);
+        timer_mod(source.tls_timer, source.tls_since_ms + timeout * 1000);
     }
 }
 
 void migration_handshake_connect_failed(Error **errp)
 {
-    if (source.tls && source.tls_timed_out) {
-        error_free(*errp);
-        *errp = NULL;
-        error_setg(errp, "no answer to TLS within %" PRIu32 " seconds; does "
-                   "the destination have 'tls-creds' set?",
-                   handshake_source_timeout(source.options));
-    } else if (source.tls) {
-        error_prepend(errp, "TLS with the destination failed (set 'tls-creds' "
-                      "on both sides or on none): ");
+    if (source.tls) {
+        handshake_source_explain_tls(
+            source.tls_timed_out ? handshake_source_timeout(source.options) : 0,
+            errp);
     }
     tls_end();
     watch_end();
@@ -327,6 +342,8 @@ bool migration_handshake_check_channel(QIOChannel *ioc, Error **errp)
 bool migration_handshake_connected(QIOChannel *ioc)
 {
     MigrationState *s = migrate_get_current();
+    int64_t since_ms = source.tls ? source.tls_since_ms
+                                  : qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
 
     if (!source.wanted) {
         object_unref(OBJECT(source.legacy));
@@ -350,7 +367,7 @@ bool migration_handshake_connected(QIOChannel *ioc)
     object_ref(OBJECT(s));
     source.ioc = QIO_CHANNEL(object_ref(OBJECT(ioc)));
     migration_ioc_register_yank(ioc);
-    source.conversation = handshake_source_start(ioc, source.single,
+    source.conversation = handshake_source_start(ioc, source.single, since_ms,
                                                  source.options, source_done,
                                                  s);
     return true;

@@ -23,7 +23,7 @@
  * @options: the argument 'handshake', or NULL
  *
  * Lists without a channel of type 'handshake' are none of our business, unless
- * @options are given.
+ * @options are given, or a check is running.
  *
  * Returns: true if they are good, false with @errp set if not
  */
@@ -32,6 +32,26 @@ migration_handshake_check_outgoing(const MigrationChannelList *channels,
                                    bool resume,
                                    const MigrationHandshakeOptions *options,
                                    Error **errp);
+
+/**
+ * migration_handshake_check_only: hold a handshake that no migration follows
+ * @channel: the channel of type 'handshake'
+ * @options: the argument 'handshake' of 'migrate'
+ *
+ * Both have passed migration_handshake_check_outgoing().  If the check cannot
+ * even begin, @errp is set.
+ */
+void
+migration_handshake_check_only(const MigrationChannel *channel,
+                               const MigrationHandshakeOptions *options,
+                               Error **errp);
+
+/**
+ * migration_handshake_cancel_check: end such a handshake
+ *
+ * Returns: whether there was one; then there is no migration to cancel
+ */
+bool migration_handshake_cancel_check(void);
 
 /**
  * migration_handshake_check_incoming: judge the channel to listen on
@@ -296,5 +316,13 @@ void migration_handshake_incoming_cleanup(void);
  * Returns: to be freed by the caller; NULL if there was no handshake
  */
 MigrationHandshakeInfo *migration_handshake_info(void);
+
+/**
+ * migration_handshake_print: what "info migrate" prints of a handshake
+ * @mon: the monitor to print to
+ * @info: what query-migrate shows of it, or NULL
+ */
+void migration_handshake_print(Monitor *mon,
+                               const MigrationHandshakeInfo *info);
 
 #endif

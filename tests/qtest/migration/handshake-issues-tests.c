@@ -74,7 +74,7 @@ static const IssueTest tests[] = {
         SCRIPTED(""),
     }, {
         .code = "purpose", .subject = "purpose",
-        .source = "dance", .destination = "migrate",
+        .source = "dance", .destination = "migrate, check",
         .core = "'versions': [1], 'purpose': 'dance', 'required': []",
         SCRIPTED(""),
     }, {

@@ -1,0 +1,278 @@
+/*
+ * Migration handshake: a check that no migration follows
+ *
+ *   connect  ->  TLS, if configured  ->  the source's conversation
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "io/channel-socket.h"
+#include "io/channel-tls.h"
+#include "io/channel-util.h"
+#include "monitor/monitor.h"
+#include "qapi/clone-visitor.h"
+#include "qapi/error.h"
+#include "qapi/qapi-visit-migration.h"
+#include "qemu/timer.h"
+#include "system/runstate.h"
+#include "handshake-check.h"
+#include "handshake-info.h"
+#include "handshake-message.h"
+#include "handshake-source.h"
+#include "migration.h"
+#include "tls.h"
+#include "trace.h"
+
+typedef struct HandshakeCheck {
+    MigrationHandshakeOptions *options;
+    char *hostname;                 /* for TLS; NULL if there is none */
+    bool single;                    /* no further connection is possible */
+    QIOChannel *tls;                /* raw channel while TLS negotiates */
+    QEMUTimer *timer;               /* for TLS */
+    bool timed_out;
+    bool cancelled;
+    int64_t since_ms;               /* when the connection stood */
+    HandshakeSource *conversation;
+} HandshakeCheck;
+
+/* The one that is running; BQL */
+static HandshakeCheck *current;
+
+static void check_free(HandshakeCheck *check)
+{
+    if (current == check) {
+        current = NULL;
+    }
+    timer_free(check->timer);
+    qapi_free_MigrationHandshakeOptions(check->options);
+    g_free(check->hostname);
+    g_free(check);
+}
+
+/* There was no conversation that could tell what came of it */
+static void report_failure(const HandshakeCheck *check, const Error *err)
+{
+    g_autoptr(MigrationHandshakeInfo) info =
+        handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE,
+                           HANDSHAKE_PURPOSE_CHECK);
+
+    info->status = check->cancelled ? MIGRATION_HANDSHAKE_STATUS_CANCELLED
+                                    : MIGRATION_HANDSHAKE_STATUS_FAILED;
+    info->message = g_strdup(check->cancelled ? "the check was cancelled"
+                                              : error_get_pretty(err));
+    trace_migration_handshake_check_end(info->message);
+    handshake_info_end(info, NULL, true);
+}
+
+static void conversation_done(Error *err, const QemuUUID *session,
+                              void *opaque)
+{
+    trace_migration_handshake_check_end(err ? error_get_pretty(err) : "agreed");
+    check_free(opaque);
+}
+
+static void converse(HandshakeCheck *check, QIOChannel *ioc)
+{
+    check->conversation = handshake_source_start(ioc, check->single,
+                                                 check->since_ms,
+                                                 check->options,
+                                                 conversation_done, check);
+}
+
+static void tls_done(QIOTask *task, void *opaque)
+{
+    QIOChannel *ioc = QIO_CHANNEL(qio_task_get_source(task));
+    HandshakeCheck *check = opaque;
+    Error *err = NULL;
+
+    object_unref(OBJECT(check->tls));
+    check->tls = NULL;
+    timer_del(check->timer);
+    if (qio_task_propagate_error(task, &err) || check->cancelled) {
+        if (!check->cancelled) {
+            handshake_source_explain_tls(
+                check->timed_out ? handshake_source_timeout(check->options) : 0,
+                &err);
+        }
+        report_failure(check, err);
+        error_free(err);
+        check_free(check);
+    } else {
+        converse(check, ioc);
+    }
+    object_unref(OBJECT(ioc));
+}
+
+static void tls_timer_cb(void *opaque)
+{
+    HandshakeCheck *check = opaque;
+
+    check->timed_out = true;
+    qio_channel_shutdown(check->tls, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+}
+
+static bool tls_begin(HandshakeCheck *check, QIOChannel *ioc, Error **errp)
+{
+    uint32_t timeout = handshake_source_timeout(check->options);
+    QIOChannelTLS *tls = migration_tls_client_create(ioc, check->hostname,
+                                                     errp);
+
+    if (!tls) {
+        return false;
+    }
+    qio_channel_set_name(QIO_CHANNEL(tls), "migration-check-tls");
+    /* It must not wait for the peer here */
+    qio_channel_set_blocking(ioc, false, NULL);
+    check->tls = QIO_CHANNEL(object_ref(OBJECT(ioc)));
+    check->timer = timer_new_ms(QEMU_CLOCK_REALTIME, tls_timer_cb, check);
+    if (timeout) {
+        timer_mod(check->timer, check->since_ms + timeout * 1000);
+    }
+    qio_channel_tls_handshake(tls, tls_done, check, NULL, NULL);
+    return true;
+}
+
+/* The connection stands.  Returns whether the check goes on. */
+static bool begin(HandshakeCheck *check, QIOChannel *ioc, Error **errp)
+{
+    check->since_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+    if (migrate_channel_requires_tls_upgrade(ioc)) {
+        return tls_begin(check, ioc, errp);
+    }
+    converse(check, ioc);
+    return true;
+}
+
+static void connected(QIOTask *task, void *opaque)
+{
+    QIOChannel *ioc = QIO_CHANNEL(qio_task_get_source(task));
+    HandshakeCheck *check = opaque;
+    g_autoptr(Error) err = NULL;
+
+    if (current != check) {
+        /* It was cancelled, and reported, maybe minutes ago */
+        check_free(check);
+    } else if (qio_task_propagate_error(task, &err) ||
+               !begin(check, ioc, &err)) {
+        report_failure(check, err);
+        check_free(check);
+    }
+    object_unref(OBJECT(ioc));
+}
+
+/* Returns a channel made of what a client has sent over the monitor's socket */
+static QIOChannel *channel_from_fd(const char *name, Error **errp)
+{
+    int fd = monitor_get_fd(monitor_cur(), name, errp);
+    QIOChannel *ioc;
+
+    if (fd == -1) {
+        return NULL;
+    }
+    ioc = qio_channel_new_fd(fd, errp);
+    if (!ioc) {
+        close(fd);
+    } else if (!qio_channel_has_feature(ioc, QIO_CHANNEL_FEATURE_SHUTDOWN)) {
+        error_setg(errp, "Channel type 'handshake' needs a bidirectional "
+                   "socket, which this file descriptor is not");
+        object_unref(OBJECT(ioc));
+        ioc = NULL;
+    }
+    return ioc;
+}
+
+static bool may_start(Error **errp)
+{
+    if (migration_is_running() ||
+        migrate_get_current()->migration_thread_running) {
+        error_setg(errp, "There's a migration process in progress");
+        return false;
+    }
+    if (runstate_check(RUN_STATE_INMIGRATE)) {
+        error_setg(errp, "Guest is waiting for an incoming migration");
+        return false;
+    }
+    if (runstate_check(RUN_STATE_POSTMIGRATE)) {
+        error_setg(errp, "Guest has moved in a previous migration");
+        return false;
+    }
+    return true;
+}
+
+static void connect_to(HandshakeCheck *check, SocketAddress *addr)
+{
+    QIOChannelSocket *ioc = qio_channel_socket_new();
+
+    if (addr->type == SOCKET_ADDRESS_TYPE_INET) {
+        check->hostname = g_strdup(addr->u.inet.host);
+    }
+    qio_channel_set_name(QIO_CHANNEL(ioc), "migration-check");
+    qio_channel_socket_connect_async(ioc, addr, connected, check, NULL, NULL);
+}
+
+bool handshake_check_start(SocketAddress *addr,
+                           const MigrationHandshakeOptions *options,
+                           Error **errp)
+{
+    ERRP_GUARD();
+    g_autoptr(MigrationHandshakeInfo) info = NULL;
+    QIOChannel *ioc = NULL;
+    HandshakeCheck *check;
+    bool ok = true;
+
+    if (!may_start(errp)) {
+        return false;
+    }
+    if (addr->type == SOCKET_ADDRESS_TYPE_FD) {
+        ioc = channel_from_fd(addr->u.fd.str, errp);
+        if (!ioc) {
+            return false;
+        }
+    }
+
+    check = g_new0(HandshakeCheck, 1);
+    check->options = QAPI_CLONE(MigrationHandshakeOptions, options);
+    check->single = ioc != NULL;
+    trace_migration_handshake_check_start(SocketAddressType_str(addr->type));
+    info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE,
+                              HANDSHAKE_PURPOSE_CHECK);
+    handshake_info_publish(info);
+    current = check;
+    if (ioc) {
+        ok = begin(check, ioc, errp);
+        object_unref(OBJECT(ioc));
+    } else {
+        connect_to(check, addr);
+    }
+    if (!ok) {
+        report_failure(check, *errp);
+        check_free(check);
+    }
+    return ok;
+}
+
+bool handshake_check_is_running(void)
+{
+    return current != NULL;
+}
+
+bool handshake_check_cancel(void)
+{
+    HandshakeCheck *check = current;
+
+    if (!check) {
+        return false;
+    }
+    check->cancelled = true;
+    if (check->conversation) {
+        handshake_source_cancel(check->conversation);
+    } else if (check->tls) {
+        qio_channel_shutdown(check->tls, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+    } else {
+        /* connect() may take minutes to end, and will free it */
+        report_failure(check, NULL);
+        current = NULL;
+    }
+    return true;
+}

@@ -1,0 +1,65 @@
+/*
+ * Migration handshake: what this QEMU says as a source
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_HANDSHAKE_OFFER_H
+#define QEMU_MIGRATION_HANDSHAKE_OFFER_H
+
+#include "handshake-message.h"
+#include "qapi/qapi-types-migration.h"
+
+/* All functions here are called with the BQL held, outside of coroutines. */
+
+/**
+ * handshake_offer_wanted: what a user would like besides what is set
+ * @options: what the user asked for, or NULL
+ *
+ * Returns: names of capabilities in order of preference, to be freed by the
+ *          caller
+ */
+strList *handshake_offer_wanted(const MigrationHandshakeOptions *options);
+
+/**
+ * handshake_offer_new: what to say to a destination
+ * @single: whether no further connection can be made
+ * @options: what the user asked for, or NULL
+ * @declined: what the user would like and this side cannot do is appended
+ *
+ * Returns: the message, to be freed by the caller
+ */
+HandshakeHello *
+handshake_offer_new(bool single, const MigrationHandshakeOptions *options,
+                    MigrationHandshakeDeclinedList **declined);
+
+/**
+ * handshake_offer_profile: what could be said to any destination
+ *
+ * Its optional capabilities are all that this side could do with what is set,
+ * by itself or with one other; the others are in its list of declined ones.
+ *
+ * Returns: the message, to be freed by the caller
+ */
+HandshakeHello *handshake_offer_profile(void);
+
+/**
+ * handshake_offer_choose: what a user would make of a profile
+ * @hello: what handshake_offer_profile() said, on whatever QEMU; its optional
+ *         and its declined capabilities become those that are wanted
+ * @options: what the user wants, or NULL
+ */
+void handshake_offer_choose(HandshakeHello *hello,
+                            const MigrationHandshakeOptions *options);
+
+/**
+ * handshake_offer_holds: whether what was said is still true
+ * @hello: what handshake_offer_new() said
+ *
+ * QMP may have changed parameters.
+ *
+ * Returns: true if so, false with @errp set if not
+ */
+bool handshake_offer_holds(const HandshakeHello *hello, Error **errp);
+
+#endif
