@@ -206,7 +206,7 @@ static void judge_bh(void *opaque)
 
     if (conn->timed_out) {
         error_setg(&conn->malformed, "it came too late");
-    } else if (session.channels) {
+    } else if (handshake_destination_is_busy()) {
         conn->verdict = handshake_judge_busy();
         qemu_uuid_generate(&conn->id);
     } else {
@@ -714,6 +714,11 @@ void handshake_destination_accept(QIOChannel *ioc, const HandshakeSink *sink)
 
     conn->co = qemu_coroutine_create(conn_co, conn);
     qemu_coroutine_enter(conn->co);
+}
+
+bool handshake_destination_is_busy(void)
+{
+    return session.channels != NULL;
 }
 
 void handshake_destination_too_late(QIOChannel *ioc)

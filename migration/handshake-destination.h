@@ -63,6 +63,15 @@ void handshake_destination_tls_failed(QIOChannel *ioc);
 void handshake_destination_accept(QIOChannel *ioc, const HandshakeSink *sink);
 
 /**
+ * handshake_destination_is_busy: whether somebody holds the session
+ *
+ * Called with the BQL held.
+ *
+ * Returns: true if so; a further source would be told that this one is busy
+ */
+bool handshake_destination_is_busy(void);
+
+/**
  * handshake_destination_too_late: nobody waits for this one any more
  * @ioc: the channel, after TLS
  *

@@ -108,15 +108,15 @@ handshake_offer_new(bool single, const MigrationHandshakeOptions *options,
     g_autoptr(strList) wanted = handshake_offer_wanted(options);
     g_autoptr(QDict) parameters = handshake_settings_parameters();
     g_autoptr(strList) possible = NULL;
+    const char *purpose = options && options->check_only
+        ? HANDSHAKE_PURPOSE_CHECK : HANDSHAKE_PURPOSE_MIGRATE;
     HandshakeHello *hello;
 
     if (single) {
         decline_channels(&wanted, declined);
     }
     possible = possible_capabilities(enabled, wanted, parameters, declined);
-    hello = hello_new(options && options->check_only ? HANDSHAKE_PURPOSE_CHECK
-                                                     : HANDSHAKE_PURPOSE_MIGRATE,
-                      enabled, possible, parameters);
+    hello = hello_new(purpose, enabled, possible, parameters);
     hello->warnings_as_errors = options && options->warnings_as_errors;
     return hello;
 }

@@ -9,6 +9,7 @@
 #include "qapi/qapi-commands-migration-profile.h"
 #include "qobject/qjson.h"
 #include "system/runstate.h"
+#include "handshake-destination.h"
 #include "handshake-judge.h"
 #include "handshake-offer.h"
 #include "handshake-wire.h"
@@ -49,8 +50,9 @@ static bool may_judge(Error **errp)
                    "(-incoming) can tell what it would accept");
         return false;
     }
-    if (mis->state != MIGRATION_STATUS_NONE &&
-        mis->state != MIGRATION_STATUS_SETUP) {
+    if ((mis->state != MIGRATION_STATUS_NONE &&
+         mis->state != MIGRATION_STATUS_SETUP) ||
+        handshake_destination_is_busy()) {
         error_setg(errp, "There's a migration process in progress");
         return false;
     }

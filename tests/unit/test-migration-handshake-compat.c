@@ -1061,6 +1061,32 @@ static void test_unmigratable(void)
     pair_destroy(&pair);
 }
 
+/* What blocks the source keeps it there; a destination's does not matter */
+static void test_blockers(void)
+{
+    const MigrationHandshakeIssue *issue;
+    Pair pair;
+
+    pair_init_parts(&pair);
+    QAPI_LIST_PREPEND(pair.src->blockers, g_strdup("the disk is in use"));
+    QAPI_LIST_PREPEND(pair.src->blockers, g_strdup("not today"));
+    pair_compare(&pair);
+    g_assert_cmpuint(pair.issues.errors, ==, 2);
+    g_assert_cmpuint(pair.issues.warnings, ==, 0);
+    issue = pair.issues.list->value;
+    g_assert_cmpstr(issue->code, ==, "unmigratable");
+    g_assert_cmpstr(issue->source, ==, "blocked");
+    g_assert_null(issue->destination);
+    g_assert_nonnull(strstr(issue->message, "not today"));
+    issue = pair.issues.list->next->value;
+    g_assert_nonnull(strstr(issue->message, "the disk is in use"));
+
+    swap_sides(&pair);
+    pair_compare(&pair);
+    g_assert_cmpuint(pair.issues.errors, ==, 0);
+    pair_destroy(&pair);
+}
+
 /* A source that says nothing of its parts is of an earlier version */
 static void test_parts_absent(void)
 {
@@ -1496,6 +1522,7 @@ int main(int argc, char **argv)
                     test_ignore_shared);
     g_test_add_func("/migration/handshake/compat/unmigratable",
                     test_unmigratable);
+    g_test_add_func("/migration/handshake/compat/blockers", test_blockers);
     g_test_add_func("/migration/handshake/compat/parts-absent",
                     test_parts_absent);
     g_test_add_func("/migration/handshake/compat/random/same",

@@ -200,6 +200,7 @@ static HandshakeHello *hello_new(void)
     qdict_put(profile->stream, "big", qnum_from_uint(UINT64_MAX));
     add_parts(profile);
     profile->unmigratable = strlist("0000:00:02.0/nvme usb-wacom");
+    QAPI_LIST_PREPEND(profile->blockers, g_strdup("the disk is in use"));
     return hello;
 }
 
@@ -242,6 +243,11 @@ static void test_hello(void)
     g_assert_true(qobject_is_equal(QOBJECT(profile->stream),
                                    QOBJECT(hello->profile->stream)));
     assert_strlist(profile->unmigratable, "0000:00:02.0/nvme usb-wacom");
+    g_assert_cmpstr(profile->blockers->value, ==, "the disk is in use");
+    g_assert_null(profile->blockers->next);
+    /* For files only */
+    g_assert_null(strstr(text, "\"declined\""));
+    g_assert_null(got->declined);
 }
 
 /* What may be unset is not sent, and not made up by the reader */
@@ -266,6 +272,7 @@ static void test_hello_minimal(void)
                                 "ram-blocks"));
     g_assert_false(qdict_haskey(qdict_get_qdict(dict, "profile"),
                                 "unmigratable"));
+    g_assert_false(qdict_haskey(qdict_get_qdict(dict, "profile"), "blockers"));
     qobject_unref(dict);
 
     got = hello_parse(text, NULL);
@@ -288,6 +295,55 @@ static void test_hello_minimal(void)
     g_assert_null(profile->sections);
     g_assert_null(profile->ram_blocks);
     g_assert_null(profile->unmigratable);
+    g_assert_null(profile->blockers);
+}
+
+/* A file has what a frame has, but for grease, and what was declined */
+static void test_profile(void)
+{
+    g_autoptr(HandshakeHello) hello = hello_new();
+    g_autofree char *frame = handshake_hello_to_json(hello);
+    g_autofree char *text = NULL;
+    g_autoptr(HandshakeHello) got = NULL;
+    g_autoptr(HandshakeHello) framed = hello_parse(frame, NULL);
+    strList *unknown = NULL;
+    QDict *dict;
+
+    handshake_declined_add(&hello->declined, "x-ignore-shared", "no file");
+    dict = handshake_hello_to_dict(hello);
+    text = text_from(dict);
+    g_assert_null(strstr(text, "grease-"));
+    qobject_unref(dict);
+
+    got = hello_parse(text, &unknown);
+    g_assert_null(unknown);
+    assert_strlist(got->optional, "multifd postcopy-ram");
+    assert_strlist(got->features, "named-channels late-error");
+    g_assert_null(got->versions->next->next);
+    g_assert_cmpuint(got->profile->sections->len, ==,
+                     framed->profile->sections->len);
+    g_assert_cmpuint(got->profile->ram_blocks->len, ==,
+                     framed->profile->ram_blocks->len);
+    g_assert_cmpstr(got->declined->value->capability, ==, "x-ignore-shared");
+    g_assert_cmpstr(got->declined->value->reason, ==, "no file");
+    g_assert_null(got->declined->next);
+}
+
+/* One of another shape is none, and no reason to refuse a HELLO */
+static void test_declined_lenient(void)
+{
+    static const char *const odd[] = {
+        "null", "3", "\"\"", "{}", "[]", "[ 3, null, \"multifd\" ]",
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(odd); i++) {
+        g_autofree char *text =
+            g_strdup_printf("{ \"versions\": [1], \"purpose\": \"check\","
+                            "  \"required\": [], \"declined\": %s }", odd[i]);
+        g_autoptr(HandshakeHello) hello = hello_parse(text, NULL);
+
+        g_assert_null(hello->declined);
+    }
 }
 
 static bool in_list(const char *name, const char *names)
@@ -1959,6 +2015,9 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
 
     g_test_add_func("/migration/handshake/message/hello", test_hello);
+    g_test_add_func("/migration/handshake/message/profile", test_profile);
+    g_test_add_func("/migration/handshake/message/profile/declined",
+                    test_declined_lenient);
     g_test_add_func("/migration/handshake/message/hello/minimal",
                     test_hello_minimal);
     g_test_add_func("/migration/handshake/message/hello/members",

@@ -221,6 +221,26 @@ static void test_needs_channels(void)
     }
 }
 
+static void test_negotiable(void)
+{
+    g_autoptr(strList) names = handshake_policy_negotiable();
+    unsigned count = 0;
+
+    for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
+        const char *name = MigrationCapability_str(i);
+        bool taken = handshake_policy_capability(name) ==
+                     HANDSHAKE_POLICY_TAKEN;
+
+        g_assert_true(handshake_strlist_contains(names, name) == taken);
+        count += taken;
+    }
+    g_assert_cmpuint(count, >, 0);
+    for (const strList *l = names; l; l = l->next) {
+        count--;
+    }
+    g_assert_cmpuint(count, ==, 0);
+}
+
 /* A destination on which some things do not work */
 typedef struct FakeJudge {
     HandshakeJudge judge;
@@ -1632,6 +1652,7 @@ int main(int argc, char **argv)
     g_test_add_func("/migration/handshake/policy/policies", test_policies);
     g_test_add_func("/migration/handshake/policy/needs-channels",
                     test_needs_channels);
+    g_test_add_func("/migration/handshake/policy/negotiable", test_negotiable);
     g_test_add_func("/migration/handshake/policy/required", test_required);
     g_test_add_func("/migration/handshake/policy/required/unknown",
                     test_required_unknown);

@@ -8,6 +8,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qapi/error.h"
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
 #include "libqtest.h"
@@ -298,6 +299,70 @@ static void assert_unharmed(QTestState *from)
     g_assert_false(capability_is_on(from, "return-path"));
 }
 
+static void assert_same(const QDict *a, const QDict *b, const char *member)
+{
+    QObject *in_a = qdict_get(a, member);
+    QObject *in_b = qdict_get(b, member);
+
+    if (!qobject_is_equal(in_a, in_b)) {
+        g_autoptr(GString) text_a = qobject_to_json(in_a);
+        g_autoptr(GString) text_b = qobject_to_json(in_b);
+
+        g_error("'%s' is %s in one answer and %s in another", member,
+                text_a->str, text_b->str);
+    }
+}
+
+static QDict *strictly(bool strict)
+{
+    QDict *options = qdict_new();
+
+    qdict_put_bool(options, "warnings-as-errors", strict);
+    return options;
+}
+
+/* What is said before anybody tries to migrate */
+typedef struct Forecast {
+    QDict *checked;             /* over the wire */
+    QDict *judged;              /* of a profile */
+} Forecast;
+
+static Forecast ask(QTestState *from, QTestState *to, bool strict)
+{
+    Forecast f = {
+        .checked = check_to(from, to,
+                            strict ? "'warnings-as-errors': true" : NULL),
+        .judged = check_profile(to, query_profile(from), strictly(strict)),
+    };
+
+    assert_listening(to);
+    return f;
+}
+
+/* Who tried was told the same; that is what @from shows.  Frees @f. */
+static void assert_foretold(QTestState *from, Forecast *f)
+{
+    static const char *const members[] = {
+        "capabilities", "declined", "issues"
+    };
+    QDict *rsp = migrate_query(from);
+    const QDict *tried = qdict_get_qdict(rsp, "handshake");
+
+    g_assert_false(qdict_get_bool(tried, "check-only"));
+    for (int i = 0; i < ARRAY_SIZE(members); i++) {
+        assert_same(tried, f->checked, members[i]);
+        assert_same(tried, f->judged, members[i]);
+    }
+    assert_same(tried, f->checked, "status");
+    g_assert_cmpstr(qdict_get_try_str(tried, "message"), ==,
+                    qdict_get_try_str(f->checked, "message"));
+    g_assert_cmpint(qdict_get_bool(f->judged, "compatible"), ==,
+                    !strcmp(qdict_get_str(tried, "status"), "accepted"));
+    qobject_unref(rsp);
+    qobject_unref(f->judged);
+    qobject_unref(f->checked);
+}
+
 static void assert_good_source(QTestState *to, const char *opts)
 {
     QTestState *from = start_source(opts);
@@ -309,8 +374,12 @@ static void assert_good_source(QTestState *to, const char *opts)
 static void assert_refused(QTestState *from, QTestState *to,
                            const IssueTest *t)
 {
+    Forecast forecast = { NULL };
     QDict *rsp;
 
+    if (!t->held) {
+        forecast = ask(from, to, t->warning);
+    }
     migrate_to(from, to, t->warning ? "{ 'warnings-as-errors': true }" : NULL);
     rsp = wait_status(from, "failed");
     g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"), "refused"));
@@ -322,13 +391,19 @@ static void assert_refused(QTestState *from, QTestState *to,
     }
     assert_listening(to);
     g_assert_false(capability_is_on(to, "return-path"));
+    if (!t->held) {
+        assert_foretold(from, &forecast);
+    }
 }
 
 static void assert_warned(QTestState *from, QTestState *to, const IssueTest *t)
 {
+    Forecast forecast = ask(from, to, false);
+
     migrate_to(from, to, NULL);
     wait_completed(from, to);
     g_assert_true(is_running(to));
+    assert_foretold(from, &forecast);
     assert_shown(from, "accepted", t);
     assert_shown(to, "accepted", t);
 }
@@ -370,20 +445,40 @@ static void test_two_machines(const IssueTest *t)
     stop_both(from, to);
 }
 
-/* Says HELLO and returns the answer */
-static QDict *scripted_hello(ScriptedSource *source, const char *port,
-                             const IssueTest *t, bool strict, uint16_t *type)
+static char *make_hello(const IssueTest *t, bool strict)
 {
-    g_autofree char *hello =
+    char *hello =
         g_strdup_printf("{ %s, 'warnings-as-errors': %s,"
                         "  'profile': { %s } }",
                         t->core ?: GOOD_CORE
                                    ", 'features': [ 'named-channels' ]",
                         strict ? "true" : "false", t->profile);
 
-    g_strdelimit(hello, "'", '"');
+    return g_strdelimit(hello, "'", '"');
+}
+
+/* Says HELLO and returns the answer */
+static QDict *scripted_hello(ScriptedSource *source, const char *port,
+                             const IssueTest *t, bool strict, uint16_t *type)
+{
+    g_autofree char *hello = make_hello(t, strict);
+
     source_say_hello(source, port, hello);
     return source_read_verdict(source, type);
+}
+
+/* A HELLO is a profile as well; @answer is what came over the wire */
+static void assert_same_profile(QTestState *to, const IssueTest *t, bool strict,
+                                const QDict *answer)
+{
+    g_autofree char *hello = make_hello(t, strict);
+    QDict *profile = qobject_to(QDict, qobject_from_json(hello, &error_abort));
+    QDict *judged = check_profile(to, profile, strictly(strict));
+
+    assert_same(answer, judged, "issues");
+    g_assert_cmpint(qdict_get_bool(judged, "compatible"), ==,
+                    t->warning && !strict);
+    qobject_unref(judged);
 }
 
 static void test_scripted_source(const IssueTest *t)
@@ -398,6 +493,7 @@ static void test_scripted_source(const IssueTest *t)
     g_assert_cmpint(type, ==, FRAME_REJECT);
     g_assert_cmpstr(qdict_get_str(answer, "message"), !=, "");
     assert_issue(answer, t);
+    assert_same_profile(to, t, t->warning, answer);
     qobject_unref(answer);
     source_close(&source);
     assert_shown(to, "rejected", t);
@@ -408,10 +504,11 @@ static void test_scripted_source(const IssueTest *t)
         answer = scripted_hello(&source, port, t, false, &type);
         g_assert_cmpint(type, ==, FRAME_ACCEPT);
         assert_issue(answer, t);
-        qobject_unref(answer);
         assert_shown(to, "in-progress", t);
         source_close(&source);
         assert_shown(to, "cancelled", t);
+        assert_same_profile(to, t, false, answer);
+        qobject_unref(answer);
     }
     assert_good_source(to, "");
     qtest_quit(to);
@@ -729,6 +826,9 @@ static void do_test_failover(const char *primary, bool agrees)
     card = start_standby(from, bus);
 
     if (agrees) {
+        /* A check is no migration: nobody is told to leave */
+        qobject_unref(check_to(from, to, NULL));
+        g_assert_null(qtest_qmp_event_ref(from, "UNPLUG_PRIMARY"));
         migrate_to(from, to, NULL);
         qobject_unref(assert_agreed(from, to));
         qtest_qmp_eventwait(from, "UNPLUG_PRIMARY");

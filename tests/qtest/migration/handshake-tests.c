@@ -930,6 +930,7 @@ void migration_test_add_handshake(MigrationTestEnv *env)
     }
     migration_test_add_handshake_peer(env);
     migration_test_add_handshake_channels(env);
+    migration_test_add_handshake_check(env);
     migration_test_add_handshake_issues(env);
     migration_test_add("/migration/handshake/precopy/live", test_precopy_live);
     if (env->has_uffd) {

@@ -194,6 +194,50 @@ void wait_completed(QTestState *from, QTestState *to)
     qobject_unref(wait_status(to, "completed"));
 }
 
+QDict *check_to_port(QTestState *from, const char *port, const char *options)
+{
+    g_autofree char *all =
+        g_strdup_printf("{ 'check-only': true%s%s }", options ? ", " : "",
+                        options ?: "");
+
+    migrate_to_port(from, "handshake", port, all);
+    for (int i = 0; i < PATIENCE; i++) {
+        QDict *rsp = migrate_query(from);
+        QDict *info = qobject_ref(qdict_get_qdict(rsp, "handshake"));
+
+        g_assert_true(qdict_get_bool(info, "check-only"));
+        g_assert_cmpstr(qdict_get_str(info, "role"), ==, "source");
+        qobject_unref(rsp);
+        if (strcmp(qdict_get_str(info, "status"), "in-progress")) {
+            return info;
+        }
+        qobject_unref(info);
+        g_usleep(1000);
+    }
+    g_assert_not_reached();
+}
+
+QDict *check_to(QTestState *from, QTestState *to, const char *options)
+{
+    g_autofree char *port = destination_port(to);
+
+    return check_to_port(from, port, options);
+}
+
+QDict *check_profile(QTestState *to, QDict *profile, QDict *options)
+{
+    return qtest_qmp_assert_success_ref(to,
+        "{ 'execute': 'check-migrate-profile',"
+        "  'arguments': { 'profile': %p, 'options': %p } }", profile,
+        options ?: qdict_new());
+}
+
+QDict *query_profile(QTestState *from)
+{
+    return qtest_qmp_assert_success_ref(from,
+        "{ 'execute': 'query-migrate-profile' }");
+}
+
 void assert_good_migration(QTestState *from, QTestState *to)
 {
     migrate_to(from, to, NULL);

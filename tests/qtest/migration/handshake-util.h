@@ -59,6 +59,19 @@ void wait_capability_off(QTestState *who, const char *capability);
 
 void wait_completed(QTestState *from, QTestState *to);
 
+/*
+ * A check that no migration follows, with options as for migrate_to_port().
+ * Returns what query-migrate shows of it on the source.
+ */
+QDict *check_to_port(QTestState *from, const char *port, const char *options);
+QDict *check_to(QTestState *from, QTestState *to, const char *options);
+
+/* What check-migrate-profile returns; @profile and @options are consumed */
+QDict *check_profile(QTestState *to, QDict *profile, QDict *options);
+
+/* What query-migrate-profile returns */
+QDict *query_profile(QTestState *from);
+
 void assert_good_migration(QTestState *from, QTestState *to);
 
 /* The destination shows no trace of it all, and takes the next migration */
@@ -131,6 +144,7 @@ void source_say_commit(ScriptedSource *source);
 void source_close(ScriptedSource *source);
 
 void migration_test_add_handshake_channels(MigrationTestEnv *env);
+void migration_test_add_handshake_check(MigrationTestEnv *env);
 void migration_test_add_handshake_issues(MigrationTestEnv *env);
 void migration_test_add_handshake_peer(MigrationTestEnv *env);
 
