@@ -14,6 +14,7 @@
 #include "qapi/clone-visitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-migration.h"
+#include "qemu/sockets.h"
 #include "qemu/timer.h"
 #include "system/runstate.h"
 #include "handshake-check.h"
@@ -217,6 +218,7 @@ bool handshake_check_start(SocketAddress *addr,
 {
     ERRP_GUARD();
     g_autoptr(MigrationHandshakeInfo) info = NULL;
+    g_autofree char *uri = socket_uri(addr);
     QIOChannel *ioc = NULL;
     HandshakeCheck *check;
     bool ok = true;
@@ -234,7 +236,7 @@ bool handshake_check_start(SocketAddress *addr,
     check = g_new0(HandshakeCheck, 1);
     check->options = QAPI_CLONE(MigrationHandshakeOptions, options);
     check->single = ioc != NULL;
-    trace_migration_handshake_check_start(SocketAddressType_str(addr->type));
+    trace_migration_handshake_check_start(uri);
     info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE,
                               HANDSHAKE_PURPOSE_CHECK);
     handshake_info_publish(info);

@@ -432,6 +432,7 @@ static bool coroutine_fn collect_channels(HandshakeConn *conn, Error **errp)
     unsigned missing = handshake_channels_missing(session.channels, false);
     GSource *watch;
 
+    trace_migration_handshake_destination_commit(conn->wire.ioc, missing);
     if (!missing) {
         return true;
     }
