@@ -7,13 +7,11 @@
 #include "qemu/osdep.h"
 #include "qemu-version.h"
 #include "exec/cpu-common.h"
-#include "exec/ramblock.h"
 #include "exec/target_page.h"
 #include "hw/boards.h"
 #include "hw/qdev-core.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-machine.h"
-#include "qapi/qapi-types-machine.h"
 #include "qapi/util.h"
 #include "qemu/rcu.h"
 #include "qemu/uuid.h"
@@ -200,15 +198,26 @@ static strList *collect_blockers(void)
     return blockers;
 }
 
+/* By way of QMP, because the names of the type and of its file vary */
+static char *target_arch_name(void)
+{
+    g_autoptr(QDict) arguments = qdict_new();
+    QObject *answer = NULL;
+    char *arch;
+
+    qmp_marshal_query_target(arguments, &answer, &error_abort);
+    arch = g_strdup(qdict_get_str(qobject_to(QDict, answer), "arch"));
+    qobject_unref(answer);
+    return arch;
+}
+
 void handshake_profile_identify(HandshakeProfile *profile)
 {
-    g_autoptr(TargetInfo) target = qmp_query_target(&error_abort);
-
     profile->qemu_version = g_strdup(QEMU_VERSION);
     if (*QEMU_PKGVERSION) {
         profile->package = g_strdup(QEMU_PKGVERSION);
     }
-    profile->arch = g_strdup(SysEmuTarget_str(target->arch));
+    profile->arch = target_arch_name();
     profile->machine =
         g_strdup(MACHINE_GET_CLASS(qdev_get_machine())->name);
 }
