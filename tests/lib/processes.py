@@ -163,7 +163,9 @@ async def require_listening(destination: Machine, limit: float = 2 * PROMPT) -> 
     """It waits for somebody to come, and nobody holds the session."""
     async def free() -> Optional[Json]:
         info = await destination.migration()
-        busy = info.get("handshake", {}).get("status") in ("in-progress", "accepted")
+        last = info.get("handshake", {})
+        busy = (last.get("status") in ("in-progress", "accepted")
+                and not last.get("check-only"))
         return None if busy else info
 
     info = await until(f"{destination.name} to be free again", limit, free, every=0.002)
