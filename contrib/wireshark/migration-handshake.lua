@@ -1,0 +1,689 @@
+-- SPDX-License-Identifier: GPL-2.0-or-later
+--
+-- QEMU's migration handshake in Wireshark and tshark, 4.0 and newer. The
+-- protocol is specified in docs/interop/migration-handshake.rst; how to use
+-- this is in docs/wireshark.rst.
+--
+-- Lua 5.2 (Wireshark 4.0) has no operators for bits, Lua 5.4 (Wireshark 4.4)
+-- has no library for them, so that neither is used here.
+
+local qmhs = Proto("qmhs", "QEMU migration handshake")
+
+local MAGIC, STREAM_MAGIC = "QMHS", "QEVM"
+local HEADER_MIN, HEADER_MAX = 64, 4096
+local PREFIX = 8
+local HELLO, ACCEPT, REJECT, COMMIT, ABORT = 1, 2, 3, 4, 5
+local HELLO_MAX, FRAME_MAX = 524288, 131072
+local UNKNOWN_MAX = 16          -- frames of unknown types in one direction
+local JSON_DEPTH = 16
+local TEXT_MAX = 300            -- of a peer's text in one line of ours
+
+local type_names = {
+    [HELLO] = "HELLO", [ACCEPT] = "ACCEPT", [REJECT] = "REJECT",
+    [COMMIT] = "COMMIT", [ABORT] = "ABORT",
+}
+for nibble = 0, 15 do
+    type_names[(nibble * 16 + 10) * 257] = "grease"
+end
+
+local f = {
+    role = ProtoField.string("qmhs.role", "Sender"),
+    session = ProtoField.string("qmhs.session", "Session"),
+    channel = ProtoField.string("qmhs.channel", "Channel"),
+    channel_index = ProtoField.uint32("qmhs.channel.index", "Channel index"),
+
+    header_magic = ProtoField.string("qmhs.header.magic", "Magic"),
+    header_reserved = ProtoField.uint16("qmhs.header.reserved", "Reserved", base.HEX),
+    header_length = ProtoField.uint16("qmhs.header.length", "Header length"),
+    header_session = ProtoField.guid("qmhs.header.session", "Session"),
+    header_name = ProtoField.stringz("qmhs.header.name", "Channel name"),
+    header_index = ProtoField.uint32("qmhs.header.index", "Channel index"),
+    header_padding = ProtoField.bytes("qmhs.header.padding", "Reserved"),
+    header_extension = ProtoField.bytes("qmhs.header.extension", "Extension (ignored)"),
+
+    frame_length = ProtoField.uint32("qmhs.frame.length", "Length"),
+    frame_type = ProtoField.uint16("qmhs.frame.type", "Type", base.DEC_HEX, type_names),
+    frame_flags = ProtoField.uint16("qmhs.frame.flags", "Flags", base.HEX),
+    frame_critical = ProtoField.bool("qmhs.frame.critical", "Critical", 16, nil, 0x0001),
+    frame_payload = ProtoField.string("qmhs.frame.payload", "Payload"),
+    frame_skipped = ProtoField.bytes("qmhs.frame.skipped", "Payload (skipped)"),
+
+    hello_version = ProtoField.uint32("qmhs.hello.version", "Version offered"),
+    hello_purpose = ProtoField.string("qmhs.hello.purpose", "Purpose"),
+    hello_required = ProtoField.string("qmhs.hello.required_capability", "Required capability"),
+    hello_optional = ProtoField.string("qmhs.hello.optional_capability", "Optional capability"),
+
+    accept_version = ProtoField.uint32("qmhs.accept.version", "Version"),
+    accept_capability = ProtoField.string("qmhs.accept.capability", "Effective capability"),
+    accept_declined = ProtoField.string("qmhs.accept.declined", "Declined capability"),
+
+    machine = ProtoField.string("qmhs.machine", "Machine"),
+    arch = ProtoField.string("qmhs.arch", "Architecture"),
+    qemu_version = ProtoField.string("qmhs.qemu_version", "QEMU version"),
+    feature = ProtoField.string("qmhs.feature", "Feature"),
+    message = ProtoField.string("qmhs.message", "Message"),
+    issue_code = ProtoField.string("qmhs.issue.code", "Code"),
+    issue_severity = ProtoField.string("qmhs.issue.severity", "Severity"),
+    issue_subject = ProtoField.string("qmhs.issue.subject", "Subject"),
+    issue_source = ProtoField.string("qmhs.issue.source", "On the source"),
+    issue_destination = ProtoField.string("qmhs.issue.destination", "On the destination"),
+    issue_message = ProtoField.string("qmhs.issue.message", "Message"),
+    issues_omitted = ProtoField.uint32("qmhs.issues_omitted", "Issues omitted"),
+    digest = ProtoField.string("qmhs.commit.digest", "Digest"),
+
+    stream = ProtoField.bytes("qmhs.stream", "Migration stream"),
+    return_path = ProtoField.bytes("qmhs.return_path", "Return path"),
+    data = ProtoField.bytes("qmhs.data", "Data"),
+}
+qmhs.fields = f
+
+local function expert_info(name, text, group, severity)
+    return ProtoExpert.new("qmhs.expert." .. name, text, group, severity)
+end
+
+local protocol, malformed = expert.group.PROTOCOL, expert.group.MALFORMED
+local answer = expert.group.RESPONSE_CODE
+local note, warn, err = expert.severity.NOTE, expert.severity.WARN, expert.severity.ERROR
+
+local x = {
+    no_header = expert_info("no_header", "No channel header", protocol, warn),
+    header_length = expert_info("header_length", "Bad header length", malformed, err),
+    name = expert_info("channel_name", "Malformed channel name", malformed, err),
+    too_long = expert_info("too_long", "Frame too long", malformed, err),
+    unknown = expert_info("unknown", "Frame of an unassigned type", protocol, note),
+    critical = expert_info("critical", "Critical frame of an unknown type", protocol, err),
+    too_many = expert_info("too_many", "Too many frames of unknown types", protocol, err),
+    unexpected = expert_info("unexpected", "Frame out of place", protocol, err),
+    json = expert_info("json", "Payload is not a JSON object", malformed, err),
+    reject = expert_info("reject", "Refused", answer, warn),
+    abort = expert_info("abort", "Aborted", answer, warn),
+    after = expert_info("after", "Data after the end of the handshake", protocol, warn),
+    missing = expert_info("missing", "Bytes are missing in the capture, or not put together",
+                          protocol, warn),
+}
+qmhs.experts = x
+
+---- JSON -------------------------------------------------------------------
+
+-- As far as it is needed to find a few members. Escapes other than the
+-- simplest stay as they are, since all is for display. Errors are thrown.
+local read_value
+
+local function skip_space(text, at)
+    return text:find("[^ \t\r\n]", at) or #text + 1
+end
+
+local function read_string(text, at)
+    local from = at + 1
+    local stop = from
+    while true do
+        stop = text:find('["\\%c]', stop)
+        if not stop then error("unterminated string", 0) end
+        local char = text:sub(stop, stop)
+        if char == '"' then break end
+        if char ~= "\\" then error("control character in a string", 0) end
+        stop = stop + 2
+    end
+    return text:sub(from, stop - 1):gsub('\\(["\\/])', "%1"), stop + 1
+end
+
+local function read_member(text, at, object, depth)
+    local name, value
+    if text:sub(at, at) ~= '"' then error("member without a name", 0) end
+    name, at = read_string(text, at)
+    if object[name] ~= nil then error("duplicate member", 0) end
+    at = skip_space(text, at)
+    if text:sub(at, at) ~= ":" then error("member without a value", 0) end
+    value, at = read_value(text, skip_space(text, at + 1), depth)
+    object[name] = value
+    return at
+end
+
+local function read_item(text, at, list, depth)
+    local value
+    value, at = read_value(text, at, depth)
+    list[#list + 1] = value
+    return at
+end
+
+local function read_all(text, at, closing, read_one, depth)
+    local all = {}
+    if depth > JSON_DEPTH then error("nested too deeply", 0) end
+    at = skip_space(text, at + 1)
+    if text:sub(at, at) == closing then return all, at + 1 end
+    while true do
+        at = skip_space(text, read_one(text, at, all, depth))
+        local char = text:sub(at, at)
+        if char == closing then return all, at + 1 end
+        if char ~= "," then error("unterminated object or array", 0) end
+        at = skip_space(text, at + 1)
+    end
+end
+
+local words = { ["true"] = true, ["false"] = false, null = {} }
+
+function read_value(text, at, depth)
+    local char = text:sub(at, at)
+    if char == "{" then return read_all(text, at, "}", read_member, depth + 1) end
+    if char == "[" then return read_all(text, at, "]", read_item, depth + 1) end
+    if char == '"' then return read_string(text, at) end
+    local word = text:match("^%l+", at)
+    if word and words[word] ~= nil then return words[word], at + #word end
+    local number = text:match("^%-?%d+", at)
+    if number then return tonumber(number), at + #number end
+    error("not a value", 0)
+end
+
+local function read_object(text)
+    local at = skip_space(text, 1)
+    if text:sub(at, at) ~= "{" then error("not an object", 0) end
+    local object
+    object, at = read_value(text, at, 0)
+    if skip_space(text, at) <= #text then error("something follows the object", 0) end
+    return object
+end
+
+local function string_in(object, name)
+    local value = object[name]
+    return type(value) == "string" and value or nil
+end
+
+-- What a list has of one type. An object has no items, and a member that is
+-- absent or something else is like an empty list.
+local function items_in(object, name, kind)
+    local list, found = object[name], {}
+    for _, item in ipairs(type(list) == "table" and list or {}) do
+        if type(item) == kind then found[#found + 1] = item end
+    end
+    return found
+end
+
+local function object_in(object, name)
+    local value = object[name]
+    return type(value) == "table" and value or {}
+end
+
+---- Text -------------------------------------------------------------------
+
+-- One line of what a peer has sent, not cut within a character.
+local function line_of(text)
+    text = text:gsub("%c", " ")
+    if #text <= TEXT_MAX then return text end
+    return text:sub(1, TEXT_MAX):gsub("[\192-\247][\128-\191]*$", "") .. "..."
+end
+
+local function add_text(tree, field, range, text)
+    if text then tree:add(field, range, (text:gsub("%c", " "))):set_generated() end
+end
+
+local function add_number(tree, field, range, number)
+    if type(number) == "number" and number >= 0 and number < 4294967296 then
+        tree:add(field, range, number):set_generated()
+    end
+end
+
+local function add_texts(tree, field, range, texts)
+    for _, text in ipairs(texts) do add_text(tree, field, range, text) end
+end
+
+---- Messages ---------------------------------------------------------------
+
+local function add_side(tree, range, side)
+    add_text(tree, f.machine, range, string_in(side, "machine"))
+    add_text(tree, f.arch, range, string_in(side, "arch"))
+    add_text(tree, f.qemu_version, range, string_in(side, "qemu-version"))
+end
+
+local function add_issues(tree, range, message)
+    for _, issue in ipairs(items_in(message, "issues", "table")) do
+        local title = string_in(issue, "message") or string_in(issue, "code") or "?"
+        local severity = string_in(issue, "severity") or "warning"
+        local branch = tree:add(range, line_of("Issue, " .. severity .. ": " .. title))
+        branch:set_generated()
+        add_text(branch, f.issue_code, range, string_in(issue, "code"))
+        add_text(branch, f.issue_severity, range, string_in(issue, "severity"))
+        add_text(branch, f.issue_subject, range, string_in(issue, "subject"))
+        add_text(branch, f.issue_source, range, string_in(issue, "source"))
+        add_text(branch, f.issue_destination, range, string_in(issue, "destination"))
+        add_text(branch, f.issue_message, range, string_in(issue, "message"))
+    end
+    add_number(tree, f.issues_omitted, range, message["issues-omitted"])
+end
+
+-- Each adds what is worth a filter, and returns what the Info column says.
+local show = {}
+
+show[HELLO] = function(tree, range, message)
+    local profile = object_in(message, "profile")
+    local purpose = string_in(message, "purpose") or "?"
+    for _, version in ipairs(items_in(message, "versions", "number")) do
+        add_number(tree, f.hello_version, range, version)
+    end
+    add_text(tree, f.hello_purpose, range, string_in(message, "purpose"))
+    add_side(tree, range, profile)
+    add_texts(tree, f.feature, range, items_in(message, "features", "string"))
+    add_texts(tree, f.hello_required, range,
+              items_in(profile, "required-capabilities", "string"))
+    add_texts(tree, f.hello_optional, range,
+              items_in(message, "optional-capabilities", "string"))
+    local machine = string_in(profile, "machine")
+    return "HELLO purpose=" .. purpose .. (machine and " " .. machine or "")
+end
+
+show[ACCEPT] = function(tree, range, message, session)
+    local capabilities = items_in(message, "capabilities", "string")
+    add_number(tree, f.accept_version, range, message.version)
+    add_side(tree, range, object_in(message, "peer"))
+    add_texts(tree, f.feature, range, items_in(message, "features", "string"))
+    add_texts(tree, f.accept_capability, range, capabilities)
+    for _, declined in ipairs(items_in(message, "declined", "table")) do
+        add_text(tree, f.accept_declined, range, string_in(declined, "capability"))
+    end
+    add_issues(tree, range, message)
+    return "ACCEPT session " .. (session or "?") .. " caps=" .. table.concat(capabilities, ",")
+end
+
+-- REJECT and ABORT: why.
+local function show_reason(tree, range, message, name, expert_field)
+    local text = string_in(message, "message")
+    add_text(tree, f.message, range, text)
+    add_side(tree, range, object_in(message, "peer"))
+    add_texts(tree, f.feature, range, items_in(message, "features", "string"))
+    add_issues(tree, range, message)
+    local said = name .. (text and ": " .. text or "")
+    tree:add_proto_expert_info(expert_field, line_of(said))
+    return said
+end
+
+show[REJECT] = function(tree, range, message)
+    return show_reason(tree, range, message, "REJECT", x.reject)
+end
+
+show[ABORT] = function(tree, range, message)
+    return show_reason(tree, range, message, "ABORT", x.abort)
+end
+
+show[COMMIT] = function(tree, range, message)
+    add_text(tree, f.digest, range, string_in(message, "digest"))
+    return "COMMIT"
+end
+
+-- Wireshark's own view of it. It must not end ours if it fails.
+local json_dissector = Dissector.get("json")
+
+local function add_json(range, pinfo, tree)
+    pcall(json_dissector.call, json_dissector, range:tvb(), pinfo, tree)
+end
+
+---- State ------------------------------------------------------------------
+
+-- A talk is a TCP connection; each of its two ways has a state, which says
+-- how far its bytes have been understood. `phase` is one of
+--
+--   header  nothing has come yet
+--   frames  frames of a main channel
+--   data    all that follows belongs to the migration, or is not understood
+--
+-- The last one is for good. Of the others, the first pass keeps the state that
+-- each piece began with: Wireshark shows packets again and in any order.
+--
+-- Field extractors, for tcp.stream, have no value when Wireshark builds no
+-- tree, which is so in the first pass. So talks go by addresses and ports;
+-- those of the same ones follow each other.
+local talks = {}
+
+function qmhs.init()
+    talks = {}
+end
+
+local function speakers(pinfo)
+    return pinfo.src_port .. " " .. tostring(pinfo.src),
+           pinfo.dst_port .. " " .. tostring(pinfo.dst)
+end
+
+local function talks_of(pinfo)
+    local a, b = speakers(pinfo)
+    local key = a < b and a .. " " .. b or b .. " " .. a
+    talks[key] = talks[key] or {}
+    return talks[key]
+end
+
+-- A source always speaks first.
+local function new_talk(all, pinfo)
+    local talk = { number = pinfo.number, opener = speakers(pinfo),
+                   is_ours = false, heard = {}, ways = {}, pieces = {} }
+    all[#all + 1] = talk
+    return talk
+end
+
+local function talk_of(pinfo)
+    local all = talks_of(pinfo)
+    for i = #all, 1, -1 do
+        if all[i].number <= pinfo.number then return all[i] end
+    end
+    return new_talk(all, pinfo)
+end
+
+local function copy(state)
+    local other = {}
+    for name, value in pairs(state) do other[name] = value end
+    return other
+end
+
+local function state_of(talk, buffer, pinfo)
+    local speaker = speakers(pinfo)
+    local state = talk.ways[speaker]
+    if not state then
+        state = { phase = "header", unknown = 0,
+                  role = speaker == talk.opener and "source" or "destination" }
+        talk.ways[speaker] = state
+    end
+    -- Not by its length: TCP may pass less again than it did at first.
+    local key = pinfo.number .. " " .. buffer:offset()
+    if pinfo.visited then
+        local kept = talk.pieces[key]
+        state = copy(kept or state)
+        if not kept then state.frame = nil end      -- nothing comes before data
+    elseif state.phase ~= "data" or state.is_first then
+        talk.pieces[key] = talk.pieces[key] or copy(state)
+    end
+    return state
+end
+
+-- From here on, nothing of this way is parsed any more.
+local function become_data(state, field, title)
+    state.phase, state.field, state.title, state.is_first = "data", field, title, true
+end
+
+local function break_off(state)
+    become_data(state, f.data, "data, not parsed")
+end
+
+---- Pieces of the stream ---------------------------------------------------
+
+-- One buffer being dissected. The branch appears with the first thing in it:
+-- if TCP has to come again with more, there must be none.
+local Piece = {}
+Piece.__index = Piece
+
+function Piece:branch()
+    if not self.item then
+        self.item = self.tree:add(qmhs, self.buffer())
+        self.item:add(f.role, self.state.role):set_generated()
+    end
+    return self.item
+end
+
+function Piece:say(text)
+    self.said[#self.said + 1] = line_of(text)
+end
+
+-- Parsers return the number of bytes that they took, at least one, or nil and
+-- the number that they lack. That is SOME where a length is not known yet:
+-- TCP 4.0 forgets, in its second pass, what was asked for twice in a packet.
+local SOME = DESEGMENT_ONE_MORE_SEGMENT
+local parse = {}
+
+local function first_four(range)
+    return range(0, math.min(4, range:len())):raw()
+end
+
+local function valid_name(raw)
+    return raw:find("^[\33-\126]+\0*$") ~= nil
+end
+
+local function add_header(tree, range)
+    tree:add(f.header_magic, range(0, 4))
+    tree:add(f.header_reserved, range(4, 2))
+    tree:add(f.header_length, range(6, 2))
+    tree:add(f.header_session, range(8, 16))
+    tree:add(f.header_name, range(24, 16))
+    tree:add(f.header_index, range(40, 4))
+    tree:add(f.header_padding, range(44, 20))
+    if range:len() > HEADER_MIN then
+        tree:add(f.header_extension, range(HEADER_MIN))
+    end
+end
+
+local function session_text(range)
+    local hex = range:bytes():tohex(true)
+    if not hex:find("[^0]") then return nil end
+    local dashed = hex:gsub("^(%x%x%x%x%x%x%x%x)(%x%x%x%x)(%x%x%x%x)(%x%x%x%x)", "%1-%2-%3-%4-")
+    return dashed
+end
+
+function parse.header(piece, range)
+    local state = piece.state
+    local magic = first_four(range)
+    if magic ~= MAGIC:sub(1, #magic) then
+        piece:branch():add_proto_expert_info(x.no_header, magic == STREAM_MAGIC and
+            "No channel header: a migration stream without a handshake" or "No channel header")
+        break_off(state)
+        return parse.data(piece, range)
+    end
+    if range:len() < PREFIX then return nil, SOME end
+    local length = range(6, 2):uint()
+    if length < HEADER_MIN or length > HEADER_MAX then
+        local branch = piece:branch():add(range(0, PREFIX), "Channel header")
+        branch:add(f.header_magic, range(0, 4))
+        branch:add(f.header_length, range(6, 2)):add_proto_expert_info(
+            x.header_length, string.format("Header length is %d, not %d to %d",
+                                           length, HEADER_MIN, HEADER_MAX))
+        piece:say("bad header length " .. length)
+        break_off(state)
+        return PREFIX
+    end
+    if range:len() < length then return nil, length - range:len() end
+
+    local raw, index = range(24, 16):raw(), range(40, 4):uint()
+    local name = raw:gsub("[^\33-\126].*", "")
+    local session = session_text(range(8, 16))
+    local talk = piece.talk
+    if session and name == "main" then state.role = "destination" end
+    talk.session = session or talk.session
+    talk.name, talk.index = name, index
+    local text = string.format("channel %s %d", name, index)
+    local branch = piece:branch():add(range(0, length), "Channel header: " .. text ..
+        (session and ", session " .. session or ", no session"))
+    add_header(branch, range(0, length))
+    piece:say(text)
+    if not valid_name(raw) then
+        branch:add_proto_expert_info(x.name)
+        break_off(state)
+    elseif name == "main" and index == 0 then
+        state.phase = "frames"
+    else
+        become_data(state, f.data, string.format("%s %d: data", name, index))
+    end
+    return length
+end
+
+local function limit_of(kind)
+    return kind == HELLO and HELLO_MAX or FRAME_MAX
+end
+
+-- The known types that may come next.
+local function expected(state, kind)
+    if state.role == "destination" then return kind == ACCEPT or kind == REJECT end
+    if not state.hello then return kind == HELLO end
+    return kind == COMMIT or kind == ABORT
+end
+
+local function after_known(state, kind)
+    if kind == HELLO then
+        state.hello = true
+    elseif kind == COMMIT then
+        become_data(state, f.stream, "migration stream")
+    elseif kind == ACCEPT then
+        become_data(state, f.return_path, "return path")
+    else
+        become_data(state, f.data, "data after " .. type_names[kind])
+        state.over = true
+    end
+end
+
+local function add_prefix(tree, range)
+    tree:add(f.frame_length, range(0, 4))
+    tree:add(f.frame_type, range(4, 2))
+    local flags = tree:add(f.frame_flags, range(6, 2))
+    flags:add(f.frame_critical, range(6, 2))
+end
+
+local function add_known(piece, branch, payload, kind)
+    branch:add_packet_field(f.frame_payload, payload, ENC_UTF_8)
+    local good, message = pcall(read_object, payload:string(ENC_UTF_8))
+    if not good then
+        branch:add_proto_expert_info(x.json, "Payload is not JSON as specified: " .. message)
+        message = {}
+    end
+    piece:say(show[kind](branch, payload, message, piece.talk.session))
+    add_json(payload, piece.pinfo, branch)
+end
+
+local function add_unknown(piece, branch, kind, critical)
+    local state = piece.state
+    state.unknown = state.unknown + 1
+    if critical then
+        branch:add_proto_expert_info(x.critical)
+    elseif not type_names[kind] then
+        branch:add_proto_expert_info(x.unknown)
+    end
+    if state.unknown > UNKNOWN_MAX then branch:add_proto_expert_info(x.too_many) end
+    if critical or state.unknown > UNKNOWN_MAX then break_off(state) end
+end
+
+function parse.frames(piece, range)
+    if range:len() < PREFIX then return nil, SOME end
+    local state = piece.state
+    local length, kind = range(0, 4):uint(), range(4, 2):uint()
+    local critical = range(6, 2):bitfield(15, 1) == 1
+    local is_known = show[kind] ~= nil
+    local name = type_names[kind] or "unknown type"
+    if not is_known then name = string.format("%s 0x%04x", name, kind) end
+
+    if length > limit_of(kind) then
+        local branch = piece:branch():add(range(0, PREFIX), "Frame: " .. name)
+        add_prefix(branch, range(0, PREFIX))
+        branch:add_proto_expert_info(x.too_long, string.format(
+            "Frame of %.0f bytes, more than %d", length, limit_of(kind)))
+        piece:say(string.format("%s too long (%.0f bytes)", name, length))
+        break_off(state)
+        return PREFIX
+    end
+    local size = PREFIX + length
+    if range:len() < size then return nil, size - range:len() end
+
+    local title = name
+    if not is_known then
+        title = name .. (critical and ", unknown and critical" or ", unknown (skipped)")
+    end
+    local branch = piece:branch():add(range(0, size), "Frame: " .. title)
+    add_prefix(branch, range(0, PREFIX))
+    if not is_known then
+        if length > 0 then branch:add(f.frame_skipped, range(PREFIX, length)) end
+        piece:say(title)
+        add_unknown(piece, branch, kind, critical)
+        return size
+    end
+    if length > 0 then
+        add_known(piece, branch, range(PREFIX, length), kind)
+    else
+        branch:add_proto_expert_info(x.json, "No payload")
+        piece:say(name)
+    end
+    if expected(state, kind) then
+        after_known(state, kind)
+    else
+        branch:add_proto_expert_info(x.unexpected, name .. " is not what the " .. state.role ..
+                                     " may send here")
+        break_off(state)
+    end
+    return size
+end
+
+function parse.data(piece, range)
+    local state, size = piece.state, range:len()
+    local branch = piece:branch():add(state.field, range)
+    local text = state.title
+    if state.is_first and state.field == f.stream and first_four(range) == STREAM_MAGIC then
+        text = text .. " begins (QEVM)"
+    end
+    branch:set_text(string.format("%s, %d bytes", text:gsub("^%l", string.upper), size))
+    if state.over then branch:add_proto_expert_info(x.after) end
+    state.is_first = false
+    piece:say(string.format("%s, %d bytes", text, size))
+    return size
+end
+
+---- Joining it to TCP ------------------------------------------------------
+
+local function add_generated(piece)
+    local talk = piece.talk
+    if talk.session then piece.item:add(f.session, talk.session):set_generated() end
+    if talk.name then
+        piece.item:add(f.channel, talk.name):set_generated()
+        piece.item:add(f.channel_index, talk.index):set_generated()
+    end
+end
+
+-- Other dissectors in between have added words of theirs. The fence keeps
+-- ours, for there may be more in the same packet.
+local function set_columns(piece)
+    local state, columns = piece.state, piece.pinfo.cols
+    local is_first = state.frame ~= piece.pinfo.number
+    columns.protocol = "QMHS"
+    columns.info:set((is_first and state.role .. ": " or "; ") .. table.concat(piece.said, "; "))
+    columns.info:fence()
+    state.frame = piece.pinfo.number
+end
+
+-- Takes what is complete, and asks TCP for more if the next thing is not.
+local function parse_all(piece)
+    local state, buffer, pinfo, at = piece.state, piece.buffer, piece.pinfo, 0
+    while at < buffer:len() do
+        local taken, lacking = parse[state.phase](piece, buffer(at))
+        if taken then
+            at = at + taken
+        elseif pinfo.can_desegment > 0 then
+            pinfo.desegment_offset, pinfo.desegment_len = at, lacking
+            return
+        else
+            piece:branch():add_proto_expert_info(x.missing)
+            break_off(state)
+        end
+    end
+end
+
+local function dissect(buffer, pinfo, tree)
+    if pinfo.in_error_pkt or buffer:len() == 0 then return 0 end
+    local talk = talk_of(pinfo)
+    talk.is_ours = true
+    local piece = setmetatable({ buffer = buffer, pinfo = pinfo, tree = tree, talk = talk,
+                                 state = state_of(talk, buffer, pinfo), said = {} }, Piece)
+    parse_all(piece)
+    if piece.item then
+        add_generated(piece)
+        set_columns(piece)
+    end
+    return buffer:len()
+end
+
+-- Only a whole magic will do, and only where a way begins: there may be one
+-- in the memory of a guest. Whoever is asked about a talk that is ours already
+-- has met another one, of the same addresses and ports.
+local function heuristic(buffer, pinfo, tree)
+    if pinfo.in_error_pkt or pinfo.visited then return false end
+    local talk, speaker = talk_of(pinfo), speakers(pinfo)
+    if talk.is_ours then talk = new_talk(talks_of(pinfo), pinfo) end
+    local is_first = not talk.heard[speaker]
+    talk.heard[speaker] = true
+    if not is_first or buffer:len() < 4 or first_four(buffer) ~= MAGIC then return false end
+    pinfo.conversation = qmhs
+    -- Through qmhs.dissector it would be one layer more, without reassembly.
+    dissect(buffer, pinfo, tree)
+    return true
+end
+
+qmhs.dissector = dissect
+qmhs:register_heuristic("tcp", heuristic)
+DissectorTable.get("tcp.port"):add_for_decode_as(qmhs)

@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Wireshark's view of handshakes that took place, and of some that went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import struct
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from machine import Json
+from processes import (begin, inet, pc_lab, require_refused, require_success, set_channels,
+                       small_lab, start_destination, start_source)
+from tshark import (SERVER, Fields, Recording, Turn, connection, decode, directory,
+                    story, tshark, write)
+from wire import (ABORT, ACCEPT, COMMIT, CRITICAL, FRAME_MAX, HEADER_SIZE, HELLO, HELLO_MAX,
+                  PREFIX_SIZE, REJECT, STREAM, FakeDestination, Peer, frame, header, hello, prefix)
+
+KIND = "qmhs.frame.type"
+PAYLOAD = "qmhs.frame.payload"
+FRAMES = (KIND, "qmhs.role")
+CHANNEL = ("qmhs.header.name", "qmhs.header.index", "qmhs.header.session")
+DATA = ("qmhs.stream", "qmhs.return_path", "qmhs.data")
+GREASE = tuple(number * 0x101 for number in range(0x0A, 0x100, 0x10))
+
+# What the dissector may have to say of a packet; TCP has words of its own.
+EXPERTS = tuple(f"qmhs.expert.{name}" for name in (
+    "no_header", "header_length", "channel_name", "too_long", "unknown", "critical", "too_many",
+    "unexpected", "json", "reject", "abort", "after", "missing"))
+ODD = " || ".join(EXPERTS)
+
+CLIENT = 10000
+HEADER_MAX = 4096
+IP_TCP = 40             # bytes before what is said
+SESSION = bytes(range(1, 17))
+SESSION_TEXT = str(uuid.UUID(bytes=SESSION))
+UNASSIGNED = 99
+MEMORY = STREAM + bytes(200)
+RETURN_PATH = b"\0\1\0\4\0\0\0\0"
+
+
+@pytest.fixture(name="place")
+def _place() -> Iterator[Path]:
+    with directory() as path:
+        yield path
+
+
+def values(packets: list[Fields], field: str) -> list[str]:
+    return [value for packet in packets for value in packet.get(field, [])]
+
+
+def frames(packets: list[Fields]) -> list[tuple[str, int]]:
+    """Who has sent which frames."""
+    return [(packet["qmhs.role"][0], int(kind)) for packet in packets
+            for kind in packet.get(KIND, [])]
+
+
+def only_known(kinds: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    return [one for one in kinds if one[1] not in GREASE]
+
+
+# Handshakes that took place.
+
+async def test_accepted_with_multifd(place: Path) -> None:
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        await set_channels(source, 3)
+        async with Recording(place, port) as recording:
+            await begin(source, inet(port))
+            await require_success(source, destination)
+        told = await source.handshake()
+        assert told["session"] == (await destination.handshake())["session"]
+        machine = await source.machine_type()
+
+    file = recording.file
+    packets = decode(file, (*FRAMES, *CHANNEL, *DATA, "qmhs.hello.purpose", "qmhs.machine",
+                            "qmhs.accept.capability", "json.key"))
+    kinds = frames(packets)
+    assert only_known(kinds) == [("source", HELLO), ("destination", ACCEPT), ("source", COMMIT)]
+    assert {role for role, kind in kinds if kind in GREASE} == {"source", "destination"}
+    assert values(packets, "qmhs.hello.purpose") == ["migrate"]
+    assert values(packets, "qmhs.machine") == [machine, machine]
+    assert values(packets, "qmhs.accept.capability") == told["capabilities"]
+    assert "multifd" in told["capabilities"]
+    assert {"purpose", "ram-blocks", "digest"} < set(values(packets, "json.key"))
+
+    channels = {(name, int(index), session) for packet in packets for name, index, session
+                in zip(*(packet.get(field, []) for field in CHANNEL))}
+    assert channels == {("main", 0, str(uuid.UUID(int=0))), ("main", 0, told["session"]),
+                        *(("multifd", index, told["session"]) for index in range(3))}
+    assert bytes.fromhex(values(packets, "qmhs.stream")[0]).startswith(b"QEVM")
+    assert values(packets, "qmhs.return_path") and values(packets, "qmhs.data")
+
+    of_multifd = f'qmhs.session == "{told["session"]}" && qmhs.channel == "multifd"'
+    assert set(values(decode(file, ("qmhs.channel.index",), which=of_multifd),
+                      "qmhs.channel.index")) == {"0", "1", "2"}
+
+    assert not decode(file, FRAMES, which=ODD)
+    said = story(file)
+    assert any("migration stream begins (QEVM)" in line for line in said)
+    assert any(f"ACCEPT session {told['session']} caps=return-path" in line for line in said)
+    for index in range(3):
+        assert any(f"source: channel multifd {index}" in line for line in said)
+    assert story(file, "-2") == said
+
+
+async def test_refused(place: Path) -> None:
+    async with pc_lab("pc") as here, pc_lab("q35") as there:
+        source = await start_source(here)
+        destination, port = await start_destination(there)
+        async with Recording(place, port) as recording:
+            await begin(source, inet(port))
+            info = await require_refused(source, "machine type")
+        machines = [await source.machine_type(), await destination.machine_type()]
+
+    packets = decode(recording.file, (*FRAMES, "qmhs.machine", "qmhs.message", "qmhs.issue.code"))
+    assert only_known(frames(packets)) == [("source", HELLO), ("destination", REJECT)]
+    assert values(packets, "qmhs.machine") == machines
+    message, = values(packets, "qmhs.message")
+    assert message in info["error-desc"]
+    issues = info["handshake"]["issues"]
+    assert values(packets, "qmhs.issue.code") == [issue["code"] for issue in issues]
+    assert "machine-type" in values(packets, "qmhs.issue.code")
+    assert any(f"REJECT: {message[:100]}" in line for line in story(recording.file))
+    assert len(decode(recording.file, FRAMES, which="qmhs.expert.reject")) == 1
+    assert len(decode(recording.file, FRAMES, which=ODD)) == 1
+
+
+async def test_aborted(place: Path) -> None:
+    async with small_lab() as lab, FakeDestination() as destination:
+        source = await start_source(lab)
+        async with Recording(place, destination.port) as recording:
+            await begin(source, inet(destination.port))
+            message = await accept_too_much(destination)
+            await require_refused(source)
+
+    packets = decode(recording.file, (*FRAMES, "qmhs.message"))
+    assert only_known(frames(packets)) == [("source", HELLO), ("destination", ACCEPT),
+                                           ("source", ABORT)]
+    assert values(packets, "qmhs.message") == [message]
+    assert any(f"source: ABORT: {message}" in line for line in story(recording.file))
+
+
+async def first_source(destination: FakeDestination) -> Peer:
+    """The first one that says something: the recording's own connections do not."""
+    while True:
+        peer = await destination.next()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await peer.read_header()
+            return peer
+
+
+async def accept_too_much(destination: FakeDestination) -> str:
+    """What the source says to a capability that it has not offered."""
+    peer = await first_source(destination)
+    await peer.read_frame(HELLO)
+    await peer.send(header(session=SESSION) + frame(ACCEPT, {
+        "version": 1, "capabilities": ["return-path", "auto-converge"]}))
+    _, said = await peer.read_frame(ABORT)
+    return said["message"]
+
+
+# Handshakes that are made up.
+
+def skipped(kind: int = GREASE[3], payload: bytes = b"?", flags: int = 0) -> bytes:
+    return prefix(kind, len(payload), flags) + payload
+
+
+def accepted() -> list[Turn]:
+    answer: Json = {"version": 1, "capabilities": ["return-path"], "peer": {"machine": "there"}}
+    question = {**hello(), "profile": {"machine": "here"}}
+    return [Turn(True, header() + skipped() + frame(HELLO, question)),
+            Turn(False, header(session=SESSION) + skipped() + frame(ACCEPT, answer)),
+            Turn(True, skipped() + frame(COMMIT, {"digest": "0" * 64}) + MEMORY),
+            Turn(False, RETURN_PATH)]
+
+
+def seen_whole(packets: list[Fields]) -> None:
+    """All of accepted(), and nothing else."""
+    assert frames(packets) == [("source", GREASE[3]), ("source", HELLO),
+                               ("destination", GREASE[3]), ("destination", ACCEPT),
+                               ("source", GREASE[3]), ("source", COMMIT)]
+    assert values(packets, "qmhs.machine") == ["here", "there"]
+    assert values(packets, "qmhs.header.session") == [str(uuid.UUID(int=0)), SESSION_TEXT]
+    assert bytes.fromhex("".join(values(packets, "qmhs.stream"))) == MEMORY
+    assert bytes.fromhex("".join(values(packets, "qmhs.return_path"))) == RETURN_PATH
+    assert not values(packets, "qmhs.data")
+
+
+WHOLE = (*FRAMES, *DATA, "qmhs.machine", "qmhs.header.session")
+
+
+@pytest.mark.parametrize("passes", [(), ("-2",)], ids=["one-pass", "two-passes"])
+@pytest.mark.parametrize("size", [4, 5, 7, 11, 29, 64, 100, 60000])
+def test_segments_of_any_size(place: Path, size: int, passes: tuple[str, ...]) -> None:
+    seen_whole(decode(write(place, connection(CLIENT, accepted(), size)), WHOLE, *passes))
+
+
+def test_story(place: Path) -> None:
+    assert story(write(place, connection(CLIENT, accepted()))) == [
+        "source: channel main 0; grease 0x3a3a, unknown (skipped); HELLO purpose=migrate here",
+        f"destination: channel main 0; grease 0x3a3a, unknown (skipped); "
+        f"ACCEPT session {SESSION_TEXT} caps=return-path",
+        "source: grease 0x3a3a, unknown (skipped); COMMIT; "
+        f"migration stream begins (QEVM), {len(MEMORY)} bytes",
+        f"destination: return path, {len(RETURN_PATH)} bytes"]
+
+
+def test_same_ports_again(place: Path) -> None:
+    packets = decode(write(place, connection(CLIENT, accepted())
+                           + connection(CLIENT, accepted(), 50, start=1 << 31)), WHOLE, "-2")
+    half = next(i for i, packet in enumerate(packets[1:], 1)
+                if packet.get("qmhs.header.session") == [str(uuid.UUID(int=0))])
+    seen_whole(packets[:half])
+    seen_whole(packets[half:])
+
+
+def test_largest_of_all(place: Path) -> None:
+    extension = bytes(HEADER_MAX - HEADER_SIZE)
+    question = frame(HELLO, padded({**hello(), "profile": {"machine": "large"}}, HELLO_MAX))
+    answer = frame(REJECT, padded({"message": "no"}, FRAME_MAX))
+    grease = b"".join(skipped(kind) for kind in GREASE)
+    file = write(place, connection(CLIENT, [
+        Turn(True, with_length(HEADER_MAX) + extension + grease + question),
+        Turn(False, with_length(HEADER_MAX) + extension + grease + answer)], 1400))
+    packets = decode(file, (*WHOLE, "qmhs.message"))
+    assert only_known(frames(packets)) == [("source", HELLO), ("destination", REJECT)]
+    assert len(frames(packets)) == 2 * (len(GREASE) + 1)
+    assert values(packets, "qmhs.machine") == ["large"]
+    assert values(packets, "qmhs.message") == ["no"]
+    assert len(decode(file, FRAMES, which=ODD)) == 1        # that it was refused
+
+
+def padded(message: Json, size: int) -> bytes:
+    text = json.dumps(message).encode()
+    return text + b" " * (size - len(text))
+
+
+def with_length(length: int) -> bytes:
+    whole = header()
+    return whole[:6] + struct.pack(">H", length) + whole[8:]
+
+
+def test_somebody_else(place: Path) -> None:
+    """The magic in the middle of something is none, unless the user says so."""
+    turns = [Turn(True, b"\0 no handshake"), Turn(True, accepted()[0].data)]
+    file = write(place, connection(CLIENT, turns))
+    assert not decode(file, FRAMES)
+    forced = decode(file, FRAMES, "-d", f"tcp.port=={SERVER},qmhs", which="qmhs.expert.no_header")
+    assert len(forced) == 1
+
+
+def test_legacy_source(place: Path) -> None:
+    """The answer tells that the destination wants a handshake."""
+    turns = [Turn(True, MEMORY), Turn(False, header()), Turn(True, MEMORY)]
+    assert story(write(place, connection(CLIENT, turns))) == [
+        "destination: channel main 0", f"source: data, not parsed, {len(MEMORY)} bytes"]
+
+
+QUESTION, ANSWER, *_ = accepted()
+ASKED = QUESTION.data
+DEEP = b'{"a":' * 17 + b"0" + b"}" * 17
+
+
+class Mistake(NamedTuple):
+    expert: str         # the only one that says something
+    name: str
+    said: bytes
+    by_source: bool = True
+
+    @property
+    def turns(self) -> list[Turn]:
+        said = Turn(self.by_source, self.said)
+        return [said] if self.by_source else [QUESTION, said]
+
+
+def wrong_json(number: int, payload: bytes) -> Mistake:
+    return Mistake("json", f"JSON-{number}", header() + frame(HELLO, payload))
+
+
+def wrong_length(length: int) -> Mistake:
+    return Mistake("header_length", f"header-of-{length}", with_length(length) + MEMORY)
+
+
+MISTAKES = [
+    Mistake("too_long", "4-GiB", header() + prefix(HELLO, 0xffffffff) + MEMORY),
+    Mistake("too_long", "long-HELLO", header() + prefix(HELLO, HELLO_MAX + 1) + MEMORY),
+    Mistake("too_long", "long-grease", header() + prefix(GREASE[0], FRAME_MAX + 1, 0)),
+    Mistake("too_long", "long-ACCEPT", header() + prefix(ACCEPT, FRAME_MAX + 1), False),
+    *map(wrong_length, (0, HEADER_SIZE - 1, HEADER_MAX + 1, 0xffff)),
+    Mistake("channel_name", "no-name", header(name="")),
+    Mistake("channel_name", "space-in-name", header(name="ma in")),
+    Mistake("unknown", "unassigned", header() + skipped(UNASSIGNED)),
+    Mistake("critical", "critical", header() + skipped(UNASSIGNED, flags=CRITICAL)),
+    Mistake("too_many", "17-unknown", header() + 17 * skipped()),
+    Mistake("unexpected", "COMMIT-first", header() + frame(COMMIT, {})),
+    Mistake("unexpected", "two-HELLOs", header() + 2 * frame(HELLO, hello())),
+    Mistake("unexpected", "ACCEPT-from-source", ASKED + frame(ACCEPT, {})),
+    Mistake("unexpected", "HELLO-back", header() + frame(HELLO, hello()), False),
+    *(wrong_json(*payload) for payload in enumerate((
+        b"", b"[]", b"{", b'{"a"', b'{"a":1,"a":1}', b'{"a":1}}', b'{"a":"\n"}', b'{"\\',
+        b'{"a":1.5}', b"\xff\0", DEEP))),
+    Mistake("reject", "REJECT", header() + frame(REJECT, {}), False),
+    Mistake("abort", "ABORT", ASKED + frame(ABORT, {})),
+]
+
+
+@pytest.fixture(name="found", scope="module")
+def _found() -> Iterator[list[Fields]]:
+    with directory() as place:
+        file = write(place, [packet for number, mistake in enumerate(MISTAKES)
+                             for packet in connection(CLIENT + number, mistake.turns)])
+        yield decode(file, ("tcp.port", *EXPERTS))
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[one.name for one in MISTAKES])
+def test_mistakes(found: list[Fields], number: int) -> None:
+    said = [expert.rsplit(".", 1)[1] for packet in found for expert in EXPERTS
+            if expert in packet and str(CLIENT + number) in packet["tcp.port"]]
+    assert said == [MISTAKES[number].expert]
+
+
+def test_data_after_refusal(place: Path) -> None:
+    turns = [QUESTION, Turn(False, header() + frame(REJECT, {})), Turn(False, MEMORY)]
+    file = write(place, connection(CLIENT, turns))
+    assert len(decode(file, FRAMES, which="qmhs.expert.after")) == 1
+
+
+def test_good_ones_are_no_mistakes(place: Path) -> None:
+    turns = accepted()
+    turns[2:2] = [Turn(True, skipped() * 15)]       # 17 with the ones before and behind it
+    assert not decode(write(place, connection(CLIENT, accepted())), FRAMES, which=ODD)
+    assert decode(write(place, connection(CLIENT, turns)), FRAMES, which="qmhs.expert.too_many")
+    turns[2:3] = [Turn(True, skipped() * 14)]
+    assert not decode(write(place, connection(CLIENT, turns)), FRAMES, which=ODD)
+
+
+def test_flood(place: Path) -> None:
+    """Empty frames take eight bytes on the wire, and far more in a tree."""
+    turns = [Turn(True, header() + 5000 * skipped(payload=b""))]
+    packets = decode(write(place, connection(CLIENT, turns)), (*FRAMES, *DATA))
+    assert len(frames(packets)) == 17
+    assert len(bytes.fromhex("".join(values(packets, "qmhs.data")))) == 4983 * PREFIX_SIZE
+
+
+# Garbage. tshark() itself looks for errors of Lua, and for an end.
+
+MODES = {
+    "one-pass": (),
+    "two-passes": ("-2",),
+    "no-reassembly": ("-o", "tcp.desegment_tcp_streams:FALSE"),
+    "out-of-order": ("-o", "tcp.no_subdissector_on_error:FALSE",
+                     "-o", "tcp.reassemble_out_of_order:TRUE"),
+}
+
+
+@pytest.fixture(name="mode", params=MODES.values(), ids=list(MODES))
+def _mode(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    return request.param
+
+
+def require_recognized(file: Path, times: int, mode: tuple[str, ...]) -> None:
+    shown = tshark(file, "-V", *mode)
+    assert shown.count("\nQEMU migration handshake\n") >= times
+
+
+def test_ends_everywhere(place: Path, mode: tuple[str, ...]) -> None:
+    packets: list[bytes] = []
+    size = len(ASKED)
+    for end in range(size):
+        turns = [Turn(True, ASKED[:end]), ANSWER]
+        packets += connection(CLIENT + end, turns)
+    require_recognized(write(place, packets), size, mode)
+
+
+def test_packets_cut_short(place: Path, mode: tuple[str, ...]) -> None:
+    packets: list[bytes] = []
+    lengths: list[int] = []
+    snapshots = range(IP_TCP + len(b"QMHS"), 500)
+    for number, snapshot in enumerate(snapshots):
+        whole = connection(CLIENT + number, accepted(), 450)
+        packets += [packet[:snapshot] for packet in whole]
+        lengths += map(len, whole)
+    require_recognized(write(place, packets, lengths), len(snapshots), mode)
+
+
+def test_random(place: Path, mode: tuple[str, ...]) -> None:
+    chance = random.Random(1)
+    packets: list[bytes] = []
+    for number in range(300):
+        packets += shuffled(chance, connection(
+            CLIENT + number, [damaged(chance, turn) for turn in accepted()],
+            chance.choice((4, 30, 200, 60000))))
+    require_recognized(write(place, packets), 300, mode)
+
+
+def damaged(chance: random.Random, turn: Turn) -> Turn:
+    """With the magic as it was, most of the time."""
+    data = bytearray(turn.data)
+    for _ in range(chance.randrange(6)):
+        at = chance.randrange(4, len(data)) if len(data) > 4 else 0
+        data[at:at + chance.randrange(9)] = chance.randbytes(chance.randrange(9))
+    return Turn(turn.from_source, bytes(data))
+
+
+def shuffled(chance: random.Random, packets: list[bytes]) -> list[bytes]:
+    """Some lost, some twice, some too late."""
+    packets = [packet for packet in packets for _ in range(chance.choice((1,) * 30 + (0, 2)))]
+    for at in range(1, len(packets)):
+        if chance.random() < 0.03:
+            packets[at - 1:at + 1] = packets[at], packets[at - 1]
+    return packets
