@@ -59,10 +59,11 @@ static void decline_channels(strList **wanted,
 }
 
 /*
- * What of @wanted goes with all that is set here: this side negotiates with
+ * What of @wanted goes with all that is @enabled: a source negotiates with
  * itself first, and offers no more than that.
  */
-static strList *possible_capabilities(const strList *enabled,
+static strList *possible_capabilities(const HandshakeJudge *judge,
+                                      const strList *enabled,
                                       const strList *wanted,
                                       const QDict *parameters,
                                       MigrationHandshakeDeclinedList **declined)
@@ -76,7 +77,7 @@ static strList *possible_capabilities(const strList *enabled,
     wish->features = handshake_features();
     handshake_policy_offer(enabled, wanted, parameters, wish);
     own->declined = g_steal_pointer(declined);
-    handshake_negotiate(wish, NULL, handshake_settings_source_judge(), own);
+    handshake_negotiate(wish, NULL, judge, own);
     *declined = g_steal_pointer(&own->declined);
     for (l = wish->optional; l; l = l->next) {
         if (handshake_strlist_contains(own->capabilities, l->value)) {
@@ -115,7 +116,8 @@ handshake_offer_new(bool single, const MigrationHandshakeOptions *options,
     if (single) {
         decline_channels(&wanted, declined);
     }
-    possible = possible_capabilities(enabled, wanted, parameters, declined);
+    possible = possible_capabilities(handshake_settings_source_judge(),
+                                     enabled, wanted, parameters, declined);
     hello = hello_new(purpose, enabled, possible, parameters);
     hello->warnings_as_errors = options && options->warnings_as_errors;
     return hello;
@@ -129,8 +131,8 @@ static bool is_possible(const char *first, const char *name,
     strList last = { .value = (char *)name };
     strList both = { .value = (char *)first, .next = &last };
     g_autoptr(strList) possible =
-        possible_capabilities(enabled, first ? &both : &last, parameters,
-                              declined);
+        possible_capabilities(handshake_settings_source_judge(), enabled,
+                              first ? &both : &last, parameters, declined);
 
     return handshake_strlist_contains(possible, name);
 }
@@ -203,26 +205,47 @@ static bool can_be_chosen(const HandshakeHello *hello, const char *name,
     }
 }
 
+/* What @hello leaves of @wanted if each is looked at alone */
+static strList *choose_each(const HandshakeHello *hello, const strList *wanted)
+{
+    strList *chosen = NULL;
+    strList **tail = &chosen;
+    const char *ignored;
+
+    for (; wanted; wanted = wanted->next) {
+        if (can_be_chosen(hello, wanted->value, &ignored)) {
+            QAPI_LIST_APPEND(tail, g_strdup(wanted->value));
+        }
+    }
+    return chosen;
+}
+
 void handshake_offer_choose(HandshakeHello *hello,
                             const MigrationHandshakeOptions *options)
 {
     g_autoptr(strList) wanted = handshake_offer_wanted(options);
+    g_autoptr(strList) each = choose_each(hello, wanted);
+    g_autoptr(MigrationHandshakeDeclinedList) conflicts = NULL;
+    g_autoptr(QDict) none = qdict_new();
     MigrationHandshakeDeclinedList *declined = NULL;
-    strList *chosen = NULL;
-    strList **tail = &chosen;
+    strList *chosen;
     const strList *l;
 
+    /* What the source would find out by itself; any QEMU can */
+    chosen = possible_capabilities(handshake_settings_destination_judge(),
+                                   hello->profile->required, each, none,
+                                   &conflicts);
     for (l = wanted; l; l = l->next) {
         const char *reason;
 
         if (handshake_strlist_contains(hello->profile->required, l->value) ||
-            handshake_strlist_contains(chosen, l->value) ||
             why_declined(declined, l->value)) {
             continue;
         }
         if (can_be_chosen(hello, l->value, &reason)) {
-            QAPI_LIST_APPEND(tail, g_strdup(l->value));
-        } else {
+            reason = why_declined(conflicts, l->value);
+        }
+        if (reason) {
             handshake_declined_add(&declined, l->value, reason);
         }
     }
