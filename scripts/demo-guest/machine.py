@@ -149,6 +149,11 @@ class Machine:
         except QMPError as error:
             raise NotSeen(f"{self.name}: QEMU went away during {command}") from error
 
+    async def give(self, fd: int, name: str) -> None:
+        """For addresses of type fd."""
+        self._qmp.send_fd_scm(fd)
+        await self.execute("getfd", {"fdname": name})
+
     def events(self, *names: str) -> AbstractContextManager[EventListener]:
         return self._qmp.listener(names)
 

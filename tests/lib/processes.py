@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -51,20 +51,27 @@ async def set_tls(machine: Machine, endpoint: str) -> None:
     await machine.execute("migrate-set-parameters", {"tls-creds": TLS_CREDS})
 
 
-async def start_source(lab: Lab, name: str = "source", tls: bool = False) -> Machine:
-    source = await lab.start(name, under=UNDER)
+async def start_source(lab: Lab, name: str = "source", tls: bool = False,
+                       options: Sequence[str] = ()) -> Machine:
+    source = await lab.start(name, *options, under=UNDER)
     if tls:
         await set_tls(source, "client")
     return source
 
 
 async def start_destination(lab: Lab, name: str = "destination", tls: bool = False,
-                            kind: str = "handshake") -> tuple[Machine, int]:
+                            kind: str = "handshake",
+                            options: Sequence[str] = ()) -> tuple[Machine, int]:
     """Returns the port that it listens on as well."""
-    destination = await lab.start(name, "-incoming", "defer", under=UNDER)
+    destination = await lab.start(name, "-incoming", "defer", *options, under=UNDER)
     if tls:
         await set_tls(destination, "server")
     return destination, await listen(destination, kind)
+
+
+async def set_capabilities(machine: Machine, *names: str, state: bool = True) -> None:
+    await machine.execute("migrate-set-capabilities", {
+        "capabilities": [{"capability": name, "state": state} for name in names]})
 
 
 async def set_channels(source: Machine, count: int) -> None:
@@ -102,6 +109,26 @@ async def begin(source: Machine, address: Address, options: Optional[Options] = 
             if "is not over yet" not in str(error) or time.monotonic() > deadline:
                 raise
         await asyncio.sleep(0.001)
+
+
+async def begin_check(source: Machine, address: Address,
+                      options: Optional[Options] = None) -> None:
+    await begin(source, address, {**(options or {}), "check-only": True}, patience=0)
+
+
+async def verdict(source: Machine, limit: float = PATIENCE) -> Json:
+    """What query-migrate tells of a handshake, once that is over."""
+    async def known() -> Optional[Json]:
+        info = await source.handshake()
+        return None if info["status"] == "in-progress" else info
+
+    return await until(f"{source.name} to end its handshake", limit, known, every=0.001)
+
+
+async def check(source: Machine, address: Address, options: Optional[Options] = None) -> Json:
+    """From the beginning to the end."""
+    await begin_check(source, address, options)
+    return await verdict(source)
 
 
 async def end(source: Machine, limit: float = PATIENCE) -> Json:
@@ -184,12 +211,32 @@ def fds(machine: Machine) -> int:
     return sum(1 for _ in Path(f"/proc/{machine.pid}/fd").iterdir())
 
 
+async def settings(machine: Machine) -> Json:
+    """All that a migration, or a handshake, might have changed for itself."""
+    return {query: await machine.execute(query)
+            for query in ("query-migrate-capabilities", "query-migrate-parameters")}
+
+
+def bytes_of(machine: Machine, kind: str) -> int:
+    """Its memory, of one of the kinds that proc(5) has."""
+    for line in Path(f"/proc/{machine.pid}/status").read_text().splitlines():
+        if line.startswith(f"{kind}:"):
+            return int(line.split()[1]) << 10
+    raise NotSeen(f"{machine.name}: no {kind}")
+
+
 def peak_memory(machine: Machine) -> int:
     """The most that it has had in memory so far, in bytes."""
-    for line in Path(f"/proc/{machine.pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) << 10
-    raise NotSeen(f"{machine.name}: no VmHWM")
+    return bytes_of(machine, "VmHWM")
+
+
+def locked_memory(machine: Machine) -> int:
+    return bytes_of(machine, "VmLck")
+
+
+def unlocked_memory(machine: Machine) -> int:
+    """Of one that has locked all that it has, and all that it will have."""
+    return bytes_of(machine, "VmSize") - locked_memory(machine)
 
 
 class Watch:

@@ -10,8 +10,9 @@ import json
 import select
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from machine import LOOPBACK, Json
 
@@ -43,9 +44,9 @@ def frame(kind: int, payload: bytes | Json) -> bytes:
     return prefix(kind, len(payload)) + payload
 
 
-def hello(multifd: int = 0) -> Json:
+def hello(multifd: int = 0, purpose: str = "migrate") -> Json:
     """As little as a source can say, about itself."""
-    message: Json = {"versions": [1], "purpose": "migrate", "required": []}
+    message: Json = {"versions": [1], "purpose": purpose, "required": []}
     if multifd:
         message["features"] = ["named-channels"]
         message["profile"] = {
@@ -54,17 +55,38 @@ def hello(multifd: int = 0) -> Json:
     return message
 
 
-def end_of_conversation(said: bytes | bytearray, last: tuple[int, ...]) -> Optional[int]:
-    """How many bytes it has up to a frame of a type in `last`, once that is known."""
+def frames(said: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+    """Type, begin and end of the payloads whose prefix has come."""
     if len(said) < PREFIX_SIZE:
-        return None
+        return
     at = struct.unpack_from(">H", said, 6)[0]
     while len(said) >= at + PREFIX_SIZE:
         length, kind = struct.unpack_from(">IH", said, at)
-        at += PREFIX_SIZE + length
-        if kind in last:
-            return at
-    return None
+        begin = at + PREFIX_SIZE
+        at = begin + length
+        yield kind, begin, at
+
+
+def end_of_conversation(said: bytes | bytearray, last: tuple[int, ...]) -> Optional[int]:
+    """How many bytes it has up to a frame of a type in `last`, once that is known."""
+    return next((end for kind, _, end in frames(said) if kind in last), None)
+
+
+def message_of(said: bytes | bytearray, wanted: int) -> Optional[Json]:
+    """The first message of that type, if there is one."""
+    return next((json.loads(said[begin:end]) for kind, begin, end in frames(said)
+                 if kind == wanted), None)
+
+
+def without_grease(value: Any) -> Any:
+    """What is left when all names are gone that mean nothing."""
+    if isinstance(value, dict):
+        return {name: without_grease(one) for name, one in value.items()
+                if not name.startswith("grease-")}
+    if isinstance(value, list):
+        left = [without_grease(one) for one in value if not str(one).startswith("grease-")]
+        return [one for one in left if one != {}]
+    return value
 
 
 class Header(NamedTuple):
@@ -245,6 +267,18 @@ class FullListener:
     async def __aexit__(self, *_: object) -> None:
         for one in (*self._fillers, self._listener):
             one.close()
+
+    async def let_in(self, said: list[bytes]) -> None:
+        """From now on everybody gets in, until cancelled; `said` is what each of them says."""
+        loop = asyncio.get_running_loop()
+        self._listener.setblocking(False)
+        for filler in self._fillers:
+            filler.close()
+        while True:
+            sock, _ = await loop.sock_accept(self._listener)
+            with sock:
+                sock.setblocking(False)
+                said.append(await loop.sock_recv(sock, PREFIX_SIZE))
 
 
 async def fill_backlog(listener: socket.socket) -> list[socket.socket]:
