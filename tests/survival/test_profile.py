@@ -1,0 +1,556 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Profiles: what a source would say, judged by destinations that it never talks to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NamedTuple, Optional
+
+import pytest
+from machine import Json, Lab, Machine, NotSeen
+from processes import (MIB, UNDER, Options, begin, bytes_of, check, end, fds, inet, locked_memory,
+                       pc_lab, require_listening, require_refused, require_success,
+                       set_capabilities, set_channels, settings, small_lab, start_destination,
+                       start_source, verdict, wait_status)
+from relay import Line, Relay
+from wire import HELLO, Peer, message_of, without_grease
+
+UUIDS = [f"{number}0000000-0000-4000-8000-000000000000" for number in (1, 2)]
+SLOW = 64 << 10         # bytes a second
+FAST = 0.02             # what the commands may take, in seconds
+
+
+async def profile_of(source: Machine) -> Any:
+    """As it is when a file has been in between."""
+    return json.loads(json.dumps(await source.execute("query-migrate-profile")))
+
+
+async def judge(destination: Machine, profile: Any, options: Optional[Options] = None) -> Any:
+    arguments: Json = {"profile": profile}
+    if options is not None:
+        arguments["options"] = options
+    return await destination.execute("check-migrate-profile", arguments)
+
+
+async def start_candidate(lab: Lab, *options: str) -> Machine:
+    """As a scheduler has it: it listens nowhere."""
+    return await lab.start("candidate", "-S", "-incoming", "defer", *options, under=UNDER)
+
+
+@contextlib.asynccontextmanager
+async def unchanged(*machines: Machine) -> AsyncIterator[None]:
+    """Nothing that could be seen of them."""
+    async def state() -> list[Any]:
+        return [(await machine.migration(), await settings(machine),
+                 await machine.execute("query-status"), await machine.execute("query-yank"),
+                 locked_memory(machine) > 0) for machine in machines]
+
+    before = await state()
+    yield
+    assert await state() == before
+
+
+# What it says
+
+
+@pytest.mark.parametrize("options", [
+    (), ("-name", "guest \u00fc,process=qemu", "-uuid", UUIDS[0]), ("-smp", "3"), ("-S",),
+    ("-device", "qemu-xhci", "-device", "usb-wacom-tablet"),
+    ("-device", "VGA,romfile=", "-device", "i6300esb", "-m", "32")],
+    ids=["plain", "name", "smp", "prelaunch", "unmigratable", "devices"])
+@pytest.mark.parametrize("required", [(), ("validate-uuid", "dirty-bitmaps"), ("multifd",),
+                                      ("postcopy-ram", "postcopy-preempt"), ("auto-converge",)],
+                         ids=lambda names: "-".join(names) or "none")
+async def test_it_is_what_the_wire_says(options: tuple[str, ...],
+                                        required: tuple[str, ...]) -> None:
+    """Of a check and, where that may begin, of a migration; with all that could be optional."""
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=options)
+        destination, port = await start_destination(lab, options=["-smp", "2"])
+        await set_capabilities(source, *required)
+        async with unchanged(source):
+            profile = await source.execute("query-migrate-profile")
+        async with Relay(port) as relay:
+            info = await check(source, inet(relay.port))
+            if not any(issue["code"] == "unmigratable" for issue in info["issues"]):
+                await begin(source, inet(relay.port))
+                await end(source)
+            said = [without_grease(one) for one in
+                    (message_of(line.said["source"], HELLO) for line in relay.lines) if one]
+        assert [one.pop("purpose") for one in said] == ["check", "migrate"][:len(said)]
+        require_same(profile, said, required)
+        assert destination.exit_status is None
+
+
+def require_same(profile: Json, said: list[Json], required: tuple[str, ...]) -> None:
+    expected = copy.deepcopy(profile)
+    assert expected.pop("purpose") == "check"
+    optional = expected.pop("optional-capabilities")
+    expected.pop("declined", None)
+    groups = expected["profile"].pop("parameters")
+    for hello in said:
+        asked = hello.pop("optional-capabilities")
+        assert set(asked) <= set(optional)
+        sent = hello["profile"].pop("parameters")
+        for name in {*asked, *required}:
+            assert sent.get(name) == groups.get(name)
+        hello["versions"] = [number for number in hello["versions"] if number & 0x0f0f != 0x0a0a]
+        assert hello == expected
+
+
+# Whether the verdicts are alike
+
+
+class Pair(NamedTuple):
+    """A source and a destination that differ in something."""
+
+    source: tuple[str, ...] = ()
+    destination: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    codes: frozenset[str] = frozenset()
+
+
+def pair(source: str = "", destination: str = "", required: str = "", codes: str = "") -> Pair:
+    return Pair(tuple(source.split()), tuple(destination.split()), tuple(required.split()),
+                frozenset(codes.split()))
+
+
+BOTH_UUIDS = (f"-uuid {UUIDS[0]}", f"-uuid {UUIDS[1]}")
+PAIRS = {
+    "alike": pair(),
+    "machine": pair("", "-machine q35", "", "machine-type section-missing section-extra"),
+    "version": pair("-machine pc-i440fx-9.0", "-machine pc-i440fx-10.0", "",
+                    "machine-type"),
+    "memory": pair("-m 16", "-m 32", "", "ram-block-size"),
+    "missing": pair("-device i6300esb -device VGA,romfile=", "", "",
+                    "section-missing ram-block-missing"),
+    "extra": pair("", "-device i6300esb -device VGA,romfile=", "",
+                  "section-extra ram-block-extra"),
+    "more-cpus": pair("-smp 2", "", "", "section-missing"),
+    "fewer-cpus": pair("", "-smp 2", "", "section-extra"),
+    "uuid": pair(*BOTH_UUIDS, "", "uuid"),
+    "uuid-validated": pair(*BOTH_UUIDS, "validate-uuid", "uuid"),
+    "blocked": pair("-object memory-backend-ram,id=m,size=1M,share=on "
+                    "-device ivshmem-plain,memdev=m", "", "", "unmigratable section-missing "
+                    "ram-block-missing"),
+    "unmigratable": pair("", "-device qemu-xhci -device usb-wacom-tablet", "",
+                         "unmigratable section-extra"),
+    "multifd": pair("", "", "multifd"),
+    "postcopy": pair("", "", "postcopy-ram"),
+    "postcopy-preempt": pair("", "", "postcopy-preempt postcopy-ram"),
+    "ignore-shared": pair("", "", "x-ignore-shared"),
+    "source-only": pair("", "", "xbzrle auto-converge events pause-before-switchover"),
+    "no-multifd-there": pair("", "-global migration.multifd-flush-after-each-section=on"),
+    "multifd-required": pair("", "-global migration.multifd-flush-after-each-section=on",
+                             "multifd", "stream-format"),
+    "stream": pair("-global migration.send-section-footer=off", "", "", "stream-format"),
+}
+WISHES: dict[str, Optional[list[str]]] = {
+    "default": None,
+    "none": [],
+    "postcopy": ["postcopy-ram", "postcopy-preempt"],
+    "multifd": ["multifd"],
+    "twice": ["switchover-ack", "multifd", "switchover-ack", "multifd"],
+    "return-path": ["return-path", "multifd"],
+    "not-negotiable": ["multifd", "xbzrle", "events", "validate-uuid", "auto-converge",
+                       "mapped-ram", "x-colo", "release-ram"],
+    "all-that-go-together": ["dirty-bitmaps", "multifd", "x-ignore-shared", "switchover-ack"],
+}
+# A source offers only what goes together; what it leaves out stays out, even if the
+# destination declines what excludes it.
+CONFLICTS: dict[str, Optional[list[str]]] = {
+    "alone": ["postcopy-preempt"],
+    "postcopy-first": ["postcopy-ram", "multifd"],
+    "multifd-first": ["multifd", "postcopy-ram"],
+    "mixed": ["xbzrle", "multifd", "postcopy-ram", "events", "x-ignore-shared"],
+}
+SAME = ("capabilities", "declined", "issues")
+
+
+async def attempt(source: Machine, port: int, options: Options) -> Json:
+    """A handshake for a migration that gets no further: the last byte of COMMIT is lost."""
+    async def treat(line: Line) -> None:
+        if line.number == 0:
+            await line.carry_part("source", 1 << 30)
+        await line.end_with_either()
+
+    async with Relay(port, treat) as relay:
+        await begin(source, inet(relay.port), options)
+        info = await verdict(source)
+        with contextlib.suppress(NotSeen):
+            await source.execute("migrate_cancel")
+        await end(source)
+    return info
+
+
+async def require_agreement(two: Pair, wishes: dict[str, Optional[list[str]]]) -> None:
+    blocked = "-device ivshmem-plain" in " ".join(two.source)
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=two.source)
+        destination, port = await start_destination(lab, options=two.destination)
+        await set_capabilities(source, *two.required)
+        await set_channels(source, 3)
+        profile = await profile_of(source)
+        candidate = await start_candidate(lab, *two.destination)
+        for wish in wishes.values():
+            for strict in (False, True):
+                options: Options = {"warnings-as-errors": strict}
+                if wish is not None:
+                    options["optional-capabilities"] = wish
+                async with unchanged(destination, candidate):
+                    foretold = [await judge(one, profile, options)
+                                for one in (destination, candidate)]
+                said = [await check(source, inet(port), options)]
+                if not blocked:
+                    said.append(await attempt(source, port, options))
+                    await require_listening(destination)
+                for one in foretold:
+                    assert {issue["code"] for issue in one["issues"]} == two.codes
+                    for info in said:
+                        assert one["compatible"] == (info["status"] == "accepted"), info
+                        for member in SAME:
+                            assert one[member] == info[member], (member, options)
+
+
+@pytest.mark.parametrize("two", PAIRS.values(), ids=PAIRS)
+async def test_verdicts_are_alike(two: Pair) -> None:
+    await require_agreement(two, WISHES)
+
+
+@pytest.mark.parametrize("two", ["alike", "memory", "no-multifd-there", "postcopy"])
+async def test_verdicts_are_alike_in_conflicts(two: str) -> None:
+    await require_agreement(PAIRS[two], CONFLICTS)
+
+
+async def test_blockers_are_told() -> None:
+    """What `migrate` would say at once, in its words."""
+    blocked = ("-object", "memory-backend-ram,id=m,size=1M,share=on",
+               "-device", "ivshmem-plain,memdev=m")
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=blocked)
+        candidate = await start_candidate(lab)
+        await source.execute("migrate-set-parameters", {"mode": "cpr-reboot"})
+        found = await judge(candidate, await profile_of(source))
+        with pytest.raises(NotSeen) as refusal:
+            await begin(source, inet(1))
+        blockers = [issue["message"] for issue in found["issues"]
+                    if issue["code"] == "unmigratable"]
+        assert any("cpr-reboot" in one and one.split(": ", 1)[1] in str(refusal.value)
+                   for one in blockers)
+        await source.execute("migrate-set-parameters", {"mode": "normal"})
+        with pytest.raises(NotSeen) as refusal:
+            await begin(source, inet(1))
+        assert any(one.split(": ", 1)[1] in str(refusal.value) for one in blockers)
+
+
+# Later versions, and garbage
+
+
+def objects(value: Any) -> Iterator[Any]:
+    """All objects and lists in it."""
+    if isinstance(value, dict):
+        yield value
+        for one in value.values():
+            yield from objects(one)
+    elif isinstance(value, list):
+        yield value
+        for one in value:
+            yield from objects(one)
+
+
+async def test_what_is_not_known_is_ignored() -> None:
+    news: Json = {"later": {"deep": [1, "two", {"three": None}]}}
+    strict_lists = ("versions", "required", "required-capabilities", "optional-capabilities")
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=["-uuid", UUIDS[0]])
+        candidate = await start_candidate(lab, "-uuid", UUIDS[1], "-smp", "2")
+        profile = await profile_of(source)
+        good = await judge(candidate, profile)
+        assert {issue["code"] for issue in good["issues"]} == {"uuid", "section-extra"}
+        later = copy.deepcopy(profile)
+        kept = [id(one) for one in objects(later["profile"]["parameters"])]
+        kept += [id(later.get(name, later["profile"].get(name))) for name in strict_lists]
+        kept += [id(one.get("instances")) for one in later["profile"]["sections"]]
+        for one in list(objects(later)):
+            if id(one) in kept:
+                continue
+            if isinstance(one, dict):
+                one.update(copy.deepcopy(news))
+            else:
+                one.extend([7, None, [], copy.deepcopy(news)])
+        later["versions"] = [9, "ten", 1 << 40, *later["versions"], None]
+        assert await judge(candidate, later) == good
+
+
+@pytest.mark.parametrize("missing", [
+    "qemu-version", "arch", "machine", "page-size", "host-page-size", "uuid", "capabilities",
+    "required-capabilities", "parameters", "stream", "sections", "ram-blocks"])
+async def test_what_is_absent_is_not_compared(missing: str) -> None:
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=["-uuid", UUIDS[0]])
+        candidate = await start_candidate(lab, "-uuid", UUIDS[1], "-smp", "2")
+        profile = await profile_of(source)
+        good = await judge(candidate, profile)
+        del profile["profile"][missing]
+        gone = {"uuid": "uuid", "sections": "section-extra"}.get(missing)
+        expected = [issue for issue in good["issues"] if issue["code"] != gone]
+        judged = await judge(candidate, profile)
+        assert judged["issues"] == expected
+        assert judged["capabilities"] == good["capabilities"]
+
+
+def deep(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+BAD_VALUES: list[Any] = [
+    None, True, 0, -1, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, 1 << 80,
+    -(1 << 63), 1.5, -0.0, 1e300, "", "x", "%s%n", "\u0000", "\U0001f600", "x" * 2000,
+    [], {}, [None], [[]], [{}], {"": None}, ["x"] * 300, [{"name": "x"}],
+    [{"name": "x", "size": 1, "version": 1}], {"name": {"name": {}}}, deep(15), deep(20),
+    deep(900), [1 << 64, -1, 1.5], {"multifd": {"multifd-channels": 1 << 64}},
+    {"multifd": {"multifd-channels": -1, "multifd-compression": None}},
+]
+
+SHARE = 3       # one place gets each third of them, another one the next
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """All that can be replaced; of a list, its first and its last item."""
+    yield path
+    if isinstance(value, dict):
+        for name, one in value.items():
+            yield from places(one, (*path, name))
+    elif isinstance(value, list) and value:
+        for index in sorted({0, len(value) - 1}):
+            yield from places(value[index], (*path, index))
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    result = copy.copy(value)
+    result[path[0]] = replaced(value[path[0]], path[1:], new)
+    return result
+
+
+async def test_garbage() -> None:
+    """Everything in the place of everything: an error or a verdict, and nothing else."""
+    verdicts = errors = 0
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=["-uuid", UUIDS[0], "-name", "guest"])
+        candidate = await start_candidate(lab)
+        await set_capabilities(source, "dirty-bitmaps", "multifd")
+        profile = await profile_of(source)
+        for parts in ("sections", "ram-blocks"):        # that is enough, and quicker
+            del profile["profile"][parts][2:]
+        good = await judge(candidate, profile)
+        assert good["compatible"] and good["issues"]
+        async with unchanged(candidate):
+            for number, path in enumerate(places(profile)):
+                for new in BAD_VALUES[number % SHARE::SHARE]:
+                    try:
+                        judged = await judge(candidate, replaced(profile, path, new))
+                        assert {"compatible", *SAME} <= set(judged)
+                        verdicts += 1
+                    except NotSeen as error:
+                        assert "malformed migration profile" in str(error), (path, error)
+                        errors += 1
+                assert await judge(candidate, profile) == good
+        print(f"{verdicts} verdicts, {errors} errors")
+        assert verdicts > 200 and errors > 300
+
+
+WRONG: dict[str, Any] = {
+    "null": None, "string": "profile", "number": 1, "list": [], "empty": {},
+    "inside-only": {"machine": "pc"},
+}
+
+
+@pytest.mark.parametrize("profile", WRONG.values(), ids=WRONG)
+async def test_no_profile_at_all(profile: Any) -> None:
+    async with pc_lab() as lab:
+        candidate = await start_candidate(lab)
+        with pytest.raises(NotSeen, match="malformed migration profile"):
+            await judge(candidate, profile)
+
+
+async def test_too_long() -> None:
+    """As on the wire: half a MiB, and 256 issues; the rest is counted."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        candidate = await start_candidate(lab)
+        profile = await profile_of(source)
+        sections = [{"name": f"section {number}", "version": 1} for number in range(5000)]
+        judged = await judge(candidate, replaced(profile, ("profile", "sections"), sections))
+        assert not judged["compatible"]
+        assert len(judged["issues"]) == 256
+        assert judged["issues-omitted"] >= 5000 - 256
+        with pytest.raises(NotSeen, match="more than 524288 bytes"):
+            await judge(candidate, {**profile, "later": "x" * (1 << 19)})
+
+
+# When
+
+
+async def require_error(machine: Machine, profile: Json, words: str) -> None:
+    async with unchanged(machine):
+        with pytest.raises(NotSeen, match=words):
+            await judge(machine, profile)
+
+
+async def test_only_while_waiting() -> None:
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        prelaunch = await start_source(lab, "prelaunch", options=["-S"])
+        destination, port = await start_destination(lab)
+        profile = await profile_of(source)
+        good = await judge(destination, profile)
+        for machine in (source, prelaunch):
+            await require_error(machine, profile, "-incoming")
+
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        await begin(source, inet(port))
+        await wait_status(source, "active")
+        await require_error(destination, profile, "migration process in progress")
+        moving = await profile_of(source)
+        assert moving["profile"]["sections"] == profile["profile"]["sections"]
+        await source.execute("migrate-set-parameters", {"max-bandwidth": 0})
+        await require_success(source, destination)
+        await require_error(destination, profile, "-incoming")
+        await require_error(source, profile, "-incoming")
+        assert good["compatible"]
+
+        # Where it has been, and where it is
+        with contextlib.suppress(NotSeen):
+            await profile_of(source)
+        assert not await source.is_running()
+        there = await profile_of(destination)
+        assert there["profile"]["sections"] == profile["profile"]["sections"]
+        assert there["profile"]["ram-blocks"] == profile["profile"]["ram-blocks"]
+
+
+async def test_while_another_one_holds_the_session() -> None:
+    """It would be told `busy`."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        profile = await profile_of(source)
+        peer = await Peer.connect(port)
+        await peer.hold_session()
+        await require_error(destination, profile, "in progress")
+        peer.close()
+        await require_listening(destination)
+        assert (await judge(destination, profile))["compatible"]
+
+
+async def test_after_a_refusal() -> None:
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=["-smp", "2"])
+        destination, port = await start_destination(lab)
+        await begin(source, inet(port))
+        await require_refused(source)
+        judged = await judge(destination, await profile_of(source))
+        assert [issue["code"] for issue in judged["issues"]] == ["section-missing"] * len(
+            judged["issues"]) and judged["issues"]
+
+
+async def test_of_one_that_waits() -> None:
+    """A candidate can be asked what it is, and judge itself."""
+    async with pc_lab() as lab:
+        candidate = await start_candidate(lab)
+        async with unchanged(candidate):
+            judged = await judge(candidate, await profile_of(candidate))
+            assert judged["compatible"]
+            assert all(issue["severity"] != "error" for issue in judged["issues"])
+
+
+async def test_machine_without_anything() -> None:
+    async with small_lab() as lab:
+        source = await start_source(lab)
+        candidate = await start_candidate(lab)
+        assert (await judge(candidate, await profile_of(source)))["compatible"]
+
+
+# How often, and how long
+
+
+async def test_nothing_grows() -> None:
+    options: Options = {"optional-capabilities": ["postcopy-ram", "postcopy-preempt", "xbzrle"]}
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        candidate = await start_candidate(lab, "-overcommit", "mem-lock=on")
+
+        async def repeat(count: int) -> list[Any]:
+            for number in range(count):
+                profile = await profile_of(source)
+                judged = await judge(candidate, profile, None if number % 8 else options)
+                assert judged["compatible"]
+            return [(fds(machine), bytes_of(machine, "RssAnon"), locked_memory(machine))
+                    for machine in (source, candidate)]
+
+        async with unchanged(source, candidate):
+            before = await repeat(50)
+            after = await repeat(200)
+        for (fds_before, memory_before, locked), (fds_after, memory_after, locked_after) in zip(
+                before, after):
+            assert (fds_after, locked_after) == (fds_before, locked)
+            assert memory_after - memory_before < MIB
+
+
+async def quickest(work: Callable[[], Awaitable[Any]], times: int = 7) -> float:
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        await work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+async def only_read(candidate: Machine, profile: Json) -> None:
+    """A command as long as with the profile: a monitor reads one byte at a time."""
+    with pytest.raises(NotSeen, match="malformed migration profile"):
+        await judge(candidate, [profile])
+
+
+FIFTY = [word for number in range(50) for word in (
+    "-device", f"virtio-net-pci,romfile=,multifunction=on,addr={2 + number // 8:x}."
+               f"{number % 8},id=card{number}")]
+
+
+async def test_fifty_devices() -> None:
+    async with pc_lab("q35") as lab:
+        source = await start_source(lab, options=FIFTY)
+        candidate = await start_candidate(lab, *FIFTY)
+        profile = await source.execute("query-migrate-profile")
+        assert sum("virtio-net" in one["name"] for one in profile["profile"]["sections"]) == 50
+        idle = await quickest(lambda: source.execute("query-status"))
+        taken = await quickest(lambda: source.execute("query-migrate-profile"))
+        read = await quickest(lambda: only_read(candidate, profile))
+        judged = await quickest(lambda: judge(candidate, profile))
+        print(f"query-status {idle * 1000:.1f} ms, query-migrate-profile {taken * 1000:.1f} ms, "
+              f"check-migrate-profile {judged * 1000:.1f} ms, of which {read * 1000:.1f} ms "
+              f"to read {len(json.dumps(profile))} bytes")
+        assert taken - idle < FAST
+        assert judged - read < FAST
+
+
+async def test_guest_is_not_disturbed() -> None:
+    """Not paused, and no event."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        await set_capabilities(source, "events")
+        with source.events() as listener:
+            for _ in range(20):
+                await profile_of(source)
+            assert await source.is_running()
+            await asyncio.sleep(0)
+            assert not listener.clear()
