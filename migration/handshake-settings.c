@@ -34,7 +34,8 @@ strList *handshake_settings_capabilities(void)
     strList **tail = &names;
 
     for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
-        if (s->capabilities[i]) {
+        if (taken.capability_taken[i] ? taken.capability_was[i]
+                                      : s->capabilities[i]) {
             QAPI_LIST_APPEND(tail, g_strdup(MigrationCapability_str(i)));
         }
     }

@@ -14,6 +14,8 @@
 /**
  * handshake_settings_capabilities: what is switched on
  *
+ * What was taken for a migration that is running does not count.
+ *
  * Returns: names, to be freed by the caller
  */
 strList *handshake_settings_capabilities(void);

@@ -86,8 +86,14 @@ static bool coroutine_fn read_verdict(HandshakeSource *hs, Error **errp)
                    "channel for '%s' %" PRIu32, header.name, header.index);
         return false;
     }
-    if (ret <= 0 ||
-        !handshake_wire_read_frame(&hs->wire, &type, &json, errp)) {
+    if (ret <= 0) {
+        return false;
+    }
+    if (!handshake_wire_read_frame(&hs->wire, &type, &json, errp)) {
+        if (hs->wire.broken) {
+            error_prepend(errp, "the connection ended before the verdict of "
+                          "the migration handshake: ");
+        }
         return false;
     }
     if (type != HANDSHAKE_FRAME_ACCEPT && type != HANDSHAKE_FRAME_REJECT) {
