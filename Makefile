@@ -2,7 +2,10 @@
 # The commands of the project; scripts/ does the work.
 
 BASE ?= 10.0
+comma := ,
 TARGET := $(if $(QEMU_SRC),custom,$(BASE))
+# All bases, unless the user says which.
+TARGETS := $(TARGET)$(if $(QEMU_SRC)$(filter-out file,$(origin BASE)),,$(comma)10.2)
 export QEMU_SRC REFRESH
 
 .PHONY: all check check-full check-asan check-series series refresh demo bench clean help
@@ -11,10 +14,10 @@ all:
 	@scripts/build $(TARGET)
 
 check:
-	@scripts/check $(TARGET)
+	@scripts/check $(TARGETS)
 
 check-full:
-	@scripts/check $(TARGET) full
+	@scripts/check $(TARGETS) full
 
 check-asan:
 	@scripts/check $(TARGET) asan
@@ -42,7 +45,7 @@ help:
 #: make BASE=10.2          the same for another base
 #: make QEMU_SRC=DIR       the same from your own QEMU tree, never changed, in build/custom
 #: make demo               builds, and migrates a real guest with the handshake
-#: make check              builds, and runs all the tests that gate a change
+#: make check              builds all bases, and runs all the tests that gate a change
 #: make check-full         and those that take long, and once more with multifd
 #: make check-asan         our own tests with AddressSanitizer and UBSan, in build/10.0-asan
 #: make bench              measures and draws
