@@ -281,6 +281,11 @@ void migration_handshake_before_tls(QIOChannel *ioc, bool incoming)
     }
 }
 
+bool migration_handshake_wanted(void)
+{
+    return source.wanted;
+}
+
 void migration_handshake_connect_failed(Error **errp)
 {
     if (source.tls) {

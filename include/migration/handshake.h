@@ -128,6 +128,16 @@ bool migration_handshake_abandoned(unsigned attempt);
 void migration_handshake_before_tls(QIOChannel *ioc, bool incoming);
 
 /**
+ * migration_handshake_wanted: how the outgoing main channel begins
+ *
+ * After a handshake there is a return path, whatever is set now.  QEMU 10.2
+ * needs to know that before it negotiates TLS.
+ *
+ * Returns: whether it begins with a handshake
+ */
+bool migration_handshake_wanted(void);
+
+/**
  * migration_handshake_connect_failed: there is no main channel
  * @errp: why; what may be wrong with the use of TLS is added
  *
