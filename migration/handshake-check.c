@@ -7,6 +7,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "block/aio.h"
 #include "io/channel-socket.h"
 #include "io/channel-tls.h"
 #include "io/channel-util.h"
@@ -14,21 +15,24 @@
 #include "qapi/clone-visitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-migration.h"
+#include "qemu/main-loop.h"
 #include "qemu/sockets.h"
 #include "qemu/timer.h"
-#include "system/runstate.h"
 #include "handshake-check.h"
 #include "handshake-info.h"
 #include "handshake-message.h"
 #include "handshake-source.h"
 #include "migration.h"
+#include "options.h"
 #include "tls.h"
 #include "trace.h"
 
 typedef struct HandshakeCheck {
     MigrationHandshakeOptions *options;
     char *hostname;                 /* for TLS; NULL if there is none */
+    MigrationState *s;              /* which the conversation looks at */
     bool single;                    /* no further connection is possible */
+    QIOChannel *fd;                 /* one that is connected already */
     QIOChannel *tls;                /* raw channel while TLS negotiates */
     QEMUTimer *timer;               /* for TLS */
     bool timed_out;
@@ -48,6 +52,7 @@ static void check_free(HandshakeCheck *check)
     timer_free(check->timer);
     qapi_free_MigrationHandshakeOptions(check->options);
     g_free(check->hostname);
+    object_unref(OBJECT(check->s));
     g_free(check);
 }
 
@@ -134,14 +139,28 @@ static bool tls_begin(HandshakeCheck *check, QIOChannel *ioc, Error **errp)
     return true;
 }
 
-/* The connection stands.  Returns whether the check goes on. */
-static bool begin(HandshakeCheck *check, QIOChannel *ioc, Error **errp)
+/* The connection stands */
+static void begin(HandshakeCheck *check, QIOChannel *ioc)
 {
+    g_autoptr(Error) err = NULL;
+
     check->since_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
-    if (migrate_channel_requires_tls_upgrade(ioc)) {
-        return tls_begin(check, ioc, errp);
+    if (!migrate_channel_requires_tls_upgrade(ioc)) {
+        converse(check, ioc);
+    } else if (!tls_begin(check, ioc, &err)) {
+        report_failure(check, err);
+        check_free(check);
     }
-    converse(check, ioc);
+}
+
+/* What socket.c asks of a connection that it has made */
+static bool has_zero_copy(QIOChannel *ioc, Error **errp)
+{
+    if (migrate_zero_copy_send() &&
+        !qio_channel_has_feature(ioc, QIO_CHANNEL_FEATURE_WRITE_ZERO_COPY)) {
+        error_setg(errp, "Zero copy send feature not detected in host kernel");
+        return false;
+    }
     return true;
 }
 
@@ -155,8 +174,24 @@ static void connected(QIOTask *task, void *opaque)
         /* It was cancelled, and reported, maybe minutes ago */
         check_free(check);
     } else if (qio_task_propagate_error(task, &err) ||
-               !begin(check, ioc, &err)) {
+               !has_zero_copy(ioc, &err)) {
         report_failure(check, err);
+        check_free(check);
+    } else {
+        begin(check, ioc);
+    }
+    object_unref(OBJECT(ioc));
+}
+
+/* As late as any other connection, so that the command has returned */
+static void fd_bh(void *opaque)
+{
+    HandshakeCheck *check = opaque;
+    QIOChannel *ioc = g_steal_pointer(&check->fd);
+
+    if (current == check) {
+        begin(check, ioc);
+    } else {
         check_free(check);
     }
     object_unref(OBJECT(ioc));
@@ -183,24 +218,6 @@ static QIOChannel *channel_from_fd(const char *name, Error **errp)
     return ioc;
 }
 
-static bool may_start(Error **errp)
-{
-    if (migration_is_running() ||
-        migrate_get_current()->migration_thread_running) {
-        error_setg(errp, "There's a migration process in progress");
-        return false;
-    }
-    if (runstate_check(RUN_STATE_INMIGRATE)) {
-        error_setg(errp, "Guest is waiting for an incoming migration");
-        return false;
-    }
-    if (runstate_check(RUN_STATE_POSTMIGRATE)) {
-        error_setg(errp, "Guest has moved in a previous migration");
-        return false;
-    }
-    return true;
-}
-
 static void connect_to(HandshakeCheck *check, SocketAddress *addr)
 {
     QIOChannelSocket *ioc = qio_channel_socket_new();
@@ -216,14 +233,12 @@ bool handshake_check_start(SocketAddress *addr,
                            const MigrationHandshakeOptions *options,
                            Error **errp)
 {
-    ERRP_GUARD();
     g_autoptr(MigrationHandshakeInfo) info = NULL;
     g_autofree char *uri = socket_uri(addr);
     QIOChannel *ioc = NULL;
     HandshakeCheck *check;
-    bool ok = true;
 
-    if (!may_start(errp)) {
+    if (!migration_may_start(errp)) {
         return false;
     }
     if (addr->type == SOCKET_ADDRESS_TYPE_FD) {
@@ -235,23 +250,21 @@ bool handshake_check_start(SocketAddress *addr,
 
     check = g_new0(HandshakeCheck, 1);
     check->options = QAPI_CLONE(MigrationHandshakeOptions, options);
+    check->s = migrate_get_current();
+    object_ref(OBJECT(check->s));
     check->single = ioc != NULL;
+    check->fd = ioc;
     trace_migration_handshake_check_start(uri);
     info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE,
                               HANDSHAKE_PURPOSE_CHECK);
     handshake_info_publish(info);
     current = check;
     if (ioc) {
-        ok = begin(check, ioc, errp);
-        object_unref(OBJECT(ioc));
+        aio_bh_schedule_oneshot(qemu_get_aio_context(), fd_bh, check);
     } else {
         connect_to(check, addr);
     }
-    if (!ok) {
-        report_failure(check, *errp);
-        check_free(check);
-    }
-    return ok;
+    return true;
 }
 
 bool handshake_check_is_running(void)
@@ -272,7 +285,7 @@ bool handshake_check_cancel(void)
     } else if (check->tls) {
         qio_channel_shutdown(check->tls, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
     } else {
-        /* connect() may take minutes to end, and will free it */
+        /* connect() may take minutes to end; whoever sees its end frees it */
         report_failure(check, NULL);
         current = NULL;
     }

@@ -19,7 +19,8 @@
  * @addr: where it listens
  * @options: what the user asked for
  *
- * query-migrate and event MIGRATION_HANDSHAKE tell what comes of it.
+ * query-migrate and event MIGRATION_HANDSHAKE tell what comes of it.  There is
+ * no yank function: nobody waits for it, and handshake_check_cancel() ends it.
  *
  * Returns: true if it has begun, false with @errp set if not
  */

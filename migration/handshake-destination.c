@@ -160,7 +160,8 @@ static void publish(HandshakeConn *conn, MigrationHandshakeStatus status,
         handshake_info_publish(conn->info);
     } else {
         handshake_info_end(conn->info, &conn->verdict->issues,
-                           conn->verdict->accept || is_tls(conn->wire.ioc));
+                           (conn->verdict->accept && !conn->info->check_only) ||
+                           is_tls(conn->wire.ioc));
     }
 }
 
@@ -460,6 +461,7 @@ static bool prepare(HandshakeConn *conn, Error **errp)
     const HandshakeJudge *judge = handshake_settings_destination_judge();
     HandshakeVerdict *verdict = conn->verdict;
 
+    handshake_settings_forget_host();
     if (!handshake_settings_check(errp) ||
         !judge->try_capabilities(verdict->capabilities, judge->opaque, errp)) {
         return false;

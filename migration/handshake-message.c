@@ -116,8 +116,33 @@ void handshake_hello_free(HandshakeHello *hello)
     qapi_free_strList(hello->features);
     qapi_free_strList(hello->optional);
     qapi_free_MigrationHandshakeDeclinedList(hello->declined);
+    g_clear_pointer(&hello->combinations, g_ptr_array_unref);
     handshake_profile_free(hello->profile);
     g_free(hello);
+}
+
+static void combination_free(gpointer data)
+{
+    HandshakeCombination *combination = data;
+
+    g_free(combination->capability);
+    g_free(combination->with);
+    g_free(combination->reason);
+    g_free(combination);
+}
+
+void handshake_combination_add(HandshakeHello *hello, const char *capability,
+                               const char *with, const char *reason)
+{
+    HandshakeCombination *combination = g_new0(HandshakeCombination, 1);
+
+    combination->capability = g_strdup(capability);
+    combination->with = g_strdup(with);
+    combination->reason = handshake_text(reason);
+    if (!hello->combinations) {
+        hello->combinations = g_ptr_array_new_with_free_func(combination_free);
+    }
+    g_ptr_array_add(hello->combinations, combination);
 }
 
 HandshakeVerdict *handshake_verdict_new(void)
@@ -519,9 +544,6 @@ static QDict *hello_to_dict(const HandshakeHello *hello, bool with_parts)
     handshake_json_put_strlist(dict, "required", hello->required);
     handshake_json_put_strlist(dict, "features", hello->features);
     handshake_json_put_strlist(dict, "optional-capabilities", hello->optional);
-    if (hello->declined) {
-        put_declined(dict, hello->declined, UINT_MAX);
-    }
     if (hello->warnings_as_errors) {
         qdict_put_bool(dict, "warnings-as-errors", true);
     }
@@ -583,11 +605,29 @@ char *handshake_hello_to_json(const HandshakeHello *hello)
     return hello_to_frame(hello, true, &dict);
 }
 
-QDict *handshake_hello_to_dict(const HandshakeHello *hello)
+static void put_combinations(QDict *dict, const GPtrArray *combinations)
+{
+    QList *list = qlist_new();
+
+    for (guint i = 0; combinations && i < combinations->len; i++) {
+        const HandshakeCombination *from = g_ptr_array_index(combinations, i);
+        QDict *item = qdict_new();
+
+        qdict_put_str(item, "capability", from->capability);
+        qdict_put_str(item, "with", from->with);
+        put_str(item, "reason", from->reason);
+        qlist_append(list, item);
+    }
+    qdict_put(dict, "combinations", list);
+}
+
+QDict *handshake_hello_to_profile(const HandshakeHello *hello)
 {
     QDict *dict = NULL;
 
     g_free(hello_to_frame(hello, false, &dict));
+    put_declined(dict, hello->declined, UINT_MAX);
+    put_combinations(dict, hello->combinations);
     return dict;
 }
 
@@ -805,15 +845,17 @@ static bool get_section(const QDict *item, GPtrArray *sections,
     const QListEntry *entry;
 
     note_unknown(item, "profile.sections.", known, not_understood);
-    if (!get_part_name(item, &name, errp) ||
-        !get_uint32(item, "version", &like.version, errp) ||
-        !handshake_json_get_bool(item, "conditional",
-                                 &like.conditional, errp) ||
-        !handshake_json_get_list(item, "instances", &instances, errp)) {
+    if (!get_part_name(item, &name, errp)) {
         return false;
     }
     if (!name) {
         return true;
+    }
+    if (!get_uint32(item, "version", &like.version, errp) ||
+        !handshake_json_get_bool(item, "conditional",
+                                 &like.conditional, errp) ||
+        !handshake_json_get_list(item, "instances", &instances, errp)) {
+        return false;
     }
     if (!qdict_haskey(item, "version")) {
         error_setg(errp, "section '%s': member 'version' is missing", name);
@@ -909,6 +951,30 @@ static bool get_parts(const QDict *dict, const char *member,
     return true;
 }
 
+/*
+ * A list of what keeps the guest where it is.  What a later version says in
+ * another way keeps it there as well.
+ */
+static bool get_obstacles(const QDict *dict, const char *member,
+                          strList **obstacles, Error **errp)
+{
+    QList *list = NULL;
+    const QListEntry *entry;
+    strList **tail = obstacles;
+
+    if (!handshake_json_get_list(dict, member, &list, errp)) {
+        return false;
+    }
+    for (entry = list ? qlist_first(list) : NULL; entry;
+         entry = qlist_next(entry)) {
+        QString *text = qobject_to(QString, qlist_entry_obj(entry));
+
+        QAPI_LIST_APPEND(tail, g_strdup(text ? qstring_get_str(text)
+                                             : "not understood here"));
+    }
+    return true;
+}
+
 static bool profile_from_dict(const QDict *dict, HandshakeProfile *profile,
                               strList **not_understood, Error **errp)
 {
@@ -943,10 +1009,8 @@ static bool profile_from_dict(const QDict *dict, HandshakeProfile *profile,
         !get_parts(dict, "ram-blocks", handshake_ram_blocks_new,
                    get_ram_block, &profile->ram_blocks, not_understood,
                    errp) ||
-        !handshake_json_get_strlist(dict, "unmigratable", false,
-                                    &profile->unmigratable, errp) ||
-        !handshake_json_get_strlist(dict, "blockers", false,
-                                    &profile->blockers, errp)) {
+        !get_obstacles(dict, "unmigratable", &profile->unmigratable, errp) ||
+        !get_obstacles(dict, "blockers", &profile->blockers, errp)) {
         return false;
     }
     profile->parameters = qobject_ref(parameters);
@@ -1013,23 +1077,17 @@ static void get_declined(const QDict *dict,
     }
 }
 
-HandshakeHello *handshake_hello_from_json(const char *text, size_t len,
-                                          strList **not_understood,
-                                          Error **errp)
+static HandshakeHello *hello_from_dict(const QDict *dict,
+                                       strList **not_understood, Error **errp)
 {
     static const char *const known[] = {
         "versions", "purpose", "required", "features",
-        "optional-capabilities", "declined", "warnings-as-errors", "profile",
-        NULL
+        "optional-capabilities", "warnings-as-errors", "profile", NULL
     };
     static const char *const core[] = { "versions", "purpose", "required" };
     g_autoptr(HandshakeHello) hello = handshake_hello_new();
-    g_autoptr(QDict) dict = handshake_json_parse(text, len, errp);
     QDict *profile = NULL;
 
-    if (!dict) {
-        return NULL;
-    }
     for (int i = 0; i < ARRAY_SIZE(core); i++) {
         if (!qdict_haskey(dict, core[i])) {
             error_setg(errp, "member '%s' is missing", core[i]);
@@ -1049,13 +1107,54 @@ HandshakeHello *handshake_hello_from_json(const char *text, size_t len,
         !handshake_json_get_dict(dict, "profile", &profile, errp)) {
         return NULL;
     }
-    get_declined(dict, &hello->declined);
     note_unknown(dict, "", known, not_understood);
     if (profile && !profile_from_dict(profile, hello->profile,
                                       not_understood, errp)) {
         return NULL;
     }
     return g_steal_pointer(&hello);
+}
+
+HandshakeHello *handshake_hello_from_json(const char *text, size_t len,
+                                          strList **not_understood,
+                                          Error **errp)
+{
+    g_autoptr(QDict) dict = handshake_json_parse(text, len, errp);
+
+    return dict ? hello_from_dict(dict, not_understood, errp) : NULL;
+}
+
+static void get_combinations(const QDict *dict, HandshakeHello *hello)
+{
+    QList *list = NULL;
+    const QListEntry *entry;
+
+    handshake_json_get_list(dict, "combinations", &list, NULL);
+    for (entry = list ? qlist_first(list) : NULL; entry;
+         entry = qlist_next(entry)) {
+        QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (item) {
+            g_autofree char *capability = text_member(item, "capability", "");
+            g_autofree char *with = text_member(item, "with", "");
+            g_autofree char *reason = text_member(item, "reason", NULL);
+
+            handshake_combination_add(hello, capability, with, reason);
+        }
+    }
+}
+
+HandshakeHello *handshake_hello_from_profile(const char *text, size_t len,
+                                             Error **errp)
+{
+    g_autoptr(QDict) dict = handshake_json_parse(text, len, errp);
+    HandshakeHello *hello = dict ? hello_from_dict(dict, NULL, errp) : NULL;
+
+    if (hello) {
+        get_declined(dict, &hello->declined);
+        get_combinations(dict, hello);
+    }
+    return hello;
 }
 
 static MigrationHandshakePeer *get_peer(const QDict *dict)

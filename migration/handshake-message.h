@@ -77,6 +77,13 @@ typedef struct HandshakeProfile {
     strList *blockers;          /* why the guest cannot leave now, as text */
 } HandshakeProfile;
 
+/* What choosing one optional capability does to another one on the source */
+typedef struct HandshakeCombination {
+    char *capability;
+    char *with;                 /* if this one is chosen, too */
+    char *reason;               /* why it is impossible then; NULL: it is not */
+} HandshakeCombination;
+
 /* Source to destination: what I am and what I want */
 typedef struct HandshakeHello {
     uint32List *versions;       /* in order of preference */
@@ -84,8 +91,9 @@ typedef struct HandshakeHello {
     strList *required;          /* features that the destination must know */
     strList *features;          /* features that the source knows */
     strList *optional;          /* capabilities, in order of preference */
-    /* What the source cannot do, and why; in a profile, not on the wire */
-    MigrationHandshakeDeclinedList *declined;
+    /* In a profile in a file, not on the wire: */
+    MigrationHandshakeDeclinedList *declined;   /* not possible by itself */
+    GPtrArray *combinations;    /* of HandshakeCombination; NULL if absent */
     bool warnings_as_errors;
     HandshakeProfile *profile;  /* never NULL */
 } HandshakeHello;
@@ -215,8 +223,8 @@ uint16_t handshake_grease_number(void);
  */
 /* A machine with too many parts to fit into a frame does not list them */
 char *handshake_hello_to_json(const HandshakeHello *hello);
-/* The same without grease, for people and files */
-QDict *handshake_hello_to_dict(const HandshakeHello *hello);
+/* A profile in a file: the same without grease */
+QDict *handshake_hello_to_profile(const HandshakeHello *hello);
 /* Issues that would not fit into a frame are left out and counted */
 char *handshake_verdict_to_json(const HandshakeVerdict *verdict);
 char *handshake_commit_to_json(const char *digest);
@@ -237,6 +245,28 @@ char *handshake_abort_to_json(const char *message,
 HandshakeHello *handshake_hello_from_json(const char *text, size_t len,
                                           strList **not_understood,
                                           Error **errp);
+
+/**
+ * handshake_hello_from_profile: read what handshake_hello_to_profile() made
+ * @text: JSON
+ * @len: how many bytes
+ *
+ * As strict as handshake_hello_from_json().
+ *
+ * Returns: the message, or NULL with @errp set
+ */
+HandshakeHello *handshake_hello_from_profile(const char *text, size_t len,
+                                             Error **errp);
+
+/**
+ * handshake_combination_add: note that one capability changes another one
+ * @hello: a profile
+ * @capability: the one that changes
+ * @with: the one that changes it
+ * @reason: why it is impossible then, or NULL if it becomes possible
+ */
+void handshake_combination_add(HandshakeHello *hello, const char *capability,
+                               const char *with, const char *reason);
 
 /**
  * handshake_verdict_from_json: read an ACCEPT or a REJECT

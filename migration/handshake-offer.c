@@ -59,11 +59,10 @@ static void decline_channels(strList **wanted,
 }
 
 /*
- * What of @wanted goes with all that is @enabled: a source negotiates with
+ * What of @wanted goes with all that is set here: this side negotiates with
  * itself first, and offers no more than that.
  */
-static strList *possible_capabilities(const HandshakeJudge *judge,
-                                      const strList *enabled,
+static strList *possible_capabilities(const strList *enabled,
                                       const strList *wanted,
                                       const QDict *parameters,
                                       MigrationHandshakeDeclinedList **declined)
@@ -77,7 +76,7 @@ static strList *possible_capabilities(const HandshakeJudge *judge,
     wish->features = handshake_features();
     handshake_policy_offer(enabled, wanted, parameters, wish);
     own->declined = g_steal_pointer(declined);
-    handshake_negotiate(wish, NULL, judge, own);
+    handshake_negotiate(wish, NULL, handshake_settings_source_judge(), own);
     *declined = g_steal_pointer(&own->declined);
     for (l = wish->optional; l; l = l->next) {
         if (handshake_strlist_contains(own->capabilities, l->value)) {
@@ -116,60 +115,9 @@ handshake_offer_new(bool single, const MigrationHandshakeOptions *options,
     if (single) {
         decline_channels(&wanted, declined);
     }
-    possible = possible_capabilities(handshake_settings_source_judge(),
-                                     enabled, wanted, parameters, declined);
+    possible = possible_capabilities(enabled, wanted, parameters, declined);
     hello = hello_new(purpose, enabled, possible, parameters);
     hello->warnings_as_errors = options && options->warnings_as_errors;
-    return hello;
-}
-
-/* Whether @name goes with what is set, maybe only after @first */
-static bool is_possible(const char *first, const char *name,
-                        const strList *enabled, const QDict *parameters,
-                        MigrationHandshakeDeclinedList **declined)
-{
-    strList last = { .value = (char *)name };
-    strList both = { .value = (char *)first, .next = &last };
-    g_autoptr(strList) possible =
-        possible_capabilities(handshake_settings_source_judge(), enabled,
-                              first ? &both : &last, parameters, declined);
-
-    return handshake_strlist_contains(possible, name);
-}
-
-HandshakeHello *handshake_offer_profile(void)
-{
-    g_autoptr(strList) enabled = handshake_settings_capabilities();
-    g_autoptr(strList) negotiable = handshake_policy_negotiable();
-    g_autoptr(QDict) parameters = handshake_settings_parameters();
-    MigrationHandshakeDeclinedList *declined = NULL;
-    g_autoptr(strList) optional = NULL;
-    strList **tail = &optional;
-    g_autoptr(Error) err = NULL;
-    HandshakeHello *hello;
-    const strList *l, *first;
-
-    for (l = negotiable; l; l = l->next) {
-        g_autoptr(MigrationHandshakeDeclinedList) why = NULL;
-        g_autoptr(MigrationHandshakeDeclinedList) ignored = NULL;
-        bool possible = is_possible(NULL, l->value, enabled, parameters, &why);
-
-        for (first = negotiable; first && !possible; first = first->next) {
-            possible = is_possible(first->value, l->value, enabled, parameters,
-                                   &ignored);
-        }
-        if (possible) {
-            QAPI_LIST_APPEND(tail, g_strdup(l->value));
-        } else if (why) {
-            handshake_declined_add(&declined, l->value, why->value->reason);
-        }
-    }
-    hello = hello_new(HANDSHAKE_PURPOSE_CHECK, enabled, optional, parameters);
-    hello->declined = declined;
-    if (!handshake_settings_check(&err)) {
-        QAPI_LIST_PREPEND(hello->profile->blockers,
-                          g_strdup(error_get_pretty(err)));
-    }
     return hello;
 }
 
@@ -185,68 +133,130 @@ why_declined(const MigrationHandshakeDeclinedList *declined, const char *name)
     return NULL;
 }
 
-/* Whether 'migrate' would ask for @name, or else why it cannot */
-static bool can_be_chosen(const HandshakeHello *hello, const char *name,
-                          const char **reason)
+/*
+ * Why @name does not go with what is set, after @first if that is not NULL;
+ * to be freed by the caller, NULL if it does
+ */
+static char *why_impossible(const char *first, const char *name,
+                            const strList *enabled, const QDict *parameters)
 {
-    *reason = why_declined(hello->declined, name);
-    if (handshake_strlist_contains(hello->optional, name)) {
-        return true;
-    }
-    switch (handshake_policy_capability(name)) {
-    case HANDSHAKE_POLICY_ALWAYS:
-        return true;
-    case HANDSHAKE_POLICY_TAKEN:
-        *reason = *reason ?: "not known on the source";
-        return false;
-    default:
-        *reason = "cannot be negotiated";
-        return false;
+    strList last = { .value = (char *)name };
+    strList both = { .value = (char *)first, .next = &last };
+    g_autoptr(MigrationHandshakeDeclinedList) declined = NULL;
+    g_autoptr(strList) possible =
+        possible_capabilities(enabled, first ? &both : &last, parameters,
+                              &declined);
+
+    return g_strdup(why_declined(declined, name));
+}
+
+/* What each does to @name if it is chosen before */
+static void add_combinations(HandshakeHello *hello, const char *name,
+                             const strList *negotiable, const char *alone,
+                             const strList *enabled, const QDict *parameters)
+{
+    for (; negotiable; negotiable = negotiable->next) {
+        const char *with = negotiable->value;
+        g_autofree char *reason = NULL;
+
+        if (!strcmp(with, name) ||
+            handshake_strlist_contains(hello->profile->required, with)) {
+            continue;
+        }
+        reason = why_impossible(with, name, enabled, parameters);
+        if (g_strcmp0(reason, alone)) {
+            handshake_combination_add(hello, name, with, reason);
+        }
     }
 }
 
-/* What @hello leaves of @wanted if each is looked at alone */
-static strList *choose_each(const HandshakeHello *hello, const strList *wanted)
+HandshakeHello *handshake_offer_profile(void)
 {
-    strList *chosen = NULL;
-    strList **tail = &chosen;
-    const char *ignored;
+    g_autoptr(strList) enabled = handshake_settings_capabilities();
+    g_autoptr(strList) negotiable = handshake_policy_negotiable();
+    g_autoptr(QDict) parameters = handshake_settings_parameters();
+    g_autoptr(Error) err = NULL;
+    /* It offers all of them, so that their parameters are told */
+    HandshakeHello *hello = hello_new(HANDSHAKE_PURPOSE_CHECK, enabled,
+                                      negotiable, parameters);
+    strList **tail = &hello->optional;
+    const strList *l;
 
-    for (; wanted; wanted = wanted->next) {
-        if (can_be_chosen(hello, wanted->value, &ignored)) {
-            QAPI_LIST_APPEND(tail, g_strdup(wanted->value));
+    qapi_free_strList(hello->optional);
+    hello->optional = NULL;
+    for (l = negotiable; l; l = l->next) {
+        g_autofree char *reason = NULL;
+
+        if (handshake_strlist_contains(hello->profile->required, l->value)) {
+            continue;
+        }
+        reason = why_impossible(NULL, l->value, enabled, parameters);
+        if (reason) {
+            handshake_declined_add(&hello->declined, l->value, reason);
+        } else {
+            QAPI_LIST_APPEND(tail, g_strdup(l->value));
+        }
+        add_combinations(hello, l->value, negotiable, reason, enabled,
+                         parameters);
+    }
+    if (!handshake_settings_check(&err)) {
+        QAPI_LIST_PREPEND(hello->profile->blockers,
+                          g_strdup(error_get_pretty(err)));
+    }
+    return hello;
+}
+
+/* Why the source would not offer @name after @chosen; NULL if it would */
+static const char *why_not_offered(const HandshakeHello *hello,
+                                   const char *name, const strList *chosen)
+{
+    const GPtrArray *combinations = hello->combinations;
+    const char *reason = why_declined(hello->declined, name);
+
+    if (handshake_policy_capability(name) != HANDSHAKE_POLICY_TAKEN) {
+        return "cannot be negotiated";
+    }
+    if (!reason && !handshake_strlist_contains(hello->optional, name)) {
+        return "not known on the source";
+    }
+    for (guint i = 0; combinations && i < combinations->len; i++) {
+        const HandshakeCombination *c = g_ptr_array_index(combinations, i);
+
+        if (!strcmp(c->capability, name) &&
+            handshake_strlist_contains(chosen, c->with)) {
+            reason = c->reason;
+            if (reason) {
+                break;
+            }
         }
     }
-    return chosen;
+    return reason;
 }
 
 void handshake_offer_choose(HandshakeHello *hello,
                             const MigrationHandshakeOptions *options)
 {
     g_autoptr(strList) wanted = handshake_offer_wanted(options);
-    g_autoptr(strList) each = choose_each(hello, wanted);
-    g_autoptr(MigrationHandshakeDeclinedList) conflicts = NULL;
-    g_autoptr(QDict) none = qdict_new();
     MigrationHandshakeDeclinedList *declined = NULL;
-    strList *chosen;
+    strList *chosen = NULL;
+    strList **tail = &chosen;
     const strList *l;
 
-    /* What the source would find out by itself; any QEMU can */
-    chosen = possible_capabilities(handshake_settings_destination_judge(),
-                                   hello->profile->required, each, none,
-                                   &conflicts);
     for (l = wanted; l; l = l->next) {
         const char *reason;
 
-        if (handshake_strlist_contains(hello->profile->required, l->value) ||
+        if (handshake_policy_capability(l->value) ==
+            HANDSHAKE_POLICY_ALWAYS ||
+            handshake_strlist_contains(hello->profile->required, l->value) ||
+            handshake_strlist_contains(chosen, l->value) ||
             why_declined(declined, l->value)) {
             continue;
         }
-        if (can_be_chosen(hello, l->value, &reason)) {
-            reason = why_declined(conflicts, l->value);
-        }
+        reason = why_not_offered(hello, l->value, chosen);
         if (reason) {
             handshake_declined_add(&declined, l->value, reason);
+        } else {
+            QAPI_LIST_APPEND(tail, g_strdup(l->value));
         }
     }
     qapi_free_strList(hello->optional);
@@ -256,6 +266,15 @@ void handshake_offer_choose(HandshakeHello *hello,
     hello->warnings_as_errors = options && options->warnings_as_errors;
 }
 
+static bool same_names(const strList *a, const strList *b)
+{
+    while (a && b && !strcmp(a->value, b->value)) {
+        a = a->next;
+        b = b->next;
+    }
+    return !a && !b;
+}
+
 bool handshake_offer_holds(const HandshakeHello *hello, Error **errp)
 {
     g_autoptr(strList) enabled = handshake_settings_capabilities();
@@ -263,9 +282,10 @@ bool handshake_offer_holds(const HandshakeHello *hello, Error **errp)
     g_autoptr(HandshakeHello) now = handshake_hello_new();
 
     handshake_policy_offer(enabled, hello->optional, parameters, now);
-    if (!qobject_is_equal(QOBJECT(now->profile->parameters),
+    if (!same_names(now->profile->required, hello->profile->required) ||
+        !qobject_is_equal(QOBJECT(now->profile->parameters),
                           QOBJECT(hello->profile->parameters))) {
-        error_setg(errp, "migration parameters were changed during the "
+        error_setg(errp, "capabilities or parameters were changed during the "
                    "migration handshake");
         return false;
     }

@@ -36,8 +36,9 @@ handshake_offer_new(bool single, const MigrationHandshakeOptions *options,
 /**
  * handshake_offer_profile: what could be said to any destination
  *
- * Its optional capabilities are all that this side could do with what is set,
- * by itself or with one other; the others are in its list of declined ones.
+ * Its optional capabilities are those that this side could do with what is set,
+ * each by itself; the others are in its list of declined ones, and what each
+ * does to another one is in its list of combinations.
  *
  * Returns: the message, to be freed by the caller
  */
@@ -56,7 +57,7 @@ void handshake_offer_choose(HandshakeHello *hello,
  * handshake_offer_holds: whether what was said is still true
  * @hello: what handshake_offer_new() said
  *
- * QMP may have changed parameters.
+ * QMP may have changed parameters, and during a check capabilities, too.
  *
  * Returns: true if so, false with @errp set if not
  */

@@ -17,9 +17,15 @@
 
 QObject *qmp_query_migrate_profile(Error **errp)
 {
-    g_autoptr(HandshakeHello) hello = handshake_offer_profile();
+    g_autoptr(HandshakeHello) hello = NULL;
 
-    return QOBJECT(handshake_hello_to_dict(hello));
+    if (runstate_check(RUN_STATE_INMIGRATE) ||
+        runstate_check(RUN_STATE_POSTMIGRATE)) {
+        error_setg(errp, "There is no guest here that could migrate");
+        return NULL;
+    }
+    hello = handshake_offer_profile();
+    return QOBJECT(handshake_hello_to_profile(hello));
 }
 
 /* By way of the text, so that a file is read exactly as a frame is */
@@ -33,7 +39,7 @@ static HandshakeHello *read_profile(const QObject *profile, Error **errp)
         error_setg(errp, "it has more than %u bytes",
                    (unsigned)HANDSHAKE_HELLO_MAX);
     } else {
-        hello = handshake_hello_from_json(json->str, json->len, NULL, errp);
+        hello = handshake_hello_from_profile(json->str, json->len, errp);
     }
     if (!hello) {
         error_prepend(errp, "malformed migration profile: ");

@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "exec/ramlist.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-migration.h"
 #include "qapi/qapi-visit-migration.h"
@@ -17,6 +18,7 @@
 #include "migration.h"
 #include "multifd.h"
 #include "options.h"
+#include "postcopy-ram.h"
 #include "trace.h"
 
 /* What a handshake has changed, and what it was before */
@@ -26,6 +28,16 @@ static struct {
     QDict *parameters_taken;
     QDict *parameters_were;
 } taken;
+
+/*
+ * Whether this host can do postcopy.  To find out takes time, and the more so
+ * if memory is locked, and a stranger may ask for it again and again.
+ */
+static struct {
+    bool asked;
+    uint32_t ram_version;           /* of the memory that it was asked for */
+    Error *err;                     /* why not */
+} postcopy;
 
 strList *handshake_settings_capabilities(void)
 {
@@ -42,7 +54,7 @@ strList *handshake_settings_capabilities(void)
     return names;
 }
 
-QDict *handshake_settings_parameters(void)
+static QDict *current_parameters(void)
 {
     g_autoptr(MigrationParameters) params =
         qmp_query_migrate_parameters(&error_abort);
@@ -53,6 +65,20 @@ QDict *handshake_settings_parameters(void)
     visit_complete(v, &obj);
     visit_free(v);
     return qobject_to(QDict, obj);
+}
+
+QDict *handshake_settings_parameters(void)
+{
+    QDict *params = current_parameters();
+    const QDictEntry *entry;
+
+    for (entry = taken.parameters_were ? qdict_first(taken.parameters_were)
+                                       : NULL;
+         entry; entry = qdict_next(taken.parameters_were, entry)) {
+        qdict_put_obj(params, qdict_entry_key(entry),
+                      qobject_ref(qdict_entry_value(entry)));
+    }
+    return params;
 }
 
 bool handshake_settings_check(Error **errp)
@@ -96,13 +122,43 @@ static void merge_capabilities(const strList *names, bool *caps)
     }
 }
 
+void handshake_settings_forget_host(void)
+{
+    error_free(postcopy.err);
+    memset(&postcopy, 0, sizeof(postcopy));
+}
+
+static bool host_has_postcopy(Error **errp)
+{
+    if (!postcopy.asked || postcopy.ram_version != ram_list.version) {
+        handshake_settings_forget_host();
+        postcopy.asked = true;
+        postcopy.ram_version = ram_list.version;
+        postcopy_ram_supported_by_host(migration_incoming_get_current(),
+                                       &postcopy.err);
+        if (should_mlock(mlock_state)) {
+            /* The probe unlocks memory, and this was but a question */
+            os_mlock(is_mlock_on_fault(mlock_state));
+        }
+    }
+    if (postcopy.err) {
+        error_propagate(errp, error_copy(postcopy.err));
+        error_prepend(errp, "Postcopy is not supported: ");
+    }
+    return !postcopy.err;
+}
+
 static bool try_capabilities(const strList *names, void *opaque, Error **errp)
 {
+    ERRP_GUARD();
     const bool destination = opaque != NULL;
     bool caps[MIGRATION_CAPABILITY__MAX];
-    bool ok;
+    bool were[MIGRATION_CAPABILITY__MAX];
 
+    memcpy(were, migrate_get_current()->capabilities, sizeof(were));
     merge_capabilities(names, caps);
+    /* It means nothing, and each question would print a warning */
+    caps[MIGRATION_CAPABILITY_ZERO_BLOCKS] = false;
     for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
         const char *name = MigrationCapability_str(i);
 
@@ -111,12 +167,15 @@ static bool try_capabilities(const strList *names, void *opaque, Error **errp)
             caps[i] = false;
         }
     }
-    ok = migrate_caps_check(migrate_get_current()->capabilities, caps, errp);
-    if (destination && should_mlock(mlock_state)) {
-        /* The postcopy probe unlocks memory, and this was but a question */
-        os_mlock(is_mlock_on_fault(mlock_state));
+    if (destination && caps[MIGRATION_CAPABILITY_POSTCOPY_RAM] &&
+        !were[MIGRATION_CAPABILITY_POSTCOPY_RAM]) {
+        if (!host_has_postcopy(errp)) {
+            return false;
+        }
+        /* So that it is not asked again */
+        were[MIGRATION_CAPABILITY_POSTCOPY_RAM] = true;
     }
-    return ok;
+    return migrate_caps_check(were, caps, errp);
 }
 
 /* Whether @method works on this host: it may need hardware */
@@ -216,11 +275,12 @@ void handshake_settings_take(const strList *capabilities,
                              const QDict *parameters)
 {
     MigrationState *s = migrate_get_current();
-    g_autoptr(QDict) now = handshake_settings_parameters();
+    g_autoptr(QDict) now = NULL;
     bool caps[MIGRATION_CAPABILITY__MAX];
     const QDictEntry *entry;
 
     handshake_settings_give_back();
+    now = current_parameters();
 
     merge_capabilities(capabilities, caps);
     for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
@@ -278,7 +338,7 @@ void handshake_settings_give_back(void)
         }
     }
 
-    now = handshake_settings_parameters();
+    now = current_parameters();
     for (entry = qdict_first(taken.parameters_taken); entry;
          entry = qdict_next(taken.parameters_taken, entry)) {
         const char *name = qdict_entry_key(entry);

@@ -23,6 +23,8 @@ strList *handshake_settings_capabilities(void);
 /**
  * handshake_settings_parameters: all parameters
  *
+ * As with capabilities, those of the user.
+ *
  * Returns: name -> value
  */
 QDict *handshake_settings_parameters(void);
@@ -43,12 +45,17 @@ bool handshake_settings_check(Error **errp);
  * On a destination, capabilities that only matter to a source count as off.
  * A compression method is tried out, because it may need hardware.  The
  * postcopy probe of a destination locks and unlocks memory, and must not run in
- * a coroutine.
+ * a coroutine; its answer is kept until the memory changes.
  *
  * Returns: a judge for handshake_negotiate()
  */
 const HandshakeJudge *handshake_settings_source_judge(void);
 const HandshakeJudge *handshake_settings_destination_judge(void);
+
+/**
+ * handshake_settings_forget_host: ask the host again what it can do
+ */
+void handshake_settings_forget_host(void);
 
 /**
  * handshake_settings_take: set what was negotiated, for one migration

@@ -305,6 +305,12 @@ static void source_free(HandshakeSource *hs)
     g_free(hs);
 }
 
+static void report(HandshakeSource *hs)
+{
+    handshake_info_end(hs->info, hs->verdict ? &hs->verdict->issues : NULL,
+                       true);
+}
+
 /* Outside of the coroutine, because the whole migration starts from here */
 static void source_finish_bh(void *opaque)
 {
@@ -312,7 +318,14 @@ static void source_finish_bh(void *opaque)
 
     trace_migration_handshake_source_end(
         hs->err ? error_get_pretty(hs->err) : "agreed");
-    hs->done(hs->err, &hs->session, hs->opaque);
+    if (hs->info->check_only) {
+        /* Who hears that it is over must be able to begin something else */
+        hs->done(hs->err, &hs->session, hs->opaque);
+        report(hs);
+    } else {
+        report(hs);
+        hs->done(hs->err, &hs->session, hs->opaque);
+    }
     source_free(hs);
 }
 
@@ -328,8 +341,6 @@ static void coroutine_fn source_co(void *opaque)
         hs->info->message = g_strdup(error_get_pretty(hs->err));
     }
     handshake_info_set_wire(hs->info, &hs->wire);
-    handshake_info_end(hs->info, hs->verdict ? &hs->verdict->issues : NULL,
-                       true);
     aio_bh_schedule_oneshot(qemu_get_aio_context(), source_finish_bh, hs);
 }
 

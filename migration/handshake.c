@@ -143,7 +143,7 @@ bool migration_handshake_check_incoming(const MigrationChannel *channel,
 }
 
 void
-migration_handshake_check_only(const MigrationChannel *channel,
+migration_handshake_start_check(const MigrationChannel *channel,
                                const MigrationHandshakeOptions *options,
                                Error **errp)
 {

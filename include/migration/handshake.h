@@ -34,7 +34,7 @@ migration_handshake_check_outgoing(const MigrationChannelList *channels,
                                    Error **errp);
 
 /**
- * migration_handshake_check_only: hold a handshake that no migration follows
+ * migration_handshake_start_check: hold a handshake that no migration follows
  * @channel: the channel of type 'handshake'
  * @options: the argument 'handshake' of 'migrate'
  *
@@ -42,7 +42,7 @@ migration_handshake_check_outgoing(const MigrationChannelList *channels,
  * even begin, @errp is set.
  */
 void
-migration_handshake_check_only(const MigrationChannel *channel,
+migration_handshake_start_check(const MigrationChannel *channel,
                                const MigrationHandshakeOptions *options,
                                Error **errp);
 
