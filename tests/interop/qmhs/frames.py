@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sections "Channel header" and "Frames", and the digest, which is of their bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+from . import Incomplete, Malformed
+from .strictjson import Object, compose
+
+MAGIC = b"QMHS"
+HEADER_MIN = 64
+HEADER_MAX = 4096
+NAME_SIZE = 16
+NO_SESSION = bytes(16)
+
+_HEADER = struct.Struct(">4sHH16s16sI20s")
+_PREFIX = struct.Struct(">IHH")
+PREFIX_SIZE = _PREFIX.size
+
+HELLO, ACCEPT, REJECT, COMMIT, ABORT = range(1, 6)
+NAMES = {HELLO: "HELLO", ACCEPT: "ACCEPT", REJECT: "REJECT", COMMIT: "COMMIT", ABORT: "ABORT"}
+VERDICTS = (ACCEPT, REJECT)
+LAST_WORDS = (COMMIT, ABORT)
+CRITICAL = 1
+
+HELLO_MAX = 524288
+PAYLOAD_MAX = 131072
+UNKNOWN_MAX = 16
+
+
+@dataclass(frozen=True)
+class Header:
+    """Reserved fields are kept, so that what is decoded encodes to the same bytes."""
+
+    session: bytes = NO_SESSION
+    name: str = "main"
+    index: int = 0
+    extension: bytes = b""
+    reserved: int = 0
+    reserved_end: bytes = bytes(20)
+
+    def encode(self) -> bytes:
+        return _HEADER.pack(MAGIC, self.reserved, HEADER_MIN + len(self.extension), self.session,
+                            self.name.encode("ascii"), self.index,
+                            self.reserved_end) + self.extension
+
+    @property
+    def is_main(self) -> bool:
+        return (self.name, self.index) == ("main", 0)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame."""
+
+    type: int
+    payload: bytes
+    flags: int = CRITICAL
+
+    def encode(self) -> bytes:
+        return _PREFIX.pack(len(self.payload), self.type, self.flags) + self.payload
+
+    @property
+    def is_known(self) -> bool:
+        return self.type in NAMES
+
+    @property
+    def is_critical(self) -> bool:
+        return bool(self.flags & CRITICAL)
+
+    def __str__(self) -> str:
+        return NAMES.get(self.type, f"frame of type {self.type:#06x}")
+
+
+def message(kind: int, value: Object) -> Frame:
+    return Frame(kind, compose(value))
+
+
+def longest(kind: int) -> int:
+    return HELLO_MAX if kind == HELLO else PAYLOAD_MAX
+
+
+def decode_header(data: bytes, at: int = 0) -> tuple[Header, int]:
+    """The header, and where it ends. Says as early as it can that it is none."""
+    if data[at:at + 4] != MAGIC[:len(data) - at]:
+        raise Malformed("no channel header")
+    if len(data) < at + 8:
+        raise Incomplete
+    length = int.from_bytes(data[at + 6:at + 8], "big")
+    if not HEADER_MIN <= length <= HEADER_MAX:
+        raise Malformed(f"a channel header of {length} bytes")
+    if len(data) < at + length:
+        raise Incomplete
+    _, reserved, _, session, name, index, reserved_end = _HEADER.unpack_from(data, at)
+    return Header(session, _decode_name(name), index, bytes(data[at + HEADER_MIN:at + length]),
+                  reserved, reserved_end), at + length
+
+
+def _decode_name(field: bytes) -> str:
+    name = field.rstrip(b"\0")
+    if not name or not all(0x21 <= byte <= 0x7e for byte in name):
+        raise Malformed(f"a channel named {field!r}")
+    return name.decode("ascii")
+
+
+def decode_frame(data: bytes, at: int = 0) -> tuple[Frame, int]:
+    """The frame, and where it ends. Its length is judged before its payload is there."""
+    if len(data) < at + PREFIX_SIZE:
+        raise Incomplete
+    length, kind, flags = _PREFIX.unpack_from(data, at)
+    if length > longest(kind):
+        raise Malformed(f"a frame of type {kind:#06x} with {length} bytes")
+    end = at + PREFIX_SIZE + length
+    if len(data) < end:
+        raise Incomplete
+    return Frame(kind, bytes(data[at + PREFIX_SIZE:end]), flags), end
+
+
+def digest(source: bytes, destination: bytes) -> str:
+    """Of all up to HELLO, and all up to ACCEPT, as they were on the wire."""
+    return hashlib.sha256(source + destination).hexdigest()

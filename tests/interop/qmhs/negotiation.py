@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a destination decides, and what a source thinks of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from .frames import NO_SESSION
+from .messages import Accept, Declined, Hello, Issue, Peer, Profile, RamBlock
+from .strictjson import Object
+
+RETURN_PATH = "return-path"
+NAMED_CHANNELS = "named-channels"
+NEED_CHANNELS = ("multifd", "postcopy-preempt")
+NEGOTIABLE = ("postcopy-ram", "dirty-bitmaps", "x-ignore-shared", "switchover-ack",
+              *NEED_CHANNELS)
+
+# A capability that both sides have to agree on; None: the difference is an error anyway.
+STREAM_PROPERTIES: dict[str, Optional[str]] = {
+    "send-configuration": None,
+    "send-section-footer": None,
+    "suppress-vmdesc": None,
+    "multifd-flush-after-each-section": "multifd",
+    "x-preempt-pre-7-2": "postcopy-preempt",
+}
+
+RELATED_ARCHS = (("i386", "x86_64"), ("arm", "aarch64"), ("ppc", "ppc64"),
+                 ("riscv32", "riscv64"), ("mips", "mipsel", "mips64", "mips64el"),
+                 ("sparc", "sparc64"))
+
+COMPRESSIONS = ("none", "zlib", "zstd", "qatzip", "qpl", "uadk")
+
+Works = Callable[[Sequence[str]], bool]
+
+
+def is_channels(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What a destination loads a section with."""
+
+    version: int
+    minimum: int = 0
+    is_always_sent: bool = True
+
+
+@dataclass
+class Here:
+    """What a destination is, and what it can do."""
+
+    peer: Peer = field(default_factory=Peer)
+    versions: Sequence[int] = (1,)
+    purposes: Sequence[str] = ("migrate", "check")
+    features: Sequence[str] = (NAMED_CHANNELS,)
+    negotiable: Sequence[str] = NEGOTIABLE
+    others: Collection[str] = ("auto-converge", "xbzrle", "events")  # known, and nothing more
+    works: Works = lambda capabilities: True
+    compressions: Sequence[str] = ("none", "zlib")
+    page_size: Optional[int] = None
+    host_page_size: int = 4096
+    uuid: Optional[str] = None
+    stream: Object = field(default_factory=dict)
+    sections: Optional[dict[tuple[str, int], Reader]] = None
+    ram_blocks: Optional[list[RamBlock]] = None
+
+
+@dataclass
+class Judgement:
+    """All that a verdict says."""
+
+    version: int = 0
+    features: list[str] = field(default_factory=list)
+    capabilities: list[str] = field(default_factory=lambda: [RETURN_PATH])
+    parameters: Object = field(default_factory=dict)
+    declined: list[Declined] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
+    is_accepted: bool = False
+
+
+def judge(hello: Hello, here: Here) -> Judgement:
+    return _Judge(hello, here).judge()
+
+
+class _Judge:
+    """One HELLO, and one machine."""
+
+    def __init__(self, hello: Hello, here: Here):
+        self._hello = hello
+        self._there = hello.profile
+        self._here = here
+        self._result = Judgement()
+        self._barred: dict[str, str] = {}       # optional capabilities, and why
+
+    def judge(self) -> Judgement:
+        self._choose()
+        self._compare_identity()
+        self._compare_stream()
+        self._compare_sections()
+        self._compare_ram_blocks()
+        self._require()
+        self._wish()
+        self._result.parameters = {name: group for name, group in self._there.parameters.items()
+                                   if name in self._result.capabilities
+                                   and name in self._negotiable}
+        bad = ("error", "warning") if self._hello.warnings_as_errors else ("error",)
+        self._result.is_accepted = not any(issue.severity in bad for issue in self._result.issues)
+        return self._result
+
+    @property
+    def _negotiable(self) -> list[str]:
+        """Without those that need channels which the two cannot have."""
+        return [name for name in self._here.negotiable
+                if NAMED_CHANNELS in self._result.features or name not in NEED_CHANNELS]
+
+    def _issue(self, code: str, subject: str, severity: str = "error", source: Any = None,
+               destination: Any = None) -> None:
+        theirs, ours = (None if value is None else str(value) for value in (source, destination))
+        self._result.issues.append(
+            Issue(code, severity, subject, theirs, ours,
+                  f"{subject}: {code}, {theirs} on the source, {ours} here"))
+
+    def _choose(self) -> None:
+        hello, here = self._hello, self._here
+        self._result.features = [name for name in hello.features if name in here.features]
+        common = [number for number in hello.versions if number in here.versions]
+        if common:
+            self._result.version = common[0]
+        else:
+            self._issue("protocol-version", "versions", source=hello.versions,
+                        destination=list(here.versions))
+        if hello.purpose not in here.purposes:
+            self._issue("purpose", hello.purpose)
+        for name in hello.required:
+            if name not in here.features:
+                self._issue("required-feature", name)
+
+    def _compare_identity(self) -> None:
+        there, here = self._there, self._here
+        self._compare("machine-type", "machine", there.peer.machine, here.peer.machine)
+        related = any(there.peer.arch in group and here.peer.arch in group
+                      for group in RELATED_ARCHS)
+        self._compare("arch", "arch", there.peer.arch, here.peer.arch,
+                      "warning" if related else "error")
+        self._compare("page-size", "page-size", there.page_size or None, here.page_size)
+        validate = "validate-uuid" in there.capabilities
+        self._compare("uuid", "uuid", there.uuid and there.uuid.lower(),
+                      here.uuid and here.uuid.lower(), "error" if validate else "warning")
+        for reason in [*there.unmigratable, *there.blockers]:
+            self._issue("unmigratable", reason)
+
+    def _compare(self, code: str, subject: str, source: Any, destination: Any,
+                 severity: str = "error") -> None:
+        if source is not None and destination is not None and source != destination:
+            self._issue(code, subject, severity, source, destination)
+
+    def _compare_stream(self) -> None:
+        there, here = self._there.stream, self._here.stream
+        for name, capability in STREAM_PROPERTIES.items():
+            if name not in there or name not in here:
+                continue
+            if isinstance(there[name], bool) and there[name] == here[name]:
+                continue
+            if capability is None or capability in self._there.required_capabilities:
+                self._issue("stream-format", name, source=there[name], destination=here[name])
+            else:
+                self._barred[capability] = f"stream property {name} differs"
+
+    def _compare_sections(self) -> None:
+        there, here = self._there.sections, self._here.sections
+        if not there or not here:
+            return
+        seen = set()
+        for item in there:
+            severity = "warning" if item.conditional else "error"
+            for instance in item.every_instance:
+                reader = here.get((item.name, instance))
+                seen.add((item.name, instance))
+                if not reader:
+                    self._issue("section-missing", item.name, severity)
+                elif not reader.minimum <= item.version <= reader.version:
+                    self._issue("section-version", item.name, severity, item.version,
+                                reader.version)
+        for (name, instance), reader in here.items():
+            if reader.is_always_sent and (name, instance) not in seen:
+                self._issue("section-extra", name, "warning")
+
+    def _compare_ram_blocks(self) -> None:
+        if not self._there.ram_blocks or not self._here.ram_blocks:
+            return
+        there = {block.name: block for block in self._there.ram_blocks}
+        here = {block.name: block for block in self._here.ram_blocks}
+        for name, block in there.items():
+            if name not in here:
+                self._issue("ram-block-missing", name,
+                            "warning" if block.conditional else "error")
+            elif not self._has_room(block, here[name]):
+                self._issue("ram-block-size", name, source=block.size,
+                            destination=here[name].size)
+        for name in here.keys() - there.keys():
+            self._issue("ram-block-extra", name, "warning")
+        self._compare_page_sizes(there, here)
+        self._compare_shared(there, here)
+
+    def _has_room(self, there: RamBlock, here: RamBlock) -> bool:
+        page = max(self._here.page_size or 1, self._here.host_page_size)
+        size = -(-there.size // page) * page
+        return size == here.size or here.resizeable and size <= (here.max_size or here.size)
+
+    def _compare_page_sizes(self, there: dict[str, RamBlock], here: dict[str, RamBlock]) -> None:
+        differ = [name for name in there.keys() & here.keys()
+                  if there[name].page_size and here[name].page_size
+                  and there[name].page_size != here[name].page_size]
+        for name in differ:
+            if "postcopy-ram" in self._there.required_capabilities:
+                self._issue("ram-block-page-size", name, source=there[name].page_size,
+                            destination=here[name].page_size)
+            else:
+                self._barred["postcopy-ram"] = f"page size of {name} differs"
+
+    def _compare_shared(self, there: dict[str, RamBlock], here: dict[str, RamBlock]) -> None:
+        for name in there.keys() & here.keys():
+            ours, theirs = here[name], there[name]
+            moved = (theirs.shared_file and None not in (ours.address, theirs.address)
+                     and ours.address != theirs.address)
+            if ours.shared_file == theirs.shared_file and not moved:
+                continue
+            harmless = theirs.shared_file and not ours.shared_file and "/" in name[1:]
+            if "x-ignore-shared" in self._there.required_capabilities or harmless:
+                self._issue("capability-unsupported", "x-ignore-shared",
+                            "warning" if harmless else "error")
+            else:
+                self._barred["x-ignore-shared"] = f"{name} is not shared in the same way"
+
+    def _require(self) -> None:
+        pending: list[str] = []
+        for name in self._there.required_capabilities:
+            if name in pending or name == RETURN_PATH:
+                continue
+            if name in self._negotiable:
+                issues = self._parameter_issues(name)
+                for code, subject in issues:
+                    self._issue(code, subject)
+                if not issues:
+                    pending.append(name)
+            elif name in NEED_CHANNELS and name in self._here.negotiable:
+                self._issue("transport", name)
+            elif name in self._here.others:
+                self._issue("capability-unsupported", name)
+            else:
+                self._issue("capability-unknown", name)
+        for name in self._settle(pending):
+            alone = self._here.works([RETURN_PATH, name])
+            self._issue("capability-conflict" if alone else "capability-unsupported", name)
+
+    def _settle(self, pending: list[str]) -> list[str]:
+        """Returns those that do not work, however often one tries."""
+        effective = self._result.capabilities
+        moved = True
+        while moved:
+            moved = False
+            for name in list(pending):
+                if self._here.works([*effective, name]):
+                    pending.remove(name)
+                    effective.append(name)
+                    moved = True
+        return pending
+
+    def _parameter_issues(self, capability: str) -> list[tuple[str, str]]:
+        group = self._there.parameters.get(capability, {})
+        if not isinstance(group, dict):
+            return [("parameter-unknown", capability)]
+        issues = []
+        for name, value in group.items():
+            if capability != "multifd" or name not in ("multifd-channels", "multifd-compression"):
+                issues.append(("parameter-unknown", name))
+            elif not (is_channels(value) if name == "multifd-channels"
+                      else value in self._here.compressions):
+                issues.append(("parameter-value", name))
+        return issues
+
+    def _wish(self) -> None:
+        for name in self._hello.optional_capabilities:
+            if name in self._result.capabilities:
+                continue
+            reason = self._reason_to_decline(name)
+            if reason:
+                self._result.declined.append(Declined(name, reason))
+            else:
+                self._result.capabilities.append(name)
+
+    def _reason_to_decline(self, name: str) -> Optional[str]:
+        if name not in self._negotiable:
+            return "it is not negotiable here"
+        if name in self._barred:
+            return self._barred[name]
+        for _, subject in self._parameter_issues(name):
+            return f"parameter {subject}"
+        if not self._here.works([*self._result.capabilities, name]):
+            return "it does not work with the others"
+        return None
+
+
+def objections(hello: Hello, session: bytes, accept: Accept) -> list[str]:
+    """Section "What the source checks": why the source has to abort."""
+    profile: Profile = hello.profile
+    capabilities = accept.capabilities or []
+    offered = [RETURN_PATH, *profile.required_capabilities, *hello.optional_capabilities]
+    found = []
+    if accept.version != 1 or 1 not in hello.versions:
+        found.append(f"version {accept.version}")
+    if session == NO_SESSION:
+        found.append("no session")
+    found += [f"{name} is missing" for name in [RETURN_PATH, *profile.required_capabilities]
+              if name not in capabilities]
+    found += [f"{name} was not asked for" for name in capabilities
+              if name not in offered]
+    if set(capabilities) & set(NEED_CHANNELS) and not (
+            NAMED_CHANNELS in hello.features and NAMED_CHANNELS in accept.features):
+        found.append(f"other channels without {NAMED_CHANNELS}")
+    expected = {name: group for name, group in profile.parameters.items() if name in capabilities}
+    if not same(expected, accept.parameters):
+        found.append("other parameters")
+    if hello.warnings_as_errors and accept.has("error", "warning"):
+        found.append("warnings")
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """As JSON has it: to Python, true is 1."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and one == other
