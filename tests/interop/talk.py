@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Connections on which one side, or both, is QEMU."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, Optional, Union
+
+from machine import LOOPBACK, Machine, until
+from processes import Lab, small_lab, start_destination
+from qmhs import Incomplete
+from qmhs.frames import ACCEPT, COMMIT, HELLO, VERDICTS, Frame, Header, digest, message
+from qmhs.messages import Accept, Reject, Verdict, read_verdict
+from qmhs.roles import Inbox
+from qmhs.strictjson import Object, compose, parse
+
+Words = Union[bytes, Header, Frame]
+
+LIMIT = 10.0            # for what should be quick
+SILENCE = 0.05          # after which nothing more is expected
+PIECE = 1 << 16
+MINIMUM: Object = {"versions": [1], "purpose": "migrate", "required": []}
+CHECK: Object = {**MINIMUM, "purpose": "check"}
+CAN_ALL: Object = {**MINIMUM, "features": ["named-channels"]}
+
+
+def changed(value: Object, **members: Any) -> Object:
+    """None takes a member away."""
+    members = {name.replace("_", "-"): new for name, new in members.items()}
+    return {name: new for name, new in {**value, **members}.items() if new is not None}
+
+
+def raw(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else compose(value)
+
+
+class Talk:
+    """One connection. What has been said is kept for the digest."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        self._reader = reader
+        self._writer = writer
+        self.inbox = Inbox()
+        self.said = b""
+
+    async def say(self, *words: Words) -> None:
+        data = b"".join(word if isinstance(word, bytes) else word.encode() for word in words)
+        self.said += data
+        with contextlib.suppress(ConnectionError):
+            self._writer.write(data)
+            await self._writer.drain()
+
+    async def header(self) -> Header:
+        while True:
+            with contextlib.suppress(Incomplete):
+                return self.inbox.take_header()
+            await self._more()
+
+    async def frame(self) -> Frame:
+        """The next one of a known type."""
+        while True:
+            with contextlib.suppress(Incomplete):
+                return self.inbox.take_frame()
+            await self._more()
+
+    async def message(self, kind: int) -> Object:
+        frame = await self.frame()
+        assert frame.type == kind, f"{frame}: {frame.payload!r}"
+        assert frame.is_critical
+        return parse(frame.payload)
+
+    async def verdict(self) -> Verdict:
+        await self.header()
+        frame = await self.frame()
+        assert frame.type in VERDICTS and frame.is_critical, frame
+        return read_verdict(frame.type == ACCEPT, frame.payload)
+
+    async def _more(self) -> None:
+        data = await self._hear()
+        assert data, "the connection has ended"
+        self.inbox.put(data)
+
+    async def _hear(self) -> bytes:
+        try:
+            return await asyncio.wait_for(self._reader.read(PIECE), LIMIT)
+        except ConnectionError:
+            return b""
+
+    async def hear(self, count: int) -> bytes:
+        """So many bytes behind the last message."""
+        while len(self.inbox.rest) < count:
+            await self._more()
+        return self.inbox.rest[:count]
+
+    async def rest(self) -> bytes:
+        """All that comes behind the last message, up to the end."""
+        while data := await self._hear():
+            self.inbox.put(data)
+        return self.inbox.rest
+
+    async def is_silent(self) -> bool:
+        """Neither a byte nor an end."""
+        try:
+            data = await asyncio.wait_for(self._reader.read(PIECE), SILENCE)
+            self.inbox.put(data)
+            return False
+        except asyncio.TimeoutError:
+            return not self.inbox.rest
+
+    def end(self) -> None:
+        """No more will be said."""
+        with contextlib.suppress(OSError):
+            self._writer.write_eof()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@contextlib.asynccontextmanager
+async def call(port: int) -> AsyncIterator[Talk]:
+    talk = Talk(*await asyncio.open_connection(LOOPBACK, port))
+    try:
+        yield talk
+    finally:
+        talk.close()
+
+
+@contextlib.asynccontextmanager
+async def ask(port: int, hello: Any, *before: Words) -> AsyncIterator[Talk]:
+    """A source that has said HELLO."""
+    async with call(port) as talk:
+        await talk.say(*(before or (Header(),)), Frame(HELLO, raw(hello)))
+        yield talk
+
+
+async def judged(port: int, hello: Any, *before: Words) -> Verdict:
+    """What a destination says to it, which then lets it go."""
+    async with ask(port, hello, *before) as talk:
+        verdict = await talk.verdict()
+        talk.end()
+        assert await talk.rest() == b""
+        return verdict
+
+
+async def accepted(port: int, hello: Any, *before: Words) -> Accept:
+    verdict = await judged(port, hello, *before)
+    assert isinstance(verdict, Accept), verdict
+    return verdict
+
+
+async def refused(port: int, hello: Any, *before: Words) -> Reject:
+    verdict = await judged(port, hello, *before)
+    assert isinstance(verdict, Reject), verdict
+    assert verdict.message and "\n" not in verdict.message
+    return verdict
+
+
+def codes(verdict: Verdict) -> list[tuple[Optional[str], Optional[str]]]:
+    """Of the errors, with what they are about."""
+    return [(issue.code, issue.subject) for issue in verdict.issues if issue.severity == "error"]
+
+
+async def committed(talk: Talk) -> bytes:
+    """Agree with a destination. Returns the session."""
+    accept = await talk.verdict()
+    assert isinstance(accept, Accept), accept
+    await talk.say(message(COMMIT, {"digest": digest(talk.said, talk.inbox.read)}))
+    assert talk.inbox.header
+    return talk.inbox.header.session
+
+
+@contextlib.asynccontextmanager
+async def qemu_destination(lab: Optional[Lab] = None) -> AsyncIterator[tuple[Machine, int]]:
+    """Whatever was done to it, it listens in the end, and is as good as new."""
+    async with lab or small_lab() as lab:
+        destination, port = await start_destination(lab)
+        yield destination, port
+        await require_free(destination, port)
+
+
+async def require_free(destination: Machine, port: int) -> None:
+    """It accepts the next one, once it has noticed that the last one is gone."""
+    async def is_free() -> bool:
+        verdict = await judged(port, CHECK)
+        assert isinstance(verdict, Accept) or [issue.code for issue in verdict.issues] == ["busy"]
+        return isinstance(verdict, Accept)
+
+    await until(f"{destination.name} to be free again", LIMIT, is_free, every=0.002)
+    info = await destination.migration()
+    assert info["status"] == "setup" and info["socket-address"]
+    assert (await destination.execute("query-status"))["status"] == "inmigrate"
+
+
+async def require_loading(destination: Machine) -> None:
+    """It has believed COMMIT, and waits for more of the stream."""
+    async def is_loading() -> bool:
+        return bool((await destination.migration())["status"] == "active")
+
+    await until(f"{destination.name} to load", LIMIT, is_loading, every=0.002)
+    assert (await destination.handshake())["status"] == "accepted"
+
+
+@contextlib.asynccontextmanager
+async def loading_destination() -> AsyncIterator[tuple[Machine, int]]:
+    """One that will have begun to load in the end, and may do what it likes then."""
+    async with small_lab() as lab:
+        yield await start_destination(lab)
+
+
+class Listener:
+    """Somewhere for a source to connect to."""
+
+    def __init__(self) -> None:
+        self._server: Optional[asyncio.Server] = None
+        self._calls: asyncio.Queue[Talk] = asyncio.Queue()
+        self._talks: list[Talk] = []
+        self.port = 0
+
+    async def __aenter__(self) -> Listener:
+        self._server = await asyncio.start_server(self._accept, LOOPBACK, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server
+        self._server.close()
+        for talk in self._talks:
+            talk.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talk = Talk(reader, writer)
+        self._talks.append(talk)
+        await self._calls.put(talk)
+
+    async def next(self) -> Talk:
+        return await asyncio.wait_for(self._calls.get(), LIMIT)
+
+    @property
+    def waiting(self) -> int:
+        return self._calls.qsize()
+
+
+class Line:
+    """What went by on one connection."""
+
+    def __init__(self) -> None:
+        self.source = bytearray()
+        self.destination = bytearray()
+
+
+class Recorder:
+    """Stands between two QEMUs and keeps all that they say, up to a bound."""
+
+    KEPT = 1 << 20
+
+    def __init__(self, target: int):
+        self._target = target
+        self._server: Optional[asyncio.Server] = None
+        self.lines: list[Line] = []
+        self.port = 0
+
+    async def __aenter__(self) -> Recorder:
+        self._server = await asyncio.start_server(self._accept, LOOPBACK, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._server
+        self._server.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = Line()
+        self.lines.append(line)
+        far_reader, far_writer = await asyncio.open_connection(LOOPBACK, self._target)
+        await asyncio.gather(self._carry(reader, far_writer, line.source),
+                             self._carry(far_reader, writer, line.destination))
+        writer.close()
+        far_writer.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
+                     kept: bytearray) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(PIECE):
+                kept += data[:self.KEPT - len(kept)]
+                writer.write(data)
+                await writer.drain()
+        with contextlib.suppress(OSError):
+            writer.write_eof()

@@ -1,0 +1,519 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A destination that is not QEMU, and what a source that is QEMU makes of it.
+
+Numbers are those of the specification's "Conformance checklist", B for both
+sides and S for a source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import pytest
+from machine import Machine, NotSeen, until
+from processes import (NO_MULTIFD, Json, Lab, Options, begin, end, inet, pc_lab, require_refused,
+                       set_channels, small_lab, start_source)
+from qmhs import grease
+from qmhs.frames import (ABORT, ACCEPT, COMMIT, HELLO, NO_SESSION, REJECT, Frame, Header, digest,
+                         message)
+from qmhs.messages import Commit, Hello
+from qmhs.strictjson import Object, compose, parse
+from talk import Listener, Talk, Words, changed, raw
+from test_qmhs import BAD_JSON, GOOD_JSON
+
+SESSION = uuid.UUID("01234567-89ab-4def-8123-456789abcdef")
+HEADER = Header(SESSION.bytes)
+MINIMUM: Object = {"version": 1, "capabilities": ["return-path"]}
+UNKNOWN = 0x1234
+SKIPPED = Frame(UNKNOWN, b"\xff\0 no JSON", 0)
+CHECK_ONLY: Options = {"check-only": True}
+SILENCE = 0.1
+
+
+@dataclass
+class Call:
+    """A source that has said HELLO, and waits."""
+
+    source: Machine
+    talk: Talk
+    listener: Listener
+    hello: Hello
+    offer: Object           # its HELLO, as it stood there
+
+    async def answer(self, kind: int, value: Any, *before: Words) -> None:
+        await self.talk.say(*(before or (HEADER,)), Frame(kind, raw(value)))
+
+    async def accept(self, **members: Any) -> None:
+        await self.answer(ACCEPT, changed(MINIMUM, **members))
+
+    async def commit(self) -> None:
+        """It agrees, with the right digest, and the stream follows."""
+        heard = self.talk.inbox.read
+        commit = Commit.read(await self.talk.message(COMMIT))
+        assert commit.digest == digest(heard, self.talk.said)
+        assert await self.talk.hear(4) == b"QEVM"
+
+    async def abort(self) -> Object:
+        """It does not agree, says so, and is gone."""
+        value = await self.talk.message(ABORT)
+        assert isinstance(value["message"], str) and value["message"]
+        assert list(grease.find(value)) == [""]
+        assert await self.talk.rest() == b""
+        return value
+
+    async def gone(self) -> None:
+        """It does not say anything more."""
+        assert await self.talk.rest() == b""
+
+    async def failed(self, *words: str) -> Json:
+        return await require_refused(self.source, *words)
+
+
+@contextlib.asynccontextmanager
+async def calling(options: Optional[Options] = None, lab: Optional[Lab] = None,
+                  channels: int = 2, capabilities: tuple[str, ...] = (),
+                  parameters: Optional[Json] = None) -> AsyncIterator[Call]:
+    """In the end its guest runs, and it can migrate again."""
+    async with lab or small_lab() as lab, Listener() as listener:
+        source = await start_source(lab)
+        await set_channels(source, channels)
+        await source.execute("migrate-set-parameters", parameters or {})
+        await source.execute("migrate-set-capabilities", {"capabilities": [
+            {"capability": name, "state": True} for name in capabilities]})
+        await begin(source, inet(listener.port), options)
+        talk = await listener.next()
+        assert await talk.header() == Header()
+        offer = await talk.message(HELLO)
+        yield Call(source, talk, listener, Hello.read(offer), offer)
+        talk.close()
+        with contextlib.suppress(NotSeen):
+            await source.execute("migrate_cancel")
+        await until("the guest to run", 10, source.is_running)
+        await require_can_migrate(source, listener)
+
+
+async def require_can_migrate(source: Machine, listener: Listener) -> None:
+    async def over() -> bool:
+        info = await source.migration()
+        return info.get("status", "failed") in ("failed", "cancelled", "completed")
+
+    await until("the attempt to be over", 10, over, every=0.002)
+    while listener.waiting:
+        (await listener.next()).close()
+    await begin(source, inet(listener.port), {**NO_MULTIFD, **CHECK_ONLY})
+    talk = await listener.next()
+    await talk.header()
+    await talk.message(HELLO)
+    await talk.say(HEADER, message(REJECT, {"message": "not now"}))
+    assert await talk.rest() == b""
+
+
+async def test_accepted() -> None:
+    """S5, S9. Silence up to the verdict; then COMMIT and the stream at once."""
+    async with calling(NO_MULTIFD) as call:
+        await asyncio.sleep(SILENCE)
+        assert await call.talk.is_silent()
+        await call.accept()
+        await call.commit()
+        info = await call.source.handshake()
+        assert info["session"] == str(SESSION) and info["status"] == "accepted"
+        assert (info["protocol-version"], info["capabilities"]) == (1, ["return-path"])
+        call.talk.close()
+        await call.failed()
+
+
+async def test_s5_channels_after_commit() -> None:
+    """S5. All of them, once, with their headers, while nobody answers anything."""
+    async with calling(channels=5) as call:
+        await asyncio.sleep(SILENCE)
+        assert not call.listener.waiting
+        await call.accept(capabilities=["return-path", "multifd"], features=["named-channels"],
+                          parameters=call.hello.profile.parameters)
+        await call.commit()
+        headers = []
+        for _ in range(5):
+            talk = await call.listener.next()
+            data = await talk.hear(64)
+            headers.append(Header(data[8:24], data[24:40].rstrip(b"\0").decode(),
+                                  int.from_bytes(data[40:44], "big")))
+            assert data == headers[-1].encode()
+        assert {header.session for header in headers} == {SESSION.bytes}
+        assert sorted((header.name, header.index) for header in headers) == [
+            ("multifd", index) for index in range(5)]
+        await asyncio.sleep(SILENCE)
+        assert not call.listener.waiting
+
+
+async def test_s1_s2_what_is_set_is_required() -> None:
+    """S1, S2. All that is negotiable, nothing else; groups of what is wanted."""
+    async with calling(channels=7, capabilities=("dirty-bitmaps", "multifd", "auto-converge",
+                                                 "pause-before-switchover")) as call:
+        profile = call.hello.profile
+        assert sorted(profile.required_capabilities) == ["dirty-bitmaps", "multifd"]
+        assert set(profile.capabilities) >= {"dirty-bitmaps", "multifd", "auto-converge",
+                                             "pause-before-switchover"}
+        assert profile.parameters == {"multifd": {"multifd-channels": 7,
+                                                  "multifd-compression": "none"}}
+        assert "multifd" not in call.hello.optional_capabilities
+        assert call.hello.features[0] == "named-channels" and call.hello.required == []
+
+
+async def test_s2_no_group_without_its_capability() -> None:
+    async with calling(NO_MULTIFD, channels=7) as call:
+        assert call.hello.profile.parameters == {}
+        assert call.hello.optional_capabilities == []
+
+
+BAD_ANSWERS: dict[str, list[Words]] = {
+    "nothing": [],
+    "half a header": [HEADER.encode()[:40]],
+    "header alone": [HEADER],
+    "half a frame": [HEADER, message(ACCEPT, MINIMUM).encode()[:20]],
+    "SSH": [b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"],
+    "HTTP": [b"HTTP/1.1 400 Bad Request\r\n\r\n"],
+    "stream": [b"QEVM\0\0\0\x03"],
+    "TLS alert": [bytes.fromhex("15030300020228") + bytes.fromhex("15030300020100")],
+    "63": [HEADER.encode()[:6] + b"\0\x3f" + HEADER.encode()[8:]],
+    "4097": [HEADER.encode()[:6] + b"\x10\x01" + HEADER.encode()[8:], bytes(4033)],
+    "no name": [HEADER.encode()[:24] + bytes(40), message(ACCEPT, MINIMUM)],
+    "malformed name": [Header(SESSION.bytes, "ma n").encode(), message(ACCEPT, MINIMUM)],
+    "other name": [Header(SESSION.bytes, "multifd"), message(ACCEPT, MINIMUM)],
+    "other index": [Header(SESSION.bytes, "main", 1), message(ACCEPT, MINIMUM)],
+    "critical frame": [HEADER, Frame(UNKNOWN, b"{}"), message(ACCEPT, MINIMUM)],
+    "17th unknown frame": [HEADER, *[SKIPPED] * 17, message(ACCEPT, MINIMUM)],
+    "frame too long": [HEADER, Frame(UNKNOWN, bytes(131073), 0).encode()[:8]],
+    "ACCEPT too long": [HEADER, Frame(ACCEPT, bytes(131073)).encode()[:8]],
+    "REJECT too long": [HEADER, Frame(REJECT, bytes(131073)).encode()[:8]],
+    "HELLO": [HEADER, message(HELLO, {"versions": [1], "purpose": "migrate", "required": []})],
+    "COMMIT": [HEADER, message(COMMIT, {"digest": "0" * 64})],
+    "ABORT": [HEADER, message(ABORT, {"message": "no"})],
+}
+UNFINISHED = ("nothing", "half a header", "header alone", "half a frame")
+
+
+@pytest.mark.parametrize("name", BAD_ANSWERS)
+async def test_violations(name: str) -> None:
+    """S10, B2. It closes without a last word, and at once if it can tell."""
+    async with calling(NO_MULTIFD) as call:
+        await call.talk.say(*BAD_ANSWERS[name])
+        if name in UNFINISHED:
+            assert await call.talk.is_silent()
+            call.talk.end()
+        await call.gone()
+        await call.failed()
+        assert (await call.source.handshake())["status"] == "failed"
+
+
+@pytest.mark.parametrize("name, words", [
+    ("nothing", ["without an answer"]), ("SSH", ["SSH"]), ("HTTP", ["HTTP"]),
+    ("TLS alert", ["TLS"]), ("critical frame", ["critical", str(UNKNOWN)])])
+async def test_it_says_what_it_met(name: str, words: list[str]) -> None:
+    async with calling(NO_MULTIFD) as call:
+        await call.talk.say(*BAD_ANSWERS[name])
+        call.talk.end()
+        await call.failed(*words)
+
+
+@pytest.mark.parametrize("payload", BAD_JSON.values(), ids=BAD_JSON)
+async def test_b4_json(payload: bytes) -> None:
+    """B4. Also in a member of ACCEPT that nobody knows."""
+    if payload.startswith(b'{"') and payload.endswith(b"}"):
+        payload = compose(MINIMUM)[:-1] + b"," + payload[1:]
+    async with calling(NO_MULTIFD) as call:
+        await call.answer(ACCEPT, payload)
+        await call.gone()
+        await call.failed()
+
+
+@pytest.mark.parametrize("payload", GOOD_JSON.values(), ids=GOOD_JSON)
+async def test_b4_good_json(payload: bytes) -> None:
+    """B4, B5, B9."""
+    if payload in (GOOD_JSON["256 members"], GOOD_JSON["8192 objects"]):
+        payload = payload.replace(b'"0":0,"1":1,', b"").replace(b"{},", b"", 1)
+    inner = payload.strip()[1:]
+    core = compose(MINIMUM)[:-1]
+    async with calling(NO_MULTIFD) as call:
+        await call.answer(ACCEPT, b" \n" + core + (b"}" if inner == b"}" else b"," + inner) + b"\t")
+        await call.commit()
+
+
+@pytest.mark.parametrize("members", [
+    {"version": "1"}, {"version": None}, {"version": True}, {"version": -1},
+    {"capabilities": "return-path"}, {"capabilities": None}, {"capabilities": {}},
+    {"capabilities": ["return-path", 1]}, {"capabilities": ["return-path", None]},
+    {"parameters": None}, {"parameters": []}, {"parameters": 0}], ids=str)
+async def test_b6_b7_accept_is_read_strictly_here(members: Object) -> None:
+    """B6, B7. Malformed: it closes, without ABORT."""
+    async with calling(NO_MULTIFD) as call:
+        await call.answer(ACCEPT, {**MINIMUM, **members})
+        await call.gone()
+        await call.failed()
+
+
+LENIENT = [None, True, 7, -1, "x", [], {}, [None, 7, "x", [], {}], {"x": {}}]
+
+
+@pytest.mark.parametrize("wrong", LENIENT, ids=str)
+async def test_b6_b7_accept_is_read_leniently_there(wrong: Any) -> None:
+    """B6, B7."""
+    members = {name: wrong for name in ("features", "not-understood", "peer", "declined", "issues",
+                                        "issues-omitted")}
+    async with calling(NO_MULTIFD) as call:
+        await call.answer(ACCEPT, {**MINIMUM, **members})
+        await call.commit()
+
+
+BAD_ACCEPTS: dict[str, Object] = {
+    "no version": {"version": None}, "version 0": {"version": 0}, "version 2": {"version": 2},
+    "large version": {"version": (1 << 64) - 1}, "no capabilities": {"capabilities": None},
+    "empty capabilities": {"capabilities": []},
+    "no return-path": {"capabilities": ["dirty-bitmaps", "multifd"]},
+    "without what is required": {"capabilities": ["return-path", "multifd"]},
+    "not offered": {"capabilities": ["return-path", "dirty-bitmaps", "multifd", "postcopy-ram"]},
+    "unheard of": {"capabilities": ["return-path", "dirty-bitmaps", "multifd", "x-new"]},
+    "side-local": {"capabilities": ["return-path", "dirty-bitmaps", "multifd", "auto-converge"]},
+    "grease": {"capabilities": ["return-path", "dirty-bitmaps", "multifd", "grease-00c0ffee"]},
+    "no features": {"features": None}, "other features": {"features": ["x", 7]},
+    "features of a wrong type": {"features": {"named-channels": 1}},
+    "no parameters": {"parameters": None}, "no group": {"parameters": {}},
+    "another value": {"parameters": {"multifd": {"multifd-channels": 3,
+                                                 "multifd-compression": "none"}}},
+    "true for 1": {"parameters": {"multifd": {"multifd-channels": True,
+                                              "multifd-compression": "none"}}},
+    "text for 2": {"parameters": {"multifd": {"multifd-channels": "2",
+                                              "multifd-compression": "none"}}},
+    "one parameter less": {"parameters": {"multifd": {"multifd-channels": 2}}},
+    "one more": {"parameters": {"multifd": {"multifd-channels": 2, "multifd-compression": "none",
+                                            "x": 1}}},
+    "one more group": {"parameters": {"multifd": {"multifd-channels": 2,
+                                                  "multifd-compression": "none"}, "x": {}}},
+    "group of another type": {"parameters": {"multifd": 7}},
+}
+
+
+@pytest.mark.parametrize("members", [{}, *BAD_ACCEPTS.values()], ids=["good", *BAD_ACCEPTS])
+async def test_s4_accept_is_checked(members: Object) -> None:
+    """S4. ABORT, with the reason, and nothing has begun. One of them is right."""
+    async with calling(channels=2, capabilities=("dirty-bitmaps",)) as call:
+        right = {"version": 1, "capabilities": ["multifd", "dirty-bitmaps", "return-path"],
+                 "features": ["named-channels"], "parameters": call.hello.profile.parameters}
+        await call.answer(ACCEPT, changed(right, **members))
+        if not members:
+            return await call.commit()
+        value = await call.abort()
+        info = await call.failed()
+        assert value["message"] in info["error-desc"]
+        assert (await call.source.handshake())["status"] == "rejected"
+        assert not call.listener.waiting
+
+
+async def test_s4_group_without_capability() -> None:
+    """S4. What is declined has no parameters."""
+    async with calling() as call:
+        await call.accept(parameters=call.hello.profile.parameters, features=["named-channels"])
+        await call.abort()
+
+
+async def test_s4_no_session() -> None:
+    """S4. All zeros."""
+    async with calling(NO_MULTIFD) as call:
+        await call.answer(ACCEPT, MINIMUM, Header(NO_SESSION))
+        await call.abort()
+
+
+async def test_s4_grease_is_no_version() -> None:
+    """S4. A number that it has sent, and cannot speak."""
+    async with calling(NO_MULTIFD) as call:
+        odd = [number for number in call.offer["versions"] if number != 1]
+        assert len(odd) == 1 and odd[0] in grease.NUMBERS
+        await call.accept(version=odd[0])
+        await call.abort()
+
+
+@pytest.mark.parametrize("severity, is_fine", [("error", False), ("warning", False),
+                                               ("info", True), ("fatal", False), (None, False)])
+async def test_s4_warnings_as_errors(severity: Optional[str], is_fine: bool) -> None:
+    """S4. An unknown severity counts as a warning, and so does none."""
+    issue = changed({"code": "uuid", "message": "text"}, severity=severity)
+    async with calling({**NO_MULTIFD, "warnings-as-errors": True}) as call:
+        assert call.hello.warnings_as_errors
+        await call.accept(issues=[issue])
+        await (call.commit() if is_fine else call.abort())
+
+
+@pytest.mark.parametrize("severity", ["error", "warning", "info", "fatal"])
+async def test_s6_the_frame_is_the_verdict(severity: str) -> None:
+    """S6. It goes on after an ACCEPT with errors, and not after a REJECT without."""
+    issues = [{"code": "x-new", "severity": severity, "message": "text"}]
+    async with calling(NO_MULTIFD) as call:
+        await call.accept(issues=issues)
+        await call.commit()
+    async with calling(NO_MULTIFD) as call:
+        await call.answer(REJECT, {"message": "no", "issues": issues})
+        await call.gone()
+        await call.failed("no")
+
+
+@pytest.mark.parametrize("header", [
+    Header(SESSION.bytes, extension=bytes(1)), Header(SESSION.bytes, extension=b"\xff" * 4032),
+    Header(SESSION.bytes, reserved=0xffff, reserved_end=b"\xff" * 20)],
+    ids=["65", "4096", "reserved"])
+async def test_b1_b9_headers(header: Header) -> None:
+    """B1, B9. They count for the digest."""
+    async with calling(NO_MULTIFD) as call:
+        await call.answer(ACCEPT, MINIMUM, header)
+        await call.commit()
+
+
+async def test_b3_16_unknown_frames() -> None:
+    """B3, B9."""
+    async with calling(NO_MULTIFD) as call:
+        frames = [SKIPPED, Frame(0, b"", 0), Frame(0xffff, bytes(131072), 0xfffe),
+                  Frame(0x0a0a, b"{", 0)] * 4
+        await call.answer(ACCEPT, MINIMUM, HEADER, *frames)
+        await call.commit()
+
+
+async def test_b11_one_byte_at_a_time() -> None:
+    async with calling(NO_MULTIFD) as call:
+        for byte in HEADER.encode() + SKIPPED.encode() + message(ACCEPT, MINIMUM).encode():
+            await call.talk.say(bytes([byte]))
+            await asyncio.sleep(0)
+        await call.commit()
+
+
+REJECTS: dict[str, Any] = {
+    "empty": {}, "no JSON": b"no JSON", "nothing": b"", "list": b"[]",
+    "same name": b'{"message":"a","message":"b"}', "too deep": BAD_JSON["17 deep"],
+    **{f"all {wrong!r}": {name: wrong for name in (
+        "message", "issues", "issues-omitted", "version", "features", "not-understood", "peer")}
+       for wrong in (None, 7, "x", {}, [None, 7, [], {}])},
+}
+
+
+@pytest.mark.parametrize("payload", REJECTS.values(), ids=REJECTS)
+async def test_s7_whatever_a_reject_says(payload: Any) -> None:
+    """S7. It is one, be it malformed or not."""
+    async with calling(NO_MULTIFD) as call:
+        await call.answer(REJECT, payload)
+        await call.gone()
+        await call.failed()
+        assert (await call.source.handshake())["status"] == "rejected"
+
+
+async def test_s8_codes() -> None:
+    """S8. All of them arrive, those that nobody knows with their text."""
+    issues = [{"code": "x-not-known", "severity": "error", "subject": "a", "source": "1",
+               "destination": "2", "message": "one", "new": {"x": []}},
+              {"code": "machine-type", "severity": "grave", "message": "two"},
+              {"message": "three"}, 7, None, {"code": 5, "severity": 5, "message": 5},
+              {"code": "section-extra", "severity": "info", "message": "four"}]
+    async with calling(NO_MULTIFD) as call:
+        await call.answer(REJECT, {"message": "5 problems: one", "issues": issues,
+                                   "issues-omitted": 9, "version": 1})
+        await call.failed("one")
+        info = await call.source.handshake()
+        assert info["issues-omitted"] == 9
+        told = info["issues"]
+        assert told[0] == {name: value for name, value in issues[0].items() if name != "new"}
+        assert [issue["severity"] for issue in told[:3]] == ["error", "warning", "warning"]
+        assert [issue["message"] for issue in told[:3]] == ["one", "two", "three"]
+        assert (told[-1]["code"], told[-1]["severity"]) == ("section-extra", "info")
+        assert len(told) in (4, 5)
+
+
+@pytest.mark.parametrize("version", [0, 2, 7, (1 << 64) - 1])
+async def test_a_reject_of_any_version_is_read(version: int) -> None:
+    async with calling(NO_MULTIFD) as call:
+        await call.answer(REJECT, {"message": "for a reason", "version": version,
+                                   "issues": [{"code": "purpose", "severity": "error"}]},
+                          Header(NO_SESSION))
+        await call.failed("for a reason")
+        assert [issue["code"] for issue in (await call.source.handshake())["issues"]] == [
+            "purpose"]
+
+
+async def test_what_follows_a_verdict_is_not_read() -> None:
+    """B2. Bytes behind REJECT, even of a frame, change nothing."""
+    async with calling(NO_MULTIFD) as call:
+        await call.answer(REJECT, {"message": "first"})
+        await call.answer(REJECT, {"message": "second"})
+        await call.failed("first")
+
+
+async def test_s11_check_accepted() -> None:
+    """S11. It leaves without a word."""
+    async with calling({**CHECK_ONLY}) as call:
+        assert call.hello.purpose == "check"
+        await call.accept()
+        await call.gone()
+        info = await call.source.migration()
+        assert "status" not in info and "error-desc" not in info
+        assert info["handshake"]["status"] == "accepted" and info["handshake"]["check-only"]
+        assert not call.listener.waiting
+
+
+@pytest.mark.parametrize("kind, value, status", [
+    (REJECT, {"message": "no", "issues": [{"code": "busy", "severity": "error"}]}, "rejected"),
+    (ACCEPT, {**MINIMUM, "version": 7}, "rejected"),
+    (ACCEPT, {"version": 1, "capabilities": [1]}, "failed"),
+    (COMMIT, {"digest": ""}, "failed")], ids=["reject", "unfit", "malformed", "commit"])
+async def test_s11_check_not_accepted(kind: int, value: Object, status: str) -> None:
+    """S11. Neither ABORT nor an effect on anything."""
+    async with calling({**NO_MULTIFD, **CHECK_ONLY}) as call:
+        await call.answer(kind, value)
+        await call.gone()
+
+        async def over() -> bool:
+            return (await call.source.handshake())["status"] != "in-progress"
+
+        await until("the end", 10, over, every=0.002)
+        info = await call.source.migration()
+        assert "status" not in info
+        assert info["handshake"]["status"] == status
+
+
+async def test_b10_a_silent_destination() -> None:
+    """B10. As long as the user says."""
+    async with calling({**NO_MULTIFD, "timeout": 1}) as call:
+        await call.talk.say(HEADER)
+        await call.gone()
+        await call.failed()
+
+
+async def test_b9_commit_is_a_frame_of_its_own() -> None:
+    """B8. Its grease is a member, and the text of the digest has 64 digits."""
+    async with calling(NO_MULTIFD) as call:
+        await call.accept()
+        value = parse((await call.talk.frame()).payload)
+        assert list(grease.find(value)) == [""] and len(value) == 2
+        assert len(value["digest"]) == 64 and set(value["digest"]) <= set("0123456789abcdef")
+
+
+async def test_s3_no_channels_without_an_address() -> None:
+    """S3. A connection that somebody else has made is the only one."""
+    ours, theirs = socket.socketpair()
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        with theirs:
+            await send_fd(source, theirs)
+        await begin(source, {"transport": "socket", "type": "fd", "str": "peer"})
+        talk = Talk(*await asyncio.open_connection(sock=ours))
+        await talk.header()
+        hello = Hello.read(await talk.message(HELLO))
+        assert "multifd" not in hello.optional_capabilities
+        assert hello.profile.parameters == {} and hello.profile.required_capabilities == []
+        await talk.say(HEADER, message(REJECT, {"message": "enough"}))
+        assert "enough" in (await end(source))["error-desc"]
+        talk.close()
+
+
+async def send_fd(source: Machine, sock: socket.socket) -> None:
+    getattr(source, "_qmp").send_fd_scm(sock.fileno())
+    await source.execute("getfd", {"fdname": "peer"})
