@@ -413,6 +413,21 @@ def test_comparison(profile: Profile, expected: list[str]) -> None:
     assert strict.is_accepted == (not expected)
 
 
+def test_what_is_not_shared_here() -> None:
+    """An error, unless the block is a device's: its contents may be elsewhere."""
+    here = replace(HERE, ram_blocks=[RamBlock("r", 4096), RamBlock("0000:00:02.0/vram", 4096)])
+    for name, severity in (("r", "error"), ("0000:00:02.0/vram", "warning")):
+        blocks = [replace(block, shared_file=block.name == name)
+                  for block in here.ram_blocks or []]
+        profile = Profile(ram_blocks=blocks, required_capabilities=["x-ignore-shared"])
+        found = judge(Hello(profile=profile), here).issues
+        assert [(issue.code, issue.severity) for issue in found] == [
+            ("capability-unsupported", severity)]
+        optional = judge(Hello(optional_capabilities=["x-ignore-shared"],
+                               profile=Profile(ram_blocks=blocks)), here)
+        assert ("x-ignore-shared" in optional.capabilities) == (severity == "warning")
+
+
 def test_barred_capabilities_are_declined() -> None:
     profile = Profile(stream={"multifd-flush-after-each-section": True},
                       ram_blocks=[replace(R, page_size=2 << 20), replace(S, shared_file=True)])

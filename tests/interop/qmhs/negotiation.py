@@ -86,7 +86,11 @@ def judge(hello: Hello, here: Here) -> Judgement:
 
 
 class _Judge:
-    """One HELLO, and one machine."""
+    """One HELLO, and one machine.
+
+    What bears on a capability is an issue if that is effective because it is
+    required, and bars it from becoming effective because it is wanted.
+    """
 
     def __init__(self, hello: Hello, here: Here):
         self._hello = hello
@@ -94,15 +98,17 @@ class _Judge:
         self._here = here
         self._result = Judgement()
         self._barred: dict[str, str] = {}       # optional capabilities, and why
+        self._not_shared_here: list[str] = []   # blocks whose contents may be elsewhere
 
     def judge(self) -> Judgement:
         self._choose()
         self._compare_identity()
-        self._compare_stream()
         self._compare_sections()
-        self._compare_ram_blocks()
         self._require()
+        self._compare_stream()
+        self._compare_ram_blocks()
         self._wish()
+        self._warn_of_what_is_not_shared()
         self._result.parameters = {name: group for name, group in self._there.parameters.items()
                                    if name in self._result.capabilities
                                    and name in self._negotiable}
@@ -164,7 +170,7 @@ class _Judge:
                 continue
             if isinstance(there[name], bool) and there[name] == here[name]:
                 continue
-            if capability is None or capability in self._there.required_capabilities:
+            if capability is None or capability in self._result.capabilities:
                 self._issue("stream-format", name, source=there[name], destination=here[name])
             else:
                 self._barred[capability] = f"stream property {name} differs"
@@ -215,7 +221,7 @@ class _Judge:
                   if there[name].page_size and here[name].page_size
                   and there[name].page_size != here[name].page_size]
         for name in differ:
-            if "postcopy-ram" in self._there.required_capabilities:
+            if "postcopy-ram" in self._result.capabilities:
                 self._issue("ram-block-page-size", name, source=there[name].page_size,
                             destination=here[name].page_size)
             else:
@@ -228,12 +234,17 @@ class _Judge:
                      and ours.address != theirs.address)
             if ours.shared_file == theirs.shared_file and not moved:
                 continue
-            harmless = theirs.shared_file and not ours.shared_file and "/" in name[1:]
-            if "x-ignore-shared" in self._there.required_capabilities or harmless:
-                self._issue("capability-unsupported", "x-ignore-shared",
-                            "warning" if harmless else "error")
+            if theirs.shared_file and not ours.shared_file and _is_of_a_device(name):
+                self._not_shared_here.append(name)
+            elif "x-ignore-shared" in self._result.capabilities:
+                self._issue("capability-unsupported", "x-ignore-shared")
             else:
                 self._barred["x-ignore-shared"] = f"{name} is not shared in the same way"
+
+    def _warn_of_what_is_not_shared(self) -> None:
+        if self._not_shared_here and "x-ignore-shared" in self._result.capabilities:
+            self._issue("capability-unsupported", "x-ignore-shared", "warning",
+                        self._not_shared_here)
 
     def _require(self) -> None:
         pending: list[str] = []
@@ -302,6 +313,10 @@ class _Judge:
         if not self._here.works([*self._result.capabilities, name]):
             return "it does not work with the others"
         return None
+
+
+def _is_of_a_device(ram_block: str) -> bool:
+    return "/" in ram_block and not ram_block.startswith("/")
 
 
 def objections(hello: Hello, session: bytes, accept: Accept) -> list[str]:

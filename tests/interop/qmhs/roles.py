@@ -43,6 +43,10 @@ class Inbox:
         """What does not belong to the handshake, once that is over."""
         return bytes(self._data[self._at:])
 
+    @property
+    def everything(self) -> bytes:
+        return bytes(self._data)
+
     def take_header(self) -> Header:
         self.header, self._at = decode_header(self._data, self._at)
         if not self.header.is_main:
