@@ -271,7 +271,8 @@ async def test_b6_b7_accept_is_read_leniently_there(wrong: Any) -> None:
 
 BAD_ACCEPTS: dict[str, Object] = {
     "no version": {"version": None}, "version 0": {"version": 0}, "version 2": {"version": 2},
-    "large version": {"version": (1 << 64) - 1}, "no capabilities": {"capabilities": None},
+    "large version": {"version": (1 << 64) - 1}, "33 bits": {"version": (1 << 32) + 1},
+    "no capabilities": {"capabilities": None},
     "empty capabilities": {"capabilities": []},
     "no return-path": {"capabilities": ["dirty-bitmaps", "multifd"]},
     "without what is required": {"capabilities": ["return-path", "multifd"]},
