@@ -90,10 +90,11 @@ class Dice:
                            "capabilities": self._some(["validate-uuid", "events", 7], 2),
                            "parameters": self._parameters(), "stream": self._stream()}
         peer = self._here.peer
-        choices = {"machine": [peer.machine] * 9 + ["pc-q35-9.0"],
-                   "arch": [peer.arch] * 9 + ["i386", "s390x"],
-                   "page-size": [4096] * 9 + [0, 8192], "uuid": [UUID.upper()] * 4 + ["another"],
-                   "sections": [self._sections()] * 2, "ram-blocks": [self._ram_blocks()] * 2}
+        choices: dict[str, list[Any]] = {
+            "machine": [peer.machine] * 9 + ["pc-q35-9.0"],
+            "arch": [peer.arch] * 9 + ["i386", "s390x"],
+            "page-size": [4096] * 9 + [0, 8192], "uuid": [UUID.upper()] * 4 + ["another"],
+            "sections": [self._sections()] * 2, "ram-blocks": [self._ram_blocks()] * 2}
         for name, values in choices.items():
             if self._random.random() < 0.5:
                 profile[name] = self._random.choice(values)

@@ -256,7 +256,7 @@ async def test_b6_b7_accept_is_read_strictly_here(members: Object) -> None:
         await call.failed()
 
 
-LENIENT = [None, True, 7, -1, "x", [], {}, [None, 7, "x", [], {}], {"x": {}}]
+LENIENT: list[Any] = [None, True, 7, -1, "x", [], {}, [None, 7, "x", [], {}], {"x": {}}]
 
 
 @pytest.mark.parametrize("wrong", LENIENT, ids=str)
@@ -389,12 +389,14 @@ async def test_b11_one_byte_at_a_time() -> None:
         await call.commit()
 
 
+NO_LIST_NOR_TEXT: list[Any] = [None, 7, "x", {}, [None, 7, [], {}]]
+
 REJECTS: dict[str, Any] = {
     "empty": {}, "no JSON": b"no JSON", "nothing": b"", "list": b"[]",
     "same name": b'{"message":"a","message":"b"}', "too deep": BAD_JSON["17 deep"],
     **{f"all {wrong!r}": {name: wrong for name in (
         "message", "issues", "issues-omitted", "version", "features", "not-understood", "peer")}
-       for wrong in (None, 7, "x", {}, [None, 7, [], {}])},
+       for wrong in NO_LIST_NOR_TEXT},
 }
 
 
@@ -410,11 +412,12 @@ async def test_s7_whatever_a_reject_says(payload: Any) -> None:
 
 async def test_s8_codes() -> None:
     """S8. All of them arrive, those that nobody knows with their text."""
-    issues = [{"code": "x-not-known", "severity": "error", "subject": "a", "source": "1",
-               "destination": "2", "message": "one", "new": {"x": []}},
-              {"code": "machine-type", "severity": "grave", "message": "two"},
-              {"message": "three"}, 7, None, {"code": 5, "severity": 5, "message": 5},
-              {"code": "section-extra", "severity": "info", "message": "four"}]
+    issues: list[Any] = [
+        {"code": "x-not-known", "severity": "error", "subject": "a", "source": "1",
+         "destination": "2", "message": "one", "new": {"x": []}},
+        {"code": "machine-type", "severity": "grave", "message": "two"},
+        {"message": "three"}, 7, None, {"code": 5, "severity": 5, "message": 5},
+        {"code": "section-extra", "severity": "info", "message": "four"}]
     async with calling(NO_MULTIFD) as call:
         await call.answer(REJECT, {"message": "5 problems: one", "issues": issues,
                                    "issues-omitted": 9, "version": 1})

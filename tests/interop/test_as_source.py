@@ -8,6 +8,7 @@ sides and D for a destination.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -187,6 +188,7 @@ async def test_d19_violations_before_the_verdict(words: list[Words]) -> None:
         assert isinstance(reject, Reject) and reject.message and not reject.issues
         talk.end()
         await hear_nothing(talk)
+        assert not talk.was_reset
 
 
 @pytest.mark.parametrize("payload", BAD_JSON.values(), ids=BAD_JSON)
@@ -209,6 +211,9 @@ async def test_b4_good_json(payload: bytes) -> None:
         await accepted(port, core + (b"}" if inner == b"}" else b"," + inner))
 
 
+NO_LIST: list[Any] = [None, {}, "x"]
+NO_OBJECT: list[Any] = [None, [], True]
+
 STRICT: dict[str, Object] = {
     "versions": {"versions": 1}, "purpose": {"purpose": ["migrate"]}, "required": {"required": {}},
     "versions null": {"versions": None}, "features": {"features": "x"},
@@ -221,9 +226,9 @@ STRICT: dict[str, Object] = {
        for name in ("page-size", "host-page-size") for wrong in (-1, "4096", True)},
     **{f"{name}, {wrong!r}": {"profile": {name: wrong}}
        for name in ("capabilities", "required-capabilities", "sections", "ram-blocks",
-                    "unmigratable", "blockers") for wrong in (None, {}, "x")},
+                    "unmigratable", "blockers") for wrong in NO_LIST},
     **{f"{name}, {wrong!r}": {"profile": {name: wrong}}
-       for name in ("parameters", "stream") for wrong in (None, [], True)},
+       for name in ("parameters", "stream") for wrong in NO_OBJECT},
     **{f"sections {item}": {"profile": {"sections": [item]}} for item in (
         {"name": "x"}, {"name": 1, "version": 1}, {"name": "x", "version": -1},
         {"name": "x", "version": None}, {"name": "x", "version": 1, "instances": 1},
@@ -317,11 +322,14 @@ async def test_d3_parameters(group: Any, code: str) -> None:
         assert accept.parameters == {} and accept.declined == []
 
 
+FEATURES_OF_OTHERS: list[Any] = [None, [], ["named-channel"], [1]]
+
+
 async def test_d4_named_channels() -> None:
     """D4. Their parameters are not looked at either."""
     async with qemu_destination() as (_, port):
         for name in ("multifd", "postcopy-preempt"):
-            for features in (None, [], ["named-channel"], [1]):
+            for features in FEATURES_OF_OTHERS:
                 hello = changed(CHECK, features=features, optional_capabilities=[name],
                                 profile={"parameters": {name: 7}})
                 accept = await accepted(port, hello)
@@ -414,6 +422,23 @@ async def test_many_issues_are_counted() -> None:
         assert len(reject.issues) + reject.issues_omitted > 1000
 
 
+async def test_long_issues_fit_into_the_frame() -> None:
+    """Fewer are listed than could be, so that the frame is no longer than it may be."""
+    async with qemu_destination() as (_, port):
+        sections = [{"name": f"{number:04}" + "n" * 250, "version": 1} for number in range(1500)]
+        reject = await refused(port, changed(CHECK, profile={"sections": sections}))
+        assert 100 < len(reject.issues) < 256
+        assert len(reject.issues) + reject.issues_omitted >= 1500
+
+
+async def test_64_optional_capabilities_are_looked_at() -> None:
+    async with qemu_destination() as (_, port):
+        names = [f"x-new-{number}" for number in range(63)] + ["switchover-ack"]
+        accept = await accepted(port, changed(CHECK, optional_capabilities=names))
+        assert accept.capabilities == ["return-path", "switchover-ack"]
+        assert [item.capability for item in accept.declined] == names[:63]
+
+
 async def test_warnings_as_errors() -> None:
     async with qemu_destination(pc_lab()) as (_, port):
         hello = changed(CHECK, profile={"arch": "i386"})
@@ -451,18 +476,24 @@ async def test_d18_checks() -> None:
                 await check.say(message(COMMIT, {"digest": digest(check.said, check.inbox.read)}),
                                 b"QEVM", bytes(100000))
                 await hear_nothing(check)       # its direction is closed, at once
+                assert not check.was_reset
                 assert await migration.is_silent()
         info = await destination.migration()
         assert info["status"] == "setup"
 
 
-async def test_d20_a_refused_source_may_read_late() -> None:
-    """D20. It drains: no reset eats the verdict."""
-    async with qemu_destination() as (_, port), ask(port, {**CAN_ALL, "required": ["x"]}) as talk:
+@pytest.mark.parametrize("hello", [changed(MINIMUM, required=["x"]), CHECK],
+                         ids=["refused", "check"])
+async def test_d20_it_drains(hello: Object) -> None:
+    """D20. Its direction ends at once; what still comes is read, so that no reset eats the end."""
+    async with qemu_destination() as (_, port), ask(port, hello) as talk:
         await talk.say(*[SKIPPED] * 10, bytes(100000))
-        await asyncio.sleep(0.1)
-        assert isinstance(await talk.verdict(), Reject)
+        await talk.verdict()
         await hear_nothing(talk)
+        for _ in range(5):
+            await talk.say(bytes(10000))
+            await asyncio.sleep(0.02)
+        assert not talk.was_reset
 
 
 def other(right: str) -> str:
@@ -617,6 +648,21 @@ async def test_d10_parameters_have_the_values_of_the_table() -> None:
                     return bool(parameters["multifd-channels"] == 2)
 
                 await until("two channels to do", 10, applied, every=0.002)
+
+
+async def test_d16_255_channels() -> None:
+    """D16, D11. The last one first, with strangers in between."""
+    hello = changed(MULTIFD, profile={"parameters": {"multifd": {"multifd-channels": 255}}})
+    async with loading_destination() as (destination, port), contextlib.AsyncExitStack() as stack:
+        for _ in range(40):
+            await stack.enter_async_context(call(port))
+        talk = await stack.enter_async_context(ask(port, hello))
+        session = await committed(talk)
+        for index in reversed(range(255)):
+            assert (await destination.handshake())["status"] == "in-progress"
+            line = await stack.enter_async_context(call(port))
+            await line.say(channel(session, index=index))
+        await require_loading(destination)
 
 
 async def test_d13_the_source_goes_while_it_waits() -> None:

@@ -139,7 +139,8 @@ async def test_a_source_understands_its_destination(name: str) -> None:
         if recorded.is_accepted:
             async def told() -> bool:
                 return (await source.handshake())["status"] == "accepted"
-            return await until("the verdict", 10, told)
+            await until("the verdict", 10, told)
+            return None
         assert isinstance(recorded.verdict, Reject) and recorded.verdict.message
         await require_refused(source, recorded.verdict.message)
         info = await source.handshake()

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from processes import NO_MULTIFD, pc_lab, set_channels, start_source
+from processes import NO_MULTIFD, pc_lab, set_channels, start_destination, start_source
+from qmhs import grease
 from qmhs.frames import ACCEPT, COMMIT, HELLO, REJECT, Frame, Header, digest, message
 from qmhs.messages import Accept, Hello
 from qmhs.strictjson import Object
@@ -76,8 +77,9 @@ async def test_an_older_source_lacks_something() -> None:
                 continue        # these mean something else if they are absent
             accept = await accepted(port, without(hello, path))
             assert not accept.issues, path
-            expected = {("features",): ["return-path", "switchover-ack"],
-                        ("optional-capabilities",): ["return-path"]}
+            expected: dict[tuple[Any, ...], list[str]] = {
+                ("features",): ["return-path", "switchover-ack"],
+                ("optional-capabilities",): ["return-path"]}
             assert accept.capabilities == expected.get(path, whole.capabilities), path
             lacking += 1
         assert lacking > 20
@@ -312,10 +314,23 @@ async def test_a_destination_from_the_future_asks_too_much(members: Object) -> N
         await call_.abort()
 
 
-async def test_a_source_that_is_set_differently_says_so() -> None:
-    """What it sends reads as its settings, and as HELLO from today's point of view."""
+async def test_profiles_in_files() -> None:
+    """A HELLO without grease; one of another age is judged as it would be on the wire."""
     async with pc_lab() as lab:
         source = await start_source(lab)
         await set_channels(source, 9)
-        profile = Hello.read(await source.execute("query-migrate-profile")).profile
-        assert profile.parameters["multifd"]["multifd-channels"] == 9
+        today = await source.execute("query-migrate-profile")
+        hello = Hello.read(today)
+        assert hello.purpose == "check" and not hello.not_understood
+        assert not list(grease.find(today))
+        assert hello.profile.parameters["multifd"]["multifd-channels"] == 9
+        destination, _ = await start_destination(lab)
+        for profile in (today, from_the_future(today), MINIMUM):
+            judgement = await destination.execute("check-migrate-profile", {"profile": profile})
+            assert judgement["compatible"] and not judgement["issues"]
+        for name, value, code in (("required", ["x-new"], "required-feature"),
+                                  ("versions", [7], "protocol-version")):
+            judgement = await destination.execute("check-migrate-profile",
+                                                  {"profile": {**today, name: value}})
+            assert not judgement["compatible"]
+            assert [issue["code"] for issue in judgement["issues"]] == [code]

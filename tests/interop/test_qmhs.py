@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from qmhs.frames import (ACCEPT, COMMIT, HELLO, REJECT, Frame, Header, decode_fr
                          decode_header, digest, message)
 from qmhs.messages import (Abort, Accept, Commit, Hello, Issue, Peer, Profile, RamBlock, Reject,
                            Section, read_verdict)
-from qmhs.negotiation import Here, Reader, judge, objections
+from qmhs.negotiation import Here, Judgement, Reader, judge, objections
 from qmhs.roles import Destination, Source
 from qmhs.strictjson import compose, parse
+from qmhs.transcript import decode
 
 SPECIFICATION = TOP / "docs/interop/migration-handshake.rst"
 SESSION = uuid.UUID("7d0f3b5e-2c9a-4e81-b6d4-925a1f08c3e7").bytes
@@ -273,12 +274,14 @@ def test_bounds_of_the_profile(kind: str, most: int) -> None:
 def test_lists() -> None:
     """Foreign items are skipped, but not where nothing can be ignored."""
     base = Hello().write()
-    foreign = [None, True, -1, {}, [], "x", 2]
+    foreign: list[Any] = [None, True, -1, {}, [], "x", 2]
     hello = Hello.read({**base, "versions": [*foreign, 1 << 32, 1], "features": foreign,
                         "optional-capabilities": foreign, "declined": 7})
     assert hello.versions == [2, 1]
     assert hello.features == hello.optional_capabilities == ["x"]
-    for wrong in ({"required": ["x", 1]}, {"profile": {"required-capabilities": [{}]}}):
+    refused: list[dict[str, Any]] = [{"required": ["x", 1]},
+                                     {"profile": {"required-capabilities": [{}]}}]
+    for wrong in refused:
         with pytest.raises(Malformed):
             Hello.read({**base, **wrong})
     with pytest.raises(Malformed):
@@ -321,15 +324,15 @@ def works(capabilities: Any) -> bool:
             and "x-ignore-shared" not in names)
 
 
-def asked(required: list[str], optional: list[str] = [], features: Any = ("named-channels",),
-          **parameters: Any) -> Any:
-    profile = Profile(required_capabilities=required, parameters=parameters)
-    return judge(Hello(features=list(features), optional_capabilities=optional, profile=profile),
-                 Here(works=works))
+def asked(required: Sequence[str], optional: Sequence[str] = (),
+          features: Sequence[str] = ("named-channels",), **parameters: Any) -> Judgement:
+    profile = Profile(required_capabilities=list(required), parameters=parameters)
+    return judge(Hello(features=list(features), optional_capabilities=list(optional),
+                       profile=profile), Here(works=works))
 
 
-def codes(result: Any) -> list[tuple[str, str]]:
-    return [(issue.code, issue.subject) for issue in result.issues]
+def codes(result: Judgement) -> list[tuple[str, str]]:
+    return [(issue.code or "", issue.subject or "") for issue in result.issues]
 
 
 def test_required_capabilities() -> None:
@@ -345,14 +348,16 @@ def test_required_capabilities() -> None:
         ("parameter-unknown", "new"), ("parameter-value", "multifd-channels"),
         ("parameter-value", "multifd-compression")]
     assert codes(asked(["multifd"], multifd=[])) == [("parameter-unknown", "multifd")]
-    assert codes(asked(["dirty-bitmaps"], **{"dirty-bitmaps": {"x": 1}})) == [
+    group: Any = {"dirty-bitmaps": {"x": 1}}
+    assert codes(asked(["dirty-bitmaps"], **group)) == [
         ("parameter-unknown", "x")]
 
 
 def test_optional_capabilities() -> None:
+    group: Any = {"return-path": {}}
     result = asked(["dirty-bitmaps"], ["return-path", "postcopy-preempt", "postcopy-ram",
                                        "multifd", "events", "new", "postcopy-ram"],
-                   multifd={"multifd-channels": 3}, new={"a": 1}, **{"return-path": {}})
+                   multifd={"multifd-channels": 3}, new={"a": 1}, **group)
     assert result.is_accepted and not result.issues and result.parameters == {}
     assert result.capabilities == ["return-path", "dirty-bitmaps", "postcopy-ram"]
     assert [item.capability for item in result.declined] == ["postcopy-preempt", "multifd",
@@ -450,14 +455,11 @@ def test_source_checks() -> None:
                                               parameters={})) == []
     strict = replace(OFFER, warnings_as_errors=True)
     assert objections(strict, SESSION, replace(FINE, issues=[Issue(severity="info")])) == []
-    changes: list[Callable[[], list[str]]] = [
-        lambda: objections(OFFER, bytes(16), FINE),
-        lambda: objections(strict, SESSION, replace(FINE, issues=[Issue()])),
-        lambda: objections(replace(OFFER, features=[]), SESSION, FINE)]
-    changes += [lambda change=change: objections(OFFER, SESSION, replace(FINE, **change))
-                for change in BAD_ACCEPTS]
-    for change in changes:
-        assert len(change()) == 1, change()
+    bad = [(OFFER, bytes(16), FINE), (strict, SESSION, replace(FINE, issues=[Issue()])),
+           (replace(OFFER, features=[]), SESSION, FINE)]
+    bad += [(OFFER, SESSION, replace(FINE, **change)) for change in BAD_ACCEPTS]
+    for case in bad:
+        assert len(objections(*case)) == 1, case
 
 
 BAD_ACCEPTS: list[dict[str, Any]] = [
@@ -536,6 +538,35 @@ def test_unknown_frames() -> None:
         answer = Destination(Here()).receive(begin[:64] + junk * count + begin[64:])
         kind = decode_frame(answer, decode_frame(answer, 64)[1])[0].type
         assert kind == (ACCEPT if state == "committed" else REJECT)
+
+
+def test_digest_ends_with_hello() -> None:
+    """What comes behind HELLO does not count, though it came along with it."""
+    source, destination = Source(OFFER), Destination(Here())
+    junk = Frame(0x2a2a, b"", 0).encode()
+    destination.receive(source.receive(destination.receive(source.begin() + junk)))
+    assert destination.state == "committed"
+
+
+@pytest.mark.parametrize("here", [Here(Peer("1")), Here(Peer("1"), versions=[2])],
+                         ids=["accept", "reject"])
+def test_grease_of_ours(here: Here) -> None:
+    """It goes where the specification says, and nowhere else."""
+    source, destination = Source(OFFER), Destination(here)
+    begin = source.begin()
+    answer = destination.receive(begin)
+    talk = decode(begin + source.receive(answer) + b"QEVM", answer)
+    for part in (talk.source, talk.destination):
+        assert [frame.type in grease.NUMBERS for frame in part.frames] == [True] + [False] * (
+            len(part.frames) - 1)
+        assert not part.frames[0].is_critical
+    assert sorted(grease.find(talk.source.json(HELLO))) == [
+        "", "features[]", "profile.", "versions[]"]
+    verdict = talk.destination.json(ACCEPT, REJECT)
+    assert len(verdict.pop("not-understood")) == 2
+    assert sorted(grease.find(verdict)) == ["", "features[]", "peer."]
+    if talk.commit:
+        assert list(grease.find(talk.source.json(COMMIT))) == [""]
 
 
 def test_digest_is_of_bytes() -> None:
