@@ -43,7 +43,7 @@ async def learn(source: Machine, port: int) -> Here:
     compressions = [name for name in COMPRESSIONS if isinstance(
         await judged(port, wanting(["multifd"], {"multifd-compression": name})), Accept)]
     assert frozenset(["multifd"]) in works and "none" in compressions
-    assert frozenset(["multifd", "postcopy-ram"]) not in works
+    assert frozenset(NEGOTIABLE) not in works
 
     def work(capabilities: Sequence[str]) -> bool:
         return frozenset(capabilities) - {RETURN_PATH} in works

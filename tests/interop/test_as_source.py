@@ -386,7 +386,7 @@ async def test_items_without_a_name_are_ignored(lists: Object) -> None:
 
 async def test_d5_d6_all_issues_of_a_machine() -> None:
     """D5, D6. Each with both values, where there are two."""
-    async with qemu_destination(pc_lab()) as (_, port):
+    async with qemu_destination(pc_lab("pc-i440fx-10.0")) as (_, port):
         reject = await refused(port, {**MINIMUM, "profile": {
             "machine": "pc-q35-9.0", "arch": "s390x", "page-size": 65536,
             "stream": {"suppress-vmdesc": True, "send-configuration": 1, "x-later": 7,

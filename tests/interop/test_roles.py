@@ -26,6 +26,7 @@ MULTIFD = Hello(features=["named-channels"], optional_capabilities=["multifd", "
                 profile=Profile(required_capabilities=["dirty-bitmaps"],
                                 parameters={"multifd": {"multifd-channels": 3}}))
 TRIES = 60
+MACHINE = "pc-i440fx-10.0"      # all bases have it
 
 
 async def converse(talk: Talk, role: Any) -> None:
@@ -65,7 +66,7 @@ async def test_our_source_is_judged(hello: Hello, state: str) -> None:
             assert [item.capability for item in source.verdict.declined] == ["x-new"]
 
 
-OTHER = Here(Peer("23.1.0", "ours", "x86_64", "pc-i440fx-10.0"))
+OTHER = Here(Peer("23.1.0", "ours", "x86_64", MACHINE))
 OUR_DESTINATIONS: dict[str, tuple[Here, str]] = {
     "can all": (OTHER, "committed"), "older": (Here(features=[]), "committed"),
     "oldest": (Here(negotiable=[], others=[]), "committed"),
@@ -78,7 +79,7 @@ OUR_DESTINATIONS: dict[str, tuple[Here, str]] = {
 
 @pytest.mark.parametrize("here, state", OUR_DESTINATIONS.values(), ids=OUR_DESTINATIONS)
 async def test_our_destination(here: Here, state: str) -> None:
-    async with pc_lab() as lab, Listener() as listener:
+    async with pc_lab(MACHINE) as lab, Listener() as listener:
         source = await start_source(lab)
         await begin(source, inet(listener.port))
         talk = await listener.next()
@@ -110,7 +111,7 @@ async def require_told(source: Machine, destination: Destination) -> None:
 
 async def test_our_destination_aborted() -> None:
     """QEMU's last word is read, whichever it is."""
-    async with pc_lab() as lab, Listener() as listener:
+    async with pc_lab(MACHINE) as lab, Listener() as listener:
         await begin(await start_source(lab), inet(listener.port))
         talk = await listener.next()
         destination = Destination(OTHER)
