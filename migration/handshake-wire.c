@@ -277,15 +277,15 @@ bool coroutine_mixed_fn handshake_wire_read_frame(HandshakeWire *wire,
         flags = lduw_be_p(prefix + PREFIX_FLAGS);
 
         if (length > frame_max(*type)) {
-            error_setg(errp, "migration handshake: frame of type %u (%s) has "
-                       "%" PRIu32 " bytes, at most %zu are allowed", *type,
+            error_setg(errp, "migration handshake: frame of type 0x%04x (%s) "
+                       "has %" PRIu32 " bytes, at most %zu are allowed", *type,
                        handshake_frame_type_str(*type), length,
                        frame_max(*type));
             return false;
         }
         if (!frame_type_known(*type)) {
             if (flags & HANDSHAKE_FRAME_CRITICAL) {
-                error_setg(errp, "migration handshake: frame of type %u is "
+                error_setg(errp, "migration handshake: frame of type 0x%04x is "
                            "critical and not known here", *type);
                 return false;
             }
