@@ -212,7 +212,7 @@ async def test_violations(name: str) -> None:
 
 @pytest.mark.parametrize("name, words", [
     ("nothing", ["without an answer"]), ("SSH", ["SSH"]), ("HTTP", ["HTTP"]),
-    ("TLS alert", ["TLS"]), ("critical frame", ["critical", str(UNKNOWN)])])
+    ("TLS alert", ["TLS"]), ("critical frame", ["critical", f"0x{UNKNOWN:04x}"])])
 async def test_it_says_what_it_met(name: str, words: list[str]) -> None:
     async with calling(NO_MULTIFD) as call:
         await call.talk.say(*BAD_ANSWERS[name])

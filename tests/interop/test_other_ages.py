@@ -320,8 +320,10 @@ async def test_profiles_in_files() -> None:
         source = await start_source(lab)
         await set_channels(source, 9)
         today = await source.execute("query-migrate-profile")
-        hello = Hello.read(today)
+        hello = Hello.read(today, from_file=True)
         assert hello.purpose == "check" and not hello.not_understood
+        assert {"capability": "postcopy-preempt", "with": "postcopy-ram"} in hello.combinations
+        assert "postcopy-preempt" in [item.capability for item in hello.declined]
         assert not list(grease.find(today))
         assert hello.profile.parameters["multifd"]["multifd-channels"] == 9
         destination, _ = await start_destination(lab)

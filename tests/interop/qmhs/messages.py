@@ -257,13 +257,14 @@ class Hello:
     required: list[str] = field(default_factory=list)
     features: list[str] = field(default_factory=list)
     optional_capabilities: list[str] = field(default_factory=list)
-    declined: list[Declined] = field(default_factory=list)
     warnings_as_errors: bool = False
     profile: Profile = field(default_factory=Profile)
+    declined: list[Declined] = field(default_factory=list)      # in files only
+    combinations: list[Object] = field(default_factory=list)    # likewise
     not_understood: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, value: Object) -> Hello:
+    def read(cls, value: Object, from_file: bool = False) -> Hello:
         members = Members(value, strict=True)
         hello = cls(
             [number for number in members.items("versions", "integer", always=True)
@@ -271,9 +272,12 @@ class Hello:
             members.take("purpose", "string", always=True),
             members.items("required", "string", always=True, strict_items=True),
             members.items("features", "string"), members.items("optional-capabilities", "string"),
-            [Declined.read(item) for item in members.items("declined", "object", strict=False)],
             members.take("warnings-as-errors", "boolean") or False,
             Profile.read(members.take("profile", "object") or {}))
+        if from_file:
+            hello.declined = [Declined.read(item) for item
+                              in members.items("declined", "object", strict=False)]
+            hello.combinations = members.items("combinations", "object", strict=False)
         hello.not_understood = ([f"profile.{name}" for name in hello.profile.unknown]
                                 + members.unknown)
         return hello
@@ -282,7 +286,6 @@ class Hello:
         frozen = {"versions": self.versions, "purpose": self.purpose, "required": self.required}
         return {**frozen, **_written(
             features=self.features, optional_capabilities=self.optional_capabilities,
-            declined=[item.write() for item in self.declined],
             warnings_as_errors=self.warnings_as_errors or None,
             profile=self.profile.write() or None)}
 
