@@ -194,7 +194,7 @@ def test_frame_bounds(kind: int, longest: int) -> None:
         decode_frame(frame.encode()[:-1])
 
 
-FULL_HELLO = Hello([3, 1], "check", ["a"], ["b"], ["multifd"], [], True, Profile(
+FULL_HELLO = Hello([3, 1], "check", ["a"], ["b"], ["multifd"], True, Profile(
     Peer("1", "2", "x86_64", "pc"), 4096, 8192, "u", "n", ["events"], ["dirty-bitmaps"],
     {"multifd": {"multifd-channels": 4}}, {"suppress-vmdesc": False},
     [Section("s", 4, [0, 7], True)],
@@ -220,7 +220,7 @@ def other_types(right: Any) -> list[Any]:
             or isinstance(right, int) and value == -1]
 
 
-@pytest.mark.parametrize("path", [(name,) for name in FULL_HELLO.write() if name != "declined"]
+@pytest.mark.parametrize("path", [(name,) for name in FULL_HELLO.write()]
                          + [("profile", name) for name in FULL_HELLO.write()["profile"]],
                          ids=".".join)
 def test_hello_is_read_strictly(path: tuple[str, ...]) -> None:
