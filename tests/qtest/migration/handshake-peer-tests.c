@@ -339,7 +339,7 @@ static void test_bad_frame(void)
         { { 0, 8, 0, 1, 0, 1, 0, 0 }, 1, "at most 524288" },
         { { 0xff, 0xff, 0xff, 0xff, 0, 1, 0, 0 }, 1, "at most 524288" },
         { { 0, 2, 0, 1, 0, 4, 0, 0 }, 1, "at most 131072" },
-        { { 0, 0, 0, 0, 0x77, 0x77, 0, 1 }, 1, "type 30583 is critical" },
+        { { 0, 0, 0, 0, 0x77, 0x77, 0, 1 }, 1, "type 0x7777 is critical" },
         { { 0, 0, 0, 0, 0x77, 0x77, 0, 0 }, 17, "more than 16 frames" },
         { { 0, 0, 0, 0, 0, FRAME_COMMIT, 0, 0 }, 1, "COMMIT instead of HELLO" },
     };
