@@ -741,6 +741,8 @@ void handshake_destination_end(void)
         session_end();
     }
     QTAILQ_FOREACH(conn, &conns, next) {
+        /* What has come already must not be judged: the guest may run here */
+        conn->timed_out = true;
         qio_channel_shutdown(conn->wire.ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
     }
 }
