@@ -1,0 +1,55 @@
+/*
+ * Migration handshake: what all fuzz targets share
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_TESTS_FUZZ_FUZZ_H
+#define QEMU_TESTS_FUZZ_FUZZ_H
+
+#include "../migration/handshake-message.h"
+
+/**
+ * fuzz_one: what a target does with one input
+ * @data: bytes from the fuzzer
+ * @size: how many
+ *
+ * Each target has its own.  Time, random numbers and settings are the same at
+ * the beginning of each call.
+ */
+void fuzz_one(const uint8_t *data, size_t size);
+
+/* What is left of an input that is read as a script; zeros follow its end */
+typedef struct FuzzInput {
+    const uint8_t *pos;
+    const uint8_t *end;
+} FuzzInput;
+
+uint8_t fuzz_byte(FuzzInput *in);
+uint16_t fuzz_u16(FuzzInput *in);
+/* As many bytes as there are, at most @len, which is set to that */
+const uint8_t *fuzz_bytes(FuzzInput *in, size_t *len);
+
+/**
+ * fuzz_run: run the main loop until nothing is left to be done
+ *
+ * Time stands still meanwhile.  Aborts if it never comes to rest.
+ */
+void fuzz_run(void);
+
+/**
+ * fuzz_advance: let time pass
+ * @ms: how much; timers that expire run
+ */
+void fuzz_advance(int64_t ms);
+
+/* Abort if something from a peer is not as the headers promise. */
+void fuzz_check_text(const char *text);
+void fuzz_check_issues(const HandshakeIssues *issues);
+void fuzz_check_hello(const HandshakeHello *hello);
+void fuzz_check_verdict(const HandshakeVerdict *verdict);
+
+/* A JSON object as text; @dict is consumed */
+char *fuzz_json(QDict *dict);
+
+#endif

@@ -1,0 +1,153 @@
+/*
+ * Migration handshake: the other side of a connection, for the fuzz targets
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "io/channel-socket.h"
+#include "qapi/error.h"
+#include "qemu/bswap.h"
+#include "peer.h"
+
+FuzzPeer *fuzz_peer_new(void)
+{
+    FuzzPeer *peer = g_new0(FuzzPeer, 1);
+    int fds[2];
+
+    g_assert(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds));
+    g_assert(!fcntl(fds[1], F_SETFL, O_NONBLOCK));
+    peer->ioc = QIO_CHANNEL(qio_channel_socket_new_fd(fds[0], &error_abort));
+    peer->fd = fds[1];
+    peer->said = g_byte_array_new();
+    peer->heard = g_byte_array_new();
+    return peer;
+}
+
+void fuzz_peer_free(FuzzPeer *peer)
+{
+    fuzz_peer_close(peer);
+    g_assert_cmpuint(OBJECT(peer->ioc)->ref, ==, 1);
+    object_unref(OBJECT(peer->ioc));
+    g_byte_array_unref(peer->said);
+    g_byte_array_unref(peer->heard);
+    g_free(peer);
+}
+
+void fuzz_peer_say(FuzzPeer *peer, const void *data, size_t len)
+{
+    ssize_t sent = -1;
+
+    if (peer->fd >= 0 && !peer->finished) {
+        sent = send(peer->fd, data, len, MSG_NOSIGNAL);
+    }
+    if (sent > 0) {
+        g_byte_array_append(peer->said, data, sent);
+    }
+}
+
+bool fuzz_peer_listen(FuzzPeer *peer)
+{
+    uint8_t buf[4096];
+    bool heard = false;
+    ssize_t len;
+
+    while (peer->fd >= 0 && !peer->deaf &&
+           (len = recv(peer->fd, buf, sizeof(buf), 0)) > 0) {
+        g_byte_array_append(peer->heard, buf, len);
+        heard = true;
+    }
+    return heard;
+}
+
+void fuzz_peer_finish(FuzzPeer *peer)
+{
+    if (peer->fd >= 0) {
+        shutdown(peer->fd, SHUT_WR);
+        peer->finished = true;
+    }
+}
+
+void fuzz_peer_close(FuzzPeer *peer)
+{
+    if (peer->fd >= 0) {
+        close(peer->fd);
+        peer->fd = -1;
+    }
+}
+
+void fuzz_put_frame(GByteArray *buf, uint16_t type, uint16_t flags,
+                    const void *payload, size_t len)
+{
+    uint8_t prefix[HANDSHAKE_PREFIX_SIZE];
+
+    stl_be_p(prefix, len);
+    stw_be_p(prefix + 4, type);
+    stw_be_p(prefix + 6, flags);
+    g_byte_array_append(buf, prefix, sizeof(prefix));
+    g_byte_array_append(buf, payload, len);
+}
+
+void fuzz_put_json(GByteArray *buf, uint16_t type, const char *json)
+{
+    fuzz_put_frame(buf, type, HANDSHAKE_FRAME_CRITICAL, json, strlen(json));
+}
+
+size_t fuzz_find_frame(const GByteArray *said, uint16_t type, size_t after,
+                       GString **json)
+{
+    size_t at = after;
+
+    if (!at) {
+        if (said->len < HANDSHAKE_PREFIX_SIZE) {
+            return 0;
+        }
+        at = lduw_be_p(said->data + 6);
+    }
+    while (at + HANDSHAKE_PREFIX_SIZE <= said->len) {
+        const uint8_t *prefix = said->data + at;
+        const uint32_t len = ldl_be_p(prefix);
+        const uint16_t kind = lduw_be_p(prefix + 4);
+
+        at += HANDSHAKE_PREFIX_SIZE;
+        if (len > said->len - at) {
+            return 0;
+        }
+        at += len;
+        if (type ? kind == type : kind >= HANDSHAKE_FRAME_HELLO &&
+                                  kind <= HANDSHAKE_FRAME_ABORT) {
+            if (json) {
+                *json = g_string_new_len((const char *)said->data + at - len,
+                                         len);
+            }
+            return at;
+        }
+    }
+    return 0;
+}
+
+char *fuzz_digest(const GByteArray *source, size_t hello,
+                  const GByteArray *destination, size_t verdict)
+{
+    struct iovec iov[] = {
+        { source->data, hello },
+        { destination->data, verdict },
+    };
+    char *digest = NULL;
+
+    qcrypto_hash_digestv(QCRYPTO_HASH_ALGO_SHA256, iov, ARRAY_SIZE(iov),
+                         &digest, &error_abort);
+    return digest;
+}
+
+GByteArray *fuzz_rest(QIOChannel *ioc)
+{
+    GByteArray *rest = g_byte_array_new();
+    char buf[4096];
+    ssize_t len;
+
+    while ((len = qio_channel_read(ioc, buf, sizeof(buf), NULL)) > 0) {
+        g_byte_array_append(rest, (uint8_t *)buf, len);
+    }
+    return rest;
+}

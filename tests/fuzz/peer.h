@@ -1,0 +1,58 @@
+/*
+ * Migration handshake: the other side of a connection, for the fuzz targets
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_TESTS_FUZZ_PEER_H
+#define QEMU_TESTS_FUZZ_PEER_H
+
+#include "../migration/handshake-wire.h"
+#include "fuzz.h"
+
+typedef struct FuzzPeer {
+    QIOChannel *ioc;        /* QEMU's end */
+    int fd;                 /* ours; -1 once it is closed */
+    bool deaf;              /* does not read */
+    bool finished;          /* does not write any more */
+    GByteArray *said;       /* to QEMU */
+    GByteArray *heard;
+} FuzzPeer;
+
+FuzzPeer *fuzz_peer_new(void);
+
+/* Closes both ends; aborts if anybody in QEMU still has a reference */
+void fuzz_peer_free(FuzzPeer *peer);
+
+/* What there is no room for is lost */
+void fuzz_peer_say(FuzzPeer *peer, const void *data, size_t len);
+/* Returns whether there was something */
+bool fuzz_peer_listen(FuzzPeer *peer);
+void fuzz_peer_finish(FuzzPeer *peer);
+void fuzz_peer_close(FuzzPeer *peer);
+
+/* Builders of what a peer says; they append to @buf */
+void fuzz_put_frame(GByteArray *buf, uint16_t type, uint16_t flags,
+                    const void *payload, size_t len);
+void fuzz_put_json(GByteArray *buf, uint16_t type, const char *json);
+
+/**
+ * fuzz_find_frame: the first frame of a type, behind a channel header
+ * @said: what one side has said on its main channel
+ * @type: the type; 0 for any that is known
+ * @after: only look behind this offset, which is the end of another frame
+ * @json: set to the payload, if not NULL
+ *
+ * Returns: the offset of its end; 0 if it is not there, or not complete
+ */
+size_t fuzz_find_frame(const GByteArray *said, uint16_t type, size_t after,
+                       GString **json);
+
+/* What both sides saw: the source's bytes up to HELLO, and up to the verdict */
+char *fuzz_digest(const GByteArray *source, size_t hello,
+                  const GByteArray *destination, size_t verdict);
+
+/* What QEMU has not read; the channel has to be without further use */
+GByteArray *fuzz_rest(QIOChannel *ioc);
+
+#endif
