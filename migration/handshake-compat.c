@@ -160,6 +160,24 @@ static void compare_stream(const HandshakeProfile *src,
     }
 }
 
+/* On the wire, a list without an item is an absent one */
+static bool sends_sections(const HandshakeProfile *src)
+{
+    for (guint i = 0; src->sections && i < src->sections->len; i++) {
+        const HandshakeSection *section = g_ptr_array_index(src->sections, i);
+
+        if (!section->idle) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool sends_ram_blocks(const HandshakeProfile *src)
+{
+    return src->ram_blocks && src->ram_blocks->len;
+}
+
 static guint section_hash(gconstpointer p)
 {
     const HandshakeSection *section = p;
@@ -239,7 +257,7 @@ static void compare_sections(const HandshakeProfile *src,
     g_autoptr(GHashTable) matched = g_hash_table_new(NULL, NULL);
     unsigned missing = 0;
 
-    if (!src->sections || !dst->sections) {
+    if (!sends_sections(src) || !dst->sections) {
         return;
     }
     for (guint i = 0; i < dst->sections->len; i++) {
@@ -337,7 +355,7 @@ static void compare_ram(const HandshakeProfile *src,
     g_autoptr(GHashTable) remote = NULL;
     g_autoptr(GHashTable) local = NULL;
 
-    if (!src->ram_blocks || !dst->ram_blocks) {
+    if (!sends_ram_blocks(src) || !dst->ram_blocks) {
         return;
     }
     remote = index_ram_blocks(src);

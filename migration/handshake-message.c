@@ -948,6 +948,10 @@ static bool get_parts(const QDict *dict, const char *member,
             return false;
         }
     }
+    if (!(*array)->len) {
+        /* What is ignored, like grease, makes no difference */
+        g_clear_pointer(array, g_ptr_array_unref);
+    }
     return true;
 }
 

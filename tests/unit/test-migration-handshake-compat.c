@@ -484,6 +484,27 @@ static void test_empty(void)
     pair_destroy(&pair);
 }
 
+/* One that sends nothing does not list anything */
+static void test_no_parts(void)
+{
+    Pair pair;
+
+    pair_init(&pair);
+    pair.src->sections = handshake_sections_new();
+    pair.src->ram_blocks = handshake_ram_blocks_new();
+    pair.dst->sections = handshake_sections_new();
+    pair.dst->ram_blocks = handshake_ram_blocks_new();
+    handshake_sections_add(pair.dst->sections, "ram");
+    handshake_ram_blocks_add(pair.dst->ram_blocks, "pc.ram");
+    assert_none(&pair);
+    handshake_sections_add(pair.src->sections, "idle")->idle = true;
+    assert_none(&pair);
+    handshake_sections_add(pair.src->sections, "ram");
+    handshake_ram_blocks_add(pair.src->ram_blocks, "pc.ram");
+    assert_none(&pair);
+    pair_destroy(&pair);
+}
+
 static void test_all(void)
 {
     static const char *const codes[] = {
@@ -1497,6 +1518,7 @@ int main(int argc, char **argv)
                     test_stream_tolerated);
     g_test_add_func("/migration/handshake/compat/absent", test_absent);
     g_test_add_func("/migration/handshake/compat/empty", test_empty);
+    g_test_add_func("/migration/handshake/compat/no-parts", test_no_parts);
     g_test_add_func("/migration/handshake/compat/all", test_all);
     g_test_add_func("/migration/handshake/compat/hostile", test_hostile);
     g_test_add_func("/migration/handshake/compat/section/missing",

@@ -1783,6 +1783,41 @@ static void test_ram_blocks_items(void)
                "RAM block 'pc.ram': member 'size' is missing");
 }
 
+/* A list of nothing that this version knows is an empty one: it is absent */
+static void test_parts_ignored(void)
+{
+    static const char *const lists[] = { "sections", "ram-blocks" };
+    static const char *const items[] = {
+        "[]", "[{}]", "[{\"grease-5e1f0a32\": 215}]", "[5, null, []]",
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(lists); i++) {
+        for (int j = 0; j < ARRAY_SIZE(items); j++) {
+            g_autoptr(HandshakeHello) hello = parse_with(lists[i], items[j],
+                                                         NULL);
+
+            g_assert_null(hello->profile->sections);
+            g_assert_null(hello->profile->ram_blocks);
+        }
+    }
+}
+
+/* Whether a frame has grease makes no difference */
+static void test_parts_none(void)
+{
+    g_autoptr(HandshakeHello) hello = handshake_hello_new();
+    g_autoptr(HandshakeHello) got = NULL;
+    g_autofree char *text = NULL;
+
+    hello->purpose = g_strdup(HANDSHAKE_PURPOSE_MIGRATE);
+    hello->profile->sections = handshake_sections_new();
+    hello->profile->ram_blocks = handshake_ram_blocks_new();
+    text = handshake_hello_to_json(hello);
+    got = hello_parse(text, NULL);
+    g_assert_null(got->profile->sections);
+    g_assert_null(got->profile->ram_blocks);
+}
+
 /* A later version says more of every part: that is told once, not each time */
 static void test_parts_not_understood(void)
 {
@@ -2144,6 +2179,10 @@ int main(int argc, char **argv)
                     test_ram_blocks);
     g_test_add_func("/migration/handshake/message/ram-blocks/items",
                     test_ram_blocks_items);
+    g_test_add_func("/migration/handshake/message/parts/ignored",
+                    test_parts_ignored);
+    g_test_add_func("/migration/handshake/message/parts/none",
+                    test_parts_none);
     g_test_add_func("/migration/handshake/message/parts/not-understood",
                     test_parts_not_understood);
     g_test_add_func("/migration/handshake/message/parts/bounds",
