@@ -8,7 +8,7 @@ TARGET := $(if $(QEMU_SRC),custom,$(BASE))
 TARGETS := $(TARGET)$(if $(QEMU_SRC)$(filter-out file,$(origin BASE)),,$(comma)10.2)
 export QEMU_SRC REFRESH
 
-.PHONY: all check check-full check-asan check-series series refresh demo bench fuzz clean help
+.PHONY: all check check-full check-asan check-series series refresh demo bench fuzz mutate clean help
 
 all:
 	@scripts/build $(TARGET)
@@ -34,6 +34,9 @@ refresh:
 demo bench:
 	@scripts/$@ $(TARGET)
 
+mutate:
+	@scripts/mutate
+
 fuzz:
 	@scripts/fuzz $(TARGET) $(if $(SMOKE),smoke,$(or $(SECONDS),60))
 
@@ -53,6 +56,7 @@ help:
 #: make check-asan         our own tests with AddressSanitizer and UBSan, in build/10.0-asan
 #: make bench              measures and draws
 #: make fuzz               fuzzes the handshake, each target for SECONDS=60; SMOKE=1: a few
+#: make mutate             breaks the code on purpose, and sees the tests fail
 #: make series             writes build/series/10.0/*.patch for git am, and checks it
 #: make check-series       and builds after its middle and its last patch
 #: make refresh            the way back: patches/ from the commits in build/series/10.0-tree

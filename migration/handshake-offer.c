@@ -143,10 +143,9 @@ static char *why_impossible(const char *first, const char *name,
     strList last = { .value = (char *)name };
     strList both = { .value = (char *)first, .next = &last };
     g_autoptr(MigrationHandshakeDeclinedList) declined = NULL;
-    g_autoptr(strList) possible =
-        possible_capabilities(enabled, first ? &both : &last, parameters,
-                              &declined);
 
+    qapi_free_strList(possible_capabilities(enabled, first ? &both : &last,
+                                            parameters, &declined));
     return g_strdup(why_declined(declined, name));
 }
 
