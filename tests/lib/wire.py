@@ -148,6 +148,12 @@ class Peer:
                 return kind, json.loads(payload)
             assert kind > ABORT
 
+    async def read_to_end(self, limit: float) -> bytes:
+        """All that still comes; a reset is an error."""
+        data = await asyncio.wait_for(self._reader.read(), limit)
+        self.received += data
+        return data
+
     async def ended(self, limit: float) -> bool:
         """Whether the other side ends the connection in time; what it says is dropped."""
         try:

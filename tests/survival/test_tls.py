@@ -7,7 +7,8 @@ import contextlib
 
 import pytest
 import strangers
-from processes import (NO_MULTIFD, Watch, pc_lab, require_good_migration, require_listening,
+from processes import (NO_MULTIFD, TLS_CREDS, Watch, begin, inet, pc_lab,
+                       require_good_migration, require_listening, require_refused,
                        start_destination, start_source)
 from strangers import (CONNECTIONS_MAX, CROWD, IDLE, MEMORY, Attack, join, join_tls, tls_hello,
                        under)
@@ -75,3 +76,20 @@ async def test_strangers_leave_nothing_behind() -> None:
                     await peer.ended(1)
                     peer.close()
         await require_listening(destination)
+
+
+@pytest.mark.parametrize("credentials", ["gone", "for-clients"])
+async def test_credentials_that_are_no_good(credentials: str) -> None:
+    """A mistake of the destination's user, who can correct it."""
+    async with pc_lab() as lab:
+        source = await start_source(lab, tls=True)
+        destination, port = await start_destination(lab, tls=True)
+        await destination.execute("object-add", {"qom-type": "tls-creds-anon",
+                                                 "id": "for-clients", "endpoint": "client"})
+        await destination.execute("migrate-set-parameters", {"tls-creds": credentials})
+        for _ in range(3):
+            await begin(source, inet(port))
+            await require_refused(source, "TLS")
+            await require_listening(destination)
+        await destination.execute("migrate-set-parameters", {"tls-creds": TLS_CREDS})
+        await require_good_migration(source, destination, port)
