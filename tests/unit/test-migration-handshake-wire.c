@@ -531,7 +531,8 @@ static void test_frame_bounds_read(void)
     for (int type = 0; type <= 5; type++) {
         static const uint32_t bad[] = { 0x7fffffff, 0x80000000, UINT32_MAX };
         g_autofree char *text = g_strnfill(frame_max(type), 'x');
-        g_autofree char *expected = g_strdup_printf("frame of type 0x%04x ", type);
+        g_autofree char *expected =
+            g_strdup_printf("frame of type 0x%04x ", type);
         g_autoptr(GByteArray) buf = g_byte_array_new();
         HandshakeWire wire;
         TestChannel *chan;
