@@ -981,6 +981,41 @@ static void test_digest_differs(void)
     g_byte_array_unref(tampered);
 }
 
+/* However long it is */
+static void test_digest_long(void)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    g_autofree char *hello = g_strnfill(HANDSHAKE_HELLO_MAX, ' ');
+    g_autofree char *unknown = g_strnfill(HANDSHAKE_FRAME_MAX, ' ');
+    g_autofree char *expected = NULL;
+    g_autofree char *received = NULL;
+    g_autofree char *sent = NULL;
+    HandshakeHeader header;
+    HandshakeWire wire;
+
+    put_header(buf, HANDSHAKE_HEADER_MAX);
+    for (int i = 0; i < HANDSHAKE_UNKNOWN_MAX; i++) {
+        put_frame(buf, 0x5a5a, 0, unknown);
+    }
+    put_frame(buf, HANDSHAKE_FRAME_HELLO, 1, hello);
+    expected = g_compute_checksum_for_data(G_CHECKSUM_SHA256, buf->data,
+                                           buf->len);
+
+    wire_open(&wire, buf->data, buf->len, 0);
+    g_assert_cmpint(handshake_wire_read_header(&wire, &header, &error_abort),
+                    ==, 1);
+    assert_reads(&wire, HANDSHAKE_FRAME_HELLO, hello);
+    received = handshake_wire_digest(&wire);
+    g_assert_cmpstr(received, ==, expected);
+    handshake_wire_destroy(&wire);
+
+    wire_open(&wire, NULL, 0, 0);
+    g_assert_true(handshake_wire_send(&wire, buf, &error_abort));
+    sent = handshake_wire_digest(&wire);
+    g_assert_cmpstr(sent, ==, expected);
+    handshake_wire_destroy(&wire);
+}
+
 static void test_lifetime(void)
 {
     TestChannel *chan = TEST_CHANNEL(object_new(TYPE_TEST_CHANNEL));
@@ -1154,6 +1189,7 @@ int main(int argc, char **argv)
                     test_digest_over);
     g_test_add_func("/migration/handshake/wire/digest/differs",
                     test_digest_differs);
+    g_test_add_func("/migration/handshake/wire/digest/long", test_digest_long);
     g_test_add_func("/migration/handshake/wire/lifetime", test_lifetime);
     g_test_add_func("/migration/handshake/wire/drain/bounded",
                     test_drain_bounded);
