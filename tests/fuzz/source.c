@@ -376,6 +376,7 @@ void fuzz_one(const uint8_t *data, size_t size)
     FuzzInput in = { data, data + size };
 
     memset(&world, 0, sizeof(world));
+    stubs.small_machine = true;
     world.peer = fuzz_peer_new();
     begin(&in);
     for (int step = 0; in.pos < in.end && step < STEPS_MAX; step++) {

@@ -130,7 +130,7 @@ void handshake_profile_collect(HandshakeProfile *profile)
     profile->host_page_size = 4 * KiB;
     profile->stream = stream_properties();
     profile->sections = handshake_sections_new();
-    for (int i = 0; i < ARRAY_SIZE(sections); i++) {
+    for (int i = 0; i < (stubs.small_machine ? 2 : ARRAY_SIZE(sections)); i++) {
         HandshakeSection *to = handshake_sections_add(profile->sections,
                                                       sections[i].name);
 
@@ -141,7 +141,8 @@ void handshake_profile_collect(HandshakeProfile *profile)
         to->idle = sections[i].idle;
     }
     profile->ram_blocks = handshake_ram_blocks_new();
-    for (int i = 0; i < ARRAY_SIZE(ram_blocks); i++) {
+    for (int i = 0; i < (stubs.small_machine ? 1 : ARRAY_SIZE(ram_blocks));
+         i++) {
         HandshakeRAMBlock *to = handshake_ram_blocks_add(profile->ram_blocks,
                                                          ram_blocks[i].name);
 

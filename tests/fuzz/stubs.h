@@ -14,6 +14,7 @@ extern struct Stubs {
     bool incoming;              /* it was started with -incoming */
     bool no_postcopy;           /* the host cannot do it */
     bool other_machine;         /* than the one that the seeds are from */
+    bool small_machine;         /* where it is of no matter, to save time */
 } stubs;
 
 /* Defaults, as at the start of a QEMU */
