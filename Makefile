@@ -35,7 +35,7 @@ demo bench:
 	@scripts/$@ $(TARGET)
 
 mutate:
-	@scripts/mutate
+	@scripts/mutate $(TARGET) $(if $(ONLY),--only '$(ONLY)')
 
 fuzz:
 	@scripts/fuzz $(TARGET) $(if $(SMOKE),smoke,$(or $(SECONDS),60))
@@ -56,7 +56,7 @@ help:
 #: make check-asan         our own tests with AddressSanitizer and UBSan, in build/10.0-asan
 #: make bench              measures and draws
 #: make fuzz               fuzzes the handshake, each target for SECONDS=60; SMOKE=1: a few
-#: make mutate             breaks the code on purpose, and sees the tests fail
+#: make mutate             breaks the code on purpose, and sees the tests fail; ONLY=PATTERN
 #: make series             writes build/series/10.0/*.patch for git am, and checks it
 #: make check-series       and builds after its middle and its last patch
 #: make refresh            the way back: patches/ from the commits in build/series/10.0-tree
