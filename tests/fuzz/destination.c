@@ -392,20 +392,12 @@ static void op_abort(FuzzInput *in, unsigned slot)
     say(slot, buf);
 }
 
-/* Any type, any length, and not always all of it */
 static void op_frame(FuzzInput *in, unsigned slot)
 {
-    const uint16_t type = fuzz_u16(in);
-    const uint16_t flags = fuzz_byte(in);
-    const uint32_t len = fuzz_u16(in) << (flags >> 6);
-    const uint32_t part = flags & 8 ? len / 2 : len;
-    g_autofree uint8_t *payload = g_malloc(len + 1);
     g_autoptr(GByteArray) buf = g_byte_array_new();
 
-    memset(payload, fuzz_byte(in), len);
     put_main_header(buf, slot);
-    fuzz_put_frame(buf, type, flags & 1, payload, len);
-    g_byte_array_set_size(buf, buf->len - (len - part));
+    fuzz_put_any_frame(buf, in);
     say(slot, buf);
 }
 
@@ -414,9 +406,7 @@ static void op_grease(FuzzInput *in, unsigned slot)
     g_autoptr(GByteArray) buf = g_byte_array_new();
 
     put_main_header(buf, slot);
-    for (int n = fuzz_byte(in) % 20; n >= 0; n--) {
-        fuzz_put_frame(buf, handshake_grease_number(), 0, "", 0);
-    }
+    fuzz_put_grease(buf, in);
     say(slot, buf);
 }
 

@@ -8,6 +8,7 @@
 #include "io/channel-socket.h"
 #include "qapi/error.h"
 #include "qemu/bswap.h"
+#include "../migration/handshake-message.h"
 #include "peer.h"
 
 FuzzPeer *fuzz_peer_new(void)
@@ -86,6 +87,26 @@ void fuzz_put_frame(GByteArray *buf, uint16_t type, uint16_t flags,
     stw_be_p(prefix + 6, flags);
     g_byte_array_append(buf, prefix, sizeof(prefix));
     g_byte_array_append(buf, payload, len);
+}
+
+void fuzz_put_any_frame(GByteArray *buf, FuzzInput *in)
+{
+    const uint16_t type = fuzz_u16(in);
+    const uint16_t flags = fuzz_byte(in);
+    const uint32_t len = fuzz_u16(in) << (flags >> 6);
+    const uint32_t part = flags & 8 ? len / 2 : len;
+    g_autofree uint8_t *payload = g_malloc(len + 1);
+
+    memset(payload, fuzz_byte(in), len);
+    fuzz_put_frame(buf, type, flags & 1, payload, len);
+    g_byte_array_set_size(buf, buf->len - (len - part));
+}
+
+void fuzz_put_grease(GByteArray *buf, FuzzInput *in)
+{
+    for (int n = fuzz_byte(in) % 20; n >= 0; n--) {
+        fuzz_put_frame(buf, handshake_grease_number(), 0, "", 0);
+    }
 }
 
 void fuzz_put_json(GByteArray *buf, uint16_t type, const char *json)

@@ -34,6 +34,10 @@ void fuzz_peer_close(FuzzPeer *peer);
 /* Builders of what a peer says; they append to @buf */
 void fuzz_put_frame(GByteArray *buf, uint16_t type, uint16_t flags,
                     const void *payload, size_t len);
+/* Any type, any length, and not always all of it */
+void fuzz_put_any_frame(GByteArray *buf, FuzzInput *in);
+/* Frames that are skipped, or one too many of them */
+void fuzz_put_grease(GByteArray *buf, FuzzInput *in);
 void fuzz_put_json(GByteArray *buf, uint16_t type, const char *json);
 
 /**

@@ -252,17 +252,10 @@ static void op_own_verdict(FuzzInput *in)
 
 static void op_frame(FuzzInput *in)
 {
-    const uint16_t type = fuzz_u16(in);
-    const uint16_t flags = fuzz_byte(in);
-    const uint32_t len = fuzz_u16(in) << (flags >> 6);
-    const uint32_t part = flags & 8 ? len / 2 : len;
-    g_autofree uint8_t *payload = g_malloc(len + 1);
     g_autoptr(GByteArray) buf = g_byte_array_new();
 
-    memset(payload, fuzz_byte(in), len);
     put_main_header(buf);
-    fuzz_put_frame(buf, type, flags & 1, payload, len);
-    g_byte_array_set_size(buf, buf->len - (len - part));
+    fuzz_put_any_frame(buf, in);
     say(buf);
 }
 
@@ -271,9 +264,7 @@ static void op_grease(FuzzInput *in)
     g_autoptr(GByteArray) buf = g_byte_array_new();
 
     put_main_header(buf);
-    for (int n = fuzz_byte(in) % 20; n >= 0; n--) {
-        fuzz_put_frame(buf, handshake_grease_number(), 0, "", 0);
-    }
+    fuzz_put_grease(buf, in);
     say(buf);
 }
 

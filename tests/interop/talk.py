@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any, Optional, Union
+from typing import Any, Optional, TypeVar, Union
 
 from machine import LOOPBACK, Machine, until
 from processes import Lab, small_lab, start_destination
@@ -218,16 +218,17 @@ async def loading_destination() -> AsyncIterator[tuple[Machine, int]]:
         yield await start_destination(lab)
 
 
-class Listener:
-    """Somewhere for a source to connect to."""
+P = TypeVar("P", bound="Port")
+
+
+class Port:
+    """Takes connections on a port that is free."""
 
     def __init__(self) -> None:
         self._server: Optional[asyncio.Server] = None
-        self._calls: asyncio.Queue[Talk] = asyncio.Queue()
-        self._talks: list[Talk] = []
         self.port = 0
 
-    async def __aenter__(self) -> Listener:
+    async def __aenter__(self: P) -> P:
         self._server = await asyncio.start_server(self._accept, LOOPBACK, 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -235,6 +236,21 @@ class Listener:
     async def __aexit__(self, *_: object) -> None:
         assert self._server
         self._server.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
+
+
+class Listener(Port):
+    """Somewhere for a source to connect to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: asyncio.Queue[Talk] = asyncio.Queue()
+        self._talks: list[Talk] = []
+
+    async def __aexit__(self, *_: object) -> None:
+        await super().__aexit__()
         for talk in self._talks:
             talk.close()
 
@@ -259,25 +275,15 @@ class Line:
         self.destination = bytearray()
 
 
-class Recorder:
+class Recorder(Port):
     """Stands between two QEMUs and keeps all that they say, up to a bound."""
 
     KEPT = 1 << 20
 
     def __init__(self, target: int):
+        super().__init__()
         self._target = target
-        self._server: Optional[asyncio.Server] = None
         self.lines: list[Line] = []
-        self.port = 0
-
-    async def __aenter__(self) -> Recorder:
-        self._server = await asyncio.start_server(self._accept, LOOPBACK, 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server
-        self._server.close()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = Line()
