@@ -209,9 +209,7 @@ static QIOChannel *channel_from_fd(const char *name, Error **errp)
     ioc = qio_channel_new_fd(fd, errp);
     if (!ioc) {
         close(fd);
-    } else if (!qio_channel_has_feature(ioc, QIO_CHANNEL_FEATURE_SHUTDOWN)) {
-        error_setg(errp, "Channel type 'handshake' needs a bidirectional "
-                   "socket, which this file descriptor is not");
+    } else if (!handshake_source_check_channel(ioc, errp)) {
         object_unref(OBJECT(ioc));
         ioc = NULL;
     }

@@ -32,7 +32,6 @@
 #include "handshake-judge.h"
 #include "handshake-message.h"
 #include "handshake-policy.h"
-#include "handshake-profile.h"
 #include "handshake-settings.h"
 #include "handshake-wire.h"
 #include "trace.h"

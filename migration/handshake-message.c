@@ -52,6 +52,17 @@ void handshake_profile_free(HandshakeProfile *profile)
     g_free(profile);
 }
 
+MigrationHandshakePeer *handshake_profile_peer(const HandshakeProfile *profile)
+{
+    MigrationHandshakePeer *peer = g_new0(MigrationHandshakePeer, 1);
+
+    peer->qemu_version = handshake_text(profile->qemu_version);
+    peer->package = handshake_text(profile->package);
+    peer->machine = handshake_text(profile->machine);
+    peer->arch = handshake_text(profile->arch);
+    return peer;
+}
+
 static void section_free(gpointer data)
 {
     HandshakeSection *section = data;
@@ -1057,15 +1068,22 @@ static char *text_member(const QDict *dict, const char *name,
     return text ? handshake_text(text) : g_strdup(fallback);
 }
 
+/* Of a list that is no worse for being absent or something else */
+static const QListEntry *first_item(const QDict *dict, const char *name)
+{
+    QList *list = NULL;
+
+    handshake_json_get_list(dict, name, &list, NULL);
+    return list ? qlist_first(list) : NULL;
+}
+
 static void get_declined(const QDict *dict,
                          MigrationHandshakeDeclinedList **declined)
 {
     MigrationHandshakeDeclinedList **tail = declined;
-    QList *list = NULL;
     const QListEntry *entry;
 
-    handshake_json_get_list(dict, "declined", &list, NULL);
-    for (entry = list ? qlist_first(list) : NULL; entry;
+    for (entry = first_item(dict, "declined"); entry;
          entry = qlist_next(entry)) {
         QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
 
@@ -1130,11 +1148,9 @@ HandshakeHello *handshake_hello_from_json(const char *text, size_t len,
 
 static void get_combinations(const QDict *dict, HandshakeHello *hello)
 {
-    QList *list = NULL;
     const QListEntry *entry;
 
-    handshake_json_get_list(dict, "combinations", &list, NULL);
-    for (entry = list ? qlist_first(list) : NULL; entry;
+    for (entry = first_item(dict, "combinations"); entry;
          entry = qlist_next(entry)) {
         QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
 
@@ -1195,13 +1211,11 @@ static MigrationHandshakeIssue *issue_from_dict(const QDict *dict)
 
 static void get_issues(const QDict *dict, HandshakeIssues *issues)
 {
-    QList *list = NULL;
     const QListEntry *entry;
     uint64_t more = 0;
 
-    handshake_json_get_list(dict, "issues", &list, NULL);
     handshake_json_get_uint(dict, "issues-omitted", &more, NULL);
-    for (entry = list ? qlist_first(list) : NULL; entry;
+    for (entry = first_item(dict, "issues"); entry;
          entry = qlist_next(entry)) {
         QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
 

@@ -130,6 +130,16 @@ void handshake_profile_free(HandshakeProfile *profile);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(HandshakeProfile, handshake_profile_free)
 
 /**
+ * handshake_profile_peer: what the other side is told about this QEMU
+ * @profile: a profile
+ *
+ * Pure; any thread.
+ *
+ * Returns: an excerpt, to be freed by the caller
+ */
+MigrationHandshakePeer *handshake_profile_peer(const HandshakeProfile *profile);
+
+/**
  * handshake_sections_new: an empty list of sections
  * handshake_ram_blocks_new: an empty list of RAM blocks
  *

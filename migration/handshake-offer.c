@@ -13,7 +13,8 @@
 #include "handshake-profile.h"
 #include "handshake-settings.h"
 
-strList *handshake_offer_wanted(const MigrationHandshakeOptions *options)
+/* What the user wants, in order of preference; to be freed by the caller */
+static strList *wanted_capabilities(const MigrationHandshakeOptions *options)
 {
     static const MigrationCapability defaults[] = {
         MIGRATION_CAPABILITY_MULTIFD,
@@ -105,7 +106,7 @@ handshake_offer_new(bool single, const MigrationHandshakeOptions *options,
                     MigrationHandshakeDeclinedList **declined)
 {
     g_autoptr(strList) enabled = handshake_settings_capabilities();
-    g_autoptr(strList) wanted = handshake_offer_wanted(options);
+    g_autoptr(strList) wanted = wanted_capabilities(options);
     g_autoptr(QDict) parameters = handshake_settings_parameters();
     g_autoptr(strList) possible = NULL;
     const char *purpose = options && options->check_only
@@ -235,7 +236,7 @@ static const char *why_not_offered(const HandshakeHello *hello,
 void handshake_offer_choose(HandshakeHello *hello,
                             const MigrationHandshakeOptions *options)
 {
-    g_autoptr(strList) wanted = handshake_offer_wanted(options);
+    g_autoptr(strList) wanted = wanted_capabilities(options);
     MigrationHandshakeDeclinedList *declined = NULL;
     strList *chosen = NULL;
     strList **tail = &chosen;

@@ -13,15 +13,6 @@
 /* All functions here are called with the BQL held, outside of coroutines. */
 
 /**
- * handshake_offer_wanted: what a user would like besides what is set
- * @options: what the user asked for, or NULL
- *
- * Returns: names of capabilities in order of preference, to be freed by the
- *          caller
- */
-strList *handshake_offer_wanted(const MigrationHandshakeOptions *options);
-
-/**
  * handshake_offer_new: what to say to a destination
  * @single: whether no further connection can be made
  * @options: what the user asked for, or NULL

@@ -235,14 +235,3 @@ void handshake_profile_collect(HandshakeProfile *profile)
     profile->blockers = collect_blockers();
     collect_parts(profile);
 }
-
-MigrationHandshakePeer *handshake_profile_peer(const HandshakeProfile *profile)
-{
-    MigrationHandshakePeer *peer = g_new0(MigrationHandshakePeer, 1);
-
-    peer->qemu_version = handshake_text(profile->qemu_version);
-    peer->package = handshake_text(profile->package);
-    peer->machine = handshake_text(profile->machine);
-    peer->arch = handshake_text(profile->arch);
-    return peer;
-}

@@ -25,14 +25,4 @@ void handshake_profile_identify(HandshakeProfile *profile);
  */
 void handshake_profile_collect(HandshakeProfile *profile);
 
-/**
- * handshake_profile_peer: what the other side is told about this QEMU
- * @profile: a profile
- *
- * Pure; any thread.
- *
- * Returns: an excerpt, to be freed by the caller
- */
-MigrationHandshakePeer *handshake_profile_peer(const HandshakeProfile *profile);
-
 #endif

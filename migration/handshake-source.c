@@ -11,11 +11,9 @@
 #include "qemu/osdep.h"
 #include "block/aio.h"
 #include "qapi/error.h"
-#include "qapi/util.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "handshake-info.h"
-#include "handshake-json.h"
 #include "handshake-message.h"
 #include "handshake-offer.h"
 #include "handshake-policy.h"
@@ -367,6 +365,16 @@ uint32_t handshake_source_timeout(const MigrationHandshakeOptions *options)
 {
     return options && options->has_timeout ? options->timeout
                                            : TIMEOUT_DEFAULT;
+}
+
+bool handshake_source_check_channel(QIOChannel *ioc, Error **errp)
+{
+    if (!qio_channel_has_feature(ioc, QIO_CHANNEL_FEATURE_SHUTDOWN)) {
+        error_setg(errp, "Channel type 'handshake' needs a bidirectional "
+                   "socket, which this file descriptor is not");
+        return false;
+    }
+    return true;
 }
 
 void handshake_source_explain_tls(uint32_t timeout, Error **errp)

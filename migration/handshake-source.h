@@ -59,6 +59,14 @@ handshake_source_start(QIOChannel *ioc, bool single, int64_t since_ms,
 uint32_t handshake_source_timeout(const MigrationHandshakeOptions *options);
 
 /**
+ * handshake_source_check_channel: whether a conversation is possible
+ * @ioc: a channel made from a file descriptor
+ *
+ * Returns: true if so, false with @errp set if it is not bidirectional
+ */
+bool handshake_source_check_channel(QIOChannel *ioc, Error **errp);
+
+/**
  * handshake_source_explain_tls: why there is no conversation
  * @timeout: how many seconds there were, if they were too few, else 0
  * @errp: how TLS has failed; it becomes something that helps a user

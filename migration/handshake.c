@@ -335,13 +335,7 @@ static void source_done(Error *err, const QemuUUID *session, void *opaque)
 
 bool migration_handshake_check_channel(QIOChannel *ioc, Error **errp)
 {
-    if (source.wanted &&
-        !qio_channel_has_feature(ioc, QIO_CHANNEL_FEATURE_SHUTDOWN)) {
-        error_setg(errp, "Channel type 'handshake' needs a bidirectional "
-                   "socket, which this file descriptor is not");
-        return false;
-    }
-    return true;
+    return !source.wanted || handshake_source_check_channel(ioc, errp);
 }
 
 bool migration_handshake_connected(QIOChannel *ioc)

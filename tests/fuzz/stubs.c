@@ -158,17 +158,6 @@ void handshake_profile_collect(HandshakeProfile *profile)
     }
 }
 
-MigrationHandshakePeer *handshake_profile_peer(const HandshakeProfile *profile)
-{
-    MigrationHandshakePeer *peer = g_new0(MigrationHandshakePeer, 1);
-
-    peer->qemu_version = handshake_text(profile->qemu_version);
-    peer->package = handshake_text(profile->package);
-    peer->machine = handshake_text(profile->machine);
-    peer->arch = handshake_text(profile->arch);
-    return peer;
-}
-
 bool qemu_savevm_resolve_section(const char **idstr, uint32_t *instance_id)
 {
     /* A former name, and a section that is no longer read */
