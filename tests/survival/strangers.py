@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from machine import LOOPBACK
-from processes import MIB
+from processes import MIB, PATIENCE
 from wire import FRAME_MAX, HELLO, HELLO_MAX, REJECT, STREAM, Peer, frame, header, hello, prefix
 
 CONNECTIONS_MAX = 64
@@ -30,6 +30,12 @@ async def join(port: int, stack: contextlib.AsyncExitStack) -> Peer:
     peer = await Peer.connect(port)
     stack.callback(peer.close)
     return peer
+
+
+async def require_only_the_last(peers: list[Peer]) -> None:
+    """Of more than there is room for, the oldest go, soon if the machine is not busy."""
+    assert all([await peer.ended(PATIENCE) for peer in peers[:-CONNECTIONS_MAX]])
+    assert not any([await peer.ended(0.002) for peer in peers[-CONNECTIONS_MAX:]])
 
 
 async def join_tls(port: int, stack: contextlib.AsyncExitStack) -> Peer:

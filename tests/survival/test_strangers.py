@@ -13,7 +13,8 @@ from processes import (NO_MULTIFD, Watch, begin, inet, pc_lab, require_good_migr
                        require_listening, require_success, set_channels, start_destination,
                        start_source)
 from relay import Line, Relay
-from strangers import CONNECTIONS_MAX, CROWD, IDLE, MEMORY, Attack, join, say, under
+from strangers import (CONNECTIONS_MAX, CROWD, IDLE, MEMORY, Attack, join, require_only_the_last,
+                       say, under)
 from wire import HELLO, frame, header, hello
 
 MULTIFD_CHANNELS = 8
@@ -77,8 +78,7 @@ async def test_64_connections_at_most() -> None:
         async with (Watch(destination, MEMORY, CONNECTIONS_MAX + 1),
                     contextlib.AsyncExitStack() as stack):
             peers = [await join(port, stack) for _ in range(IDLE)]
-            left = [peer for peer in peers if not await peer.ended(0.002)]
-            assert left == peers[-CONNECTIONS_MAX:]
+            await require_only_the_last(peers)
         await require_listening(destination)
 
 
