@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two libvirtd on one machine, each of which believes that it has a host of its own.
+
+Nothing of the machine is touched, nothing is installed, and there is no port that is in use
+anywhere else: see keeper.py and the script libvirtd. They share a network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import pytest
+from conftest import TOP
+
+HERE = Path(__file__).resolve().parent
+LIMIT = 60.0            # for what should be quick, on a machine that is not
+START_LIMIT = 30.0
+FETCH_LIMIT = 300
+NAMESPACES = ("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--net",
+              "--propagation", "private")
+
+LIBVIRTD_CONF = """
+host_uuid = "{uuid}"
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+log_level = 3
+log_filters = "{filters}"
+log_outputs = "1:file:{log}"
+"""
+
+# As root, since there is nothing to be protected from these guests.
+QEMU_CONF = """
+user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+stdio_handler = "file"
+default_tls_x509_cert_dir = "{keys}"
+migrate_tls_x509_cert_dir = "{keys}"
+"""
+
+COMPLAINT = re.compile(r": (error|warning) :")
+
+# QMP is told at the level of information.
+FILTERS = "2:qemu.qemu_monitor 2:qemu.qemu_migration"
+
+
+class Failed(Exception):
+    """What was to work did not."""
+
+
+class Result(NamedTuple):
+    status: Optional[int]       # None: it took too long
+    stdout: str
+    stderr: str
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 0
+
+
+class Installation(NamedTuple):
+    """A libvirt laid out below a directory as it would be below /."""
+
+    root: Path
+
+    def _find(self, name: str) -> Path:
+        found = next((self.root / "usr").glob(f"lib*/**/{name}"), None)
+        if not found:
+            raise Failed(f"{self.root} is no libvirt: it has no {name}")
+        return found
+
+    @property
+    def virsh(self) -> list[str]:
+        libraries = self._find("libvirt.so.0").parent
+        return ["env", f"LD_LIBRARY_PATH={libraries}", str(self.root / "usr/bin/virsh"), "-q"]
+
+    @property
+    def drivers(self) -> Path:
+        return self._find("libvirt_driver_qemu.so").parent
+
+    @property
+    def version(self) -> str:
+        return run([*self.virsh, "--version"]).stdout.strip()
+
+
+def run(command: Sequence[Any], limit: float = LIMIT) -> Result:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False,
+                              stdin=subprocess.DEVNULL, errors="replace")
+    except subprocess.TimeoutExpired as late:
+        said = [(text or b"").decode(errors="replace") for text in (late.stdout, late.stderr)]
+        return Result(None, *said)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def fetched(kind: str = "package") -> Installation:
+    """Debian's own, or what else scripts/fetch-libvirt knows; skips the test if it cannot."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the guest is one for x86-64")
+    done = run(["timeout", str(FETCH_LIMIT), TOP / "scripts/fetch-libvirt", kind], FETCH_LIMIT + 10)
+    if not done.ok:
+        said = [line for line in done.stderr.splitlines() if not line.startswith("==>")]
+        pytest.skip(f"there is no libvirt: {' '.join(' '.join(said).split()) or 'it takes too long'}")
+    return Installation(Path(done.stdout.strip()))
+
+
+class Keeper:
+    """The namespaces, and a directory that is gone when they are."""
+
+    def __init__(self) -> None:
+        """Skips the test where there can be none."""
+        if os.geteuid() != 0:
+            pytest.skip("namespaces and libvirtd take root")
+        self.directory = Path(tempfile.mkdtemp(prefix="libvirt-lab-"))
+        self._errors = tempfile.TemporaryFile("w+")  # pylint: disable=consider-using-with
+        self._process = subprocess.Popen(  # pylint: disable=consider-using-with
+            [*NAMESPACES, sys.executable, HERE / "keeper.py", self.directory],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
+            start_new_session=True)     # Ctrl-C is for the tests
+        assert self._process.stdout
+        if self._process.stdout.readline() != "ready\n":
+            self.close()
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines()
+            pytest.skip(f"no namespaces here: {said[-1] if said else 'unshare fails'}")
+
+    def start(self, argv: Sequence[Any], output: Path) -> None:
+        assert self._process.stdin
+        line = json.dumps({"argv": [str(one) for one in argv], "output": str(output)})
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def close(self) -> None:
+        """Once it has ended, so has all that it started."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate(timeout=LIMIT)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Host:
+    """A libvirtd, and what is below its directory."""
+
+    def __init__(self, name: str, keeper: Keeper, installation: Installation,
+                 filters: str = FILTERS) -> None:
+        self.name = name
+        self.installation = installation
+        self._keeper = keeper
+        self._directory = keeper.directory / name
+        self.log = self._directory / "log/libvirtd.log"
+        self._configure(filters)
+        keeper.start(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C",
+                      f"LIBVIRT_DRIVER_DIR={installation.drivers}",
+                      "unshare", "--mount", "--uts", "--propagation", "private",
+                      HERE / "libvirtd", name, self._directory, installation.root],
+                     self._directory / "output")
+        self._wait()
+
+    def _configure(self, filters: str) -> None:
+        for place in ("etc", "log"):
+            (self._directory / place).mkdir(parents=True)
+        # What QEMUs can do is known to all that have the same libvirt.
+        cache = self._keeper.directory / f"cache-{self.installation.version}-{hash(self.installation.root):x}"
+        cache.mkdir(exist_ok=True)
+        (self._directory / "cache").symlink_to(cache)
+        (self._directory / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF.format(
+            uuid=uuid.uuid4(), filters=filters, log=self.log))
+        (self._directory / "etc/qemu.conf").write_text(
+            QEMU_CONF.format(keys=self._keeper.directory / "keys"))
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_LIMIT
+        socket = self._directory / "run/libvirt/libvirt-sock"
+        while not (socket.exists() and self.virsh("uri", limit=5).ok):
+            if time.monotonic() > deadline:
+                raise Failed(f"libvirtd {self.name} does not answer: {self.complaints()}")
+            time.sleep(0.05)
+
+    def complaints(self) -> str:
+        """What it, and its QEMUs, have said that is of interest after a failure."""
+        said = []
+        for path in (self._directory / "output", self.log,
+                     *sorted((self._directory / "log/qemu").glob("*.log"))):
+            lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+            if path == self.log:
+                lines = [line for line in lines if COMPLAINT.search(line) and "/dev/kvm" not in line]
+            said += [f"{path.name}: {line}" for line in lines[-8:]]
+        return "\n".join(said)
+
+    @property
+    def uri(self) -> str:
+        return f"qemu+unix:///system?mode=direct&socket={self._directory}/run/libvirt/libvirt-sock"
+
+    def virsh(self, *arguments: Any, limit: float = LIMIT) -> Result:
+        return run([*self.installation.virsh, "-c", self.uri, *map(str, arguments)], limit)
+
+    def ask(self, *arguments: Any, limit: float = LIMIT) -> str:
+        """What has to succeed."""
+        result = self.virsh(*arguments, limit=limit)
+        if not result.ok:
+            took = f"not done in {limit:g} s" if result.status is None else result.stderr.strip()
+            raise Failed(f"{self.name}: virsh {' '.join(map(str, arguments))}: {took}\n"
+                         f"{self.complaints()}")
+        return result.stdout
+
+
+class Pair(NamedTuple):
+    a: Host
+    b: Host
+    directory: Path
+
+
+@contextlib.contextmanager
+def hosts(a: Installation, b: Optional[Installation] = None,
+          filters: str = FILTERS) -> Iterator[Pair]:
+    keeper = Keeper()
+    try:
+        make_keys(keeper.directory / "keys")
+        yield Pair(Host("A", keeper, a, filters), Host("B", keeper, b or a, filters),
+                   keeper.directory)
+    finally:
+        keeper.close()
+
+
+def make_keys(directory: Path) -> None:
+    """For TLS: an authority, and what it has signed for either side."""
+    directory.mkdir()
+
+    def openssl(*arguments: str) -> None:
+        done = run(["openssl", *arguments])
+        if not done.ok:
+            raise Failed(f"openssl {arguments[0]}: {done.stderr}")
+
+    def path(name: str) -> str:
+        return str(directory / name)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-days", "2", "-subj", "/CN=authority",
+            "-addext", "keyUsage=critical,keyCertSign",
+            "-keyout", path("ca-key.pem"), "-out", path("ca-cert.pem"))
+    for role in ("server", "client"):
+        (directory / "extensions").write_text(
+            "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n"
+            f"extendedKeyUsage={role}Auth\nsubjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        openssl("req", *key, "-subj", f"/CN={role}",
+                "-keyout", path(f"{role}-key.pem"), "-out", path("request"))
+        openssl("x509", "-req", "-in", path("request"), "-days", "2", "-CAcreateserial",
+                "-CA", path("ca-cert.pem"), "-CAkey", path("ca-key.pem"),
+                "-extfile", path("extensions"), "-out", path(f"{role}-cert.pem"))
