@@ -117,7 +117,7 @@ def fetched(kind: str = "package") -> Installation:
     done = run(["timeout", str(FETCH_LIMIT), TOP / "scripts/fetch-libvirt", kind], FETCH_LIMIT + 10)
     if not done.ok:
         said = [line for line in done.stderr.splitlines() if not line.startswith("==>")]
-        pytest.skip(f"there is no libvirt: {' '.join(' '.join(said).split()) or 'it takes too long'}")
+        pytest.skip("there is no libvirt: " + (" ".join(" ".join(said).split()) or "too slow"))
     return Installation(Path(done.stdout.strip()))
 
 
@@ -139,7 +139,7 @@ class Keeper:
             self.close()
             self._errors.seek(0)
             said = self._errors.read().strip().splitlines()
-            pytest.skip(f"no namespaces here: {said[-1] if said else 'unshare fails'}")
+            pytest.skip(f"no hosts in namespaces here: {said[0] if said else 'unshare fails'}")
 
     def start(self, argv: Sequence[Any], output: Path) -> None:
         assert self._process.stdin
@@ -149,9 +149,14 @@ class Keeper:
 
     def close(self) -> None:
         """Once it has ended, so has all that it started."""
+        assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
-            self._process.communicate(timeout=LIMIT)
-        shutil.rmtree(self.directory, ignore_errors=True)
+            self._process.stdin.close()
+        try:
+            self._process.wait(LIMIT)
+        finally:
+            self._process.kill()        # and its child with it
+            shutil.rmtree(self.directory, ignore_errors=True)
 
 
 class Host:
@@ -172,13 +177,18 @@ class Host:
                      self._directory / "output")
         self._wait()
 
+    @property
+    def cache(self) -> Path:
+        return self._directory / "cache"
+
     def _configure(self, filters: str) -> None:
         for place in ("etc", "log"):
             (self._directory / place).mkdir(parents=True)
         # What QEMUs can do is known to all that have the same libvirt.
-        cache = self._keeper.directory / f"cache-{self.installation.version}-{hash(self.installation.root):x}"
+        known = hash(self.installation.root)
+        cache = self._keeper.directory / f"cache-{self.installation.version}-{known:x}"
         cache.mkdir(exist_ok=True)
-        (self._directory / "cache").symlink_to(cache)
+        self.cache.symlink_to(cache)
         (self._directory / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF.format(
             uuid=uuid.uuid4(), filters=filters, log=self.log))
         (self._directory / "etc/qemu.conf").write_text(

@@ -56,6 +56,14 @@ def hide_cgroups() -> None:
         subprocess.run(["umount", "--lazy", place], check=True, stdin=subprocess.DEVNULL)
 
 
+def try_overlay(place: Path) -> None:
+    """What each host is made of; not every kernel has it."""
+    place.mkdir()
+    mount("-t", "overlay", "-o", "lowerdir=/etc:/usr", "overlay", str(place))
+    subprocess.run(["umount", str(place)], check=True, stdin=subprocess.DEVNULL)
+    place.rmdir()
+
+
 def raise_loopback() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", IFF_UP))
@@ -86,6 +94,7 @@ def end_all() -> None:
 def main(directory: Path) -> None:
     try:
         assert os.getpid() == 1, "not in a PID namespace of its own"
+        try_overlay(directory / "overlay")
         make_dev(directory / "dev")
         hide_cgroups()
         raise_loopback()

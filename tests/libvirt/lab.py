@@ -53,6 +53,7 @@ class Way(NamedTuple):
     transport: Optional[str] = None     # unix, tcp; None: the connection of the daemons
     options: tuple[str, ...] = ()
     p2p: bool = True
+    downtime: Optional[int] = None      # as much as is tolerated, in milliseconds
 
 
 DIRECT_UNIX = Way("direct, unix", "unix", p2p=False)
@@ -60,7 +61,9 @@ DIRECT_TCP = Way("direct, tcp", "tcp", p2p=False)
 P2P_UNIX = Way("p2p, unix", "unix")
 P2P_TCP = Way("p2p, tcp", "tcp")
 PARALLEL = Way("parallel", "tcp", ("--parallel", "--parallel-connections", "2"))
-POSTCOPY = Way("postcopy", "tcp", ("--postcopy", "--postcopy-after-precopy"))
+# What the guest writes in 20 ms takes 60, so that there is something left after each pass.
+POSTCOPY = Way("postcopy", "tcp", ("--postcopy", "--postcopy-after-precopy", "--bandwidth", "16"),
+               downtime=1)
 TLS = Way("TLS", "tcp", ("--tls",))
 TUNNELLED = Way("tunnelled", None, ("--tunnelled",))
 WAYS = (DIRECT_UNIX, DIRECT_TCP, P2P_UNIX, P2P_TCP, PARALLEL, POSTCOPY, TLS, TUNNELLED)
@@ -151,11 +154,16 @@ class Lab:
 
     def remove(self, guest: Guest) -> None:
         """Wherever it is, and whatever happens to it there."""
-        for host in (self.a, self.b):
+        for host in self.known_on(guest):
             host.virsh("destroy", guest.name)
             host.virsh("undefine", "--managed-save", guest.name)
-            if guest.name in host.ask("list", "--all", "--name").split():
-                raise Failed(f"{guest.name} cannot be removed from {host.name}")
+        if left := self.known_on(guest):
+            raise Failed(f"{guest.name} cannot be removed from {left[0].name}")
+
+    def known_on(self, guest: Guest) -> list[Host]:
+        """Where it runs, or might be started."""
+        return [host for host in (self.a, self.b)
+                if guest.name in host.ask("list", "--all", "--name").split()]
 
     @contextlib.contextmanager
     def guest(self, *arguments: Any, **options: Any) -> Iterator[Guest]:
@@ -195,6 +203,8 @@ class Lab:
             command += [f"unix://{self.path('.sock')}"]
         elif way.transport == "tcp":
             command += ["tcp://127.0.0.1"]      # libvirt chooses the port
+        if way.downtime:
+            source.ask("migrate-setmaxdowntime", guest.name, way.downtime)
         result = source.virsh(*command, limit=limit)
         if result.ok:
             guest.host, guest.emulator = destination, emulator or guest.emulator
@@ -205,6 +215,8 @@ class Lab:
         """To a file and back, maybe on the other host and with another emulator."""
         saved = self.path(".save")
         guest.host.ask("save", guest.name, saved)
+        if host not in (None, guest.host):
+            guest.host.ask("undefine", guest.name)
         guest.host, guest.emulator = host or guest.host, emulator or guest.emulator
         changed = self.definition(guest.host.ask("save-image-dumpxml", saved), guest.emulator)
         guest.host.ask("restore", saved, "--xml", changed)
@@ -219,17 +231,10 @@ class Lab:
 
     # What was seen
 
-    def lives_on(self, guest: Guest) -> list[str]:
-        """The names of all hosts on which it runs or is known."""
-        return [host.name for host in (self.a, self.b)
-                if guest.name in host.ask("list", "--all", "--name").split()]
-
     def require_well(self, guest: Guest, before: State) -> State:
-        """It runs on, where it is said to be and nowhere else, and its memory is intact."""
-        names = {host.name: host.virsh("domstate", guest.name).stdout.strip()
-                 for host in (self.a, self.b)}
-        assert names[guest.host.name] == "running", names
-        assert names[self.other(guest.host).name] != "running", names
+        """It runs on, is where it is said to be and nowhere else, and its memory is intact."""
+        assert self.known_on(guest) == [guest.host], [one.name for one in self.known_on(guest)]
+        assert guest.host.ask("domstate", guest.name).strip() == "running"
         first = guest.state()
         assert first.magic == MAGIC and first.passes >= before.passes, (before, first)
         later = guest.wait("for it to go on", lambda state: state.passes > first.passes)
