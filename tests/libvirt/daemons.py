@@ -100,14 +100,36 @@ class Installation(NamedTuple):
         return run([*self.virsh, "--version"]).stdout.strip()
 
 
+class Running:
+    """A command that is not waited for yet."""
+
+    def __init__(self, command: Sequence[Any]) -> None:
+        self._process = subprocess.Popen(  # pylint: disable=consider-using-with
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors="replace")
+
+    @property
+    def over(self) -> bool:
+        return self._process.poll() is not None
+
+    def result(self, limit: float = LIMIT) -> Result:
+        """It is killed if it takes longer."""
+        try:
+            stdout, stderr = self._process.communicate(timeout=limit)
+            return Result(self._process.returncode, stdout, stderr)
+        except subprocess.TimeoutExpired:
+            return Result(None, *self._kill())
+        except BaseException:
+            self._kill()
+            raise
+
+    def _kill(self) -> tuple[str, str]:
+        self._process.kill()
+        return self._process.communicate()
+
+
 def run(command: Sequence[Any], limit: float = LIMIT) -> Result:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False,
-                              stdin=subprocess.DEVNULL, errors="replace")
-    except subprocess.TimeoutExpired as late:
-        said = [(text or b"").decode(errors="replace") for text in (late.stdout, late.stderr)]
-        return Result(None, *said)
-    return Result(done.returncode, done.stdout, done.stderr)
+    return Running(command).result(limit)
 
 
 def fetched(kind: str = "package") -> Installation:
@@ -203,22 +225,27 @@ class Host:
             time.sleep(0.05)
 
     def complaints(self) -> str:
-        """What it, and its QEMUs, have said that is of interest after a failure."""
+        """What it, and the QEMU of its last guest, have said that is of interest after a
+        failure."""
+        logs = sorted((self._directory / "log/qemu").glob("*.log"),
+                      key=lambda path: path.stat().st_mtime)
         said = []
-        for path in (self._directory / "output", self.log,
-                     *sorted((self._directory / "log/qemu").glob("*.log"))):
+        for path in (self._directory / "output", self.log, *logs[-1:]):
             lines = path.read_text(errors="replace").splitlines() if path.exists() else []
             if path == self.log:
                 lines = [line for line in lines if COMPLAINT.search(line) and "/dev/kvm" not in line]
-            said += [f"{path.name}: {line}" for line in lines[-8:]]
+            said += [f"{self.name}: {path.name}: {line}" for line in lines[-6:]]
         return "\n".join(said)
 
     @property
     def uri(self) -> str:
         return f"qemu+unix:///system?mode=direct&socket={self._directory}/run/libvirt/libvirt-sock"
 
+    def begin(self, *arguments: Any) -> Running:
+        return Running([*self.installation.virsh, "-c", self.uri, *map(str, arguments)])
+
     def virsh(self, *arguments: Any, limit: float = LIMIT) -> Result:
-        return run([*self.installation.virsh, "-c", self.uri, *map(str, arguments)], limit)
+        return self.begin(*arguments).result(limit)
 
     def ask(self, *arguments: Any, limit: float = LIMIT) -> str:
         """What has to succeed."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 from xml.sax.saxutils import quoteattr
 
-from daemons import FILTERS, HERE, LIMIT, Failed, Host, Installation, Pair, Result, hosts, run
+from daemons import FILTERS, HERE, LIMIT, Failed, Host, Installation, Pair, Result, Running, hosts, run
 from journal import Conversation, Journal, Json
 
 MACHINE = "pc-i440fx-10.0"
@@ -53,7 +53,7 @@ class Way(NamedTuple):
     transport: Optional[str] = None     # unix, tcp; None: the connection of the daemons
     options: tuple[str, ...] = ()
     p2p: bool = True
-    downtime: Optional[int] = None      # as much as is tolerated, in milliseconds
+    switch: bool = False                # to postcopy, as soon as it is active
 
 
 DIRECT_UNIX = Way("direct, unix", "unix", p2p=False)
@@ -61,9 +61,8 @@ DIRECT_TCP = Way("direct, tcp", "tcp", p2p=False)
 P2P_UNIX = Way("p2p, unix", "unix")
 P2P_TCP = Way("p2p, tcp", "tcp")
 PARALLEL = Way("parallel", "tcp", ("--parallel", "--parallel-connections", "2"))
-# What the guest writes in 20 ms takes 60, so that there is something left after each pass.
-POSTCOPY = Way("postcopy", "tcp", ("--postcopy", "--postcopy-after-precopy", "--bandwidth", "16"),
-               downtime=1)
+# Precopy would take ten seconds.
+POSTCOPY = Way("postcopy", "tcp", ("--postcopy", "--bandwidth", "3"), switch=True)
 TLS = Way("TLS", "tcp", ("--tls",))
 TUNNELLED = Way("tunnelled", None, ("--tunnelled",))
 WAYS = (DIRECT_UNIX, DIRECT_TCP, P2P_UNIX, P2P_TCP, PARALLEL, POSTCOPY, TLS, TUNNELLED)
@@ -203,12 +202,20 @@ class Lab:
             command += [f"unix://{self.path('.sock')}"]
         elif way.transport == "tcp":
             command += ["tcp://127.0.0.1"]      # libvirt chooses the port
-        if way.downtime:
-            source.ask("migrate-setmaxdowntime", guest.name, way.downtime)
-        result = source.virsh(*command, limit=limit)
+        migration = source.begin(*command)
+        if way.switch:
+            self._switch(guest, migration)
+        result = migration.result(limit)
         if result.ok:
             guest.host, guest.emulator = destination, emulator or guest.emulator
         return result
+
+    def _switch(self, guest: Guest, migration: Running) -> None:
+        while not migration.over:
+            if "active" in self.conversation(guest, guest.host).statuses():
+                guest.host.virsh("migrate-postcopy", guest.name)
+                return
+            time.sleep(0.02)
 
     def save(self, guest: Guest, host: Optional[Host] = None,
              emulator: Optional[Path] = None) -> None:
