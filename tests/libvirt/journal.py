@@ -50,8 +50,10 @@ class Conversation:
         replies = {one.body.get("id"): one.body for one in self.messages if one.kind == "reply"}
         found = []
         for one in self.messages:
-            said = one.body.get("execute")
-            if one.kind == "command" and said != FOREIGN and name in (None, said):
+            if one.kind != "command":
+                continue
+            said = one.body["execute"]
+            if said != FOREIGN and name in (None, said):
                 reply = replies.get(one.body["id"], {})
                 found.append(Command(one.time, said, one.body.get("arguments", {}),
                                      reply.get("return"), reply.get("error", {}).get("desc")))

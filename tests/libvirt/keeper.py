@@ -77,7 +77,7 @@ def reap(*_: object) -> None:
 
 
 def start(argv: list[str], output: str) -> None:
-    with open(output, "ab") as file:
+    with open(output, "a", encoding="utf-8") as file:
         subprocess.Popen(  # pylint: disable=consider-using-with
             argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
 

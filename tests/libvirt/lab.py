@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 from xml.sax.saxutils import quoteattr
 
-from daemons import FILTERS, HERE, LIMIT, Failed, Host, Installation, Pair, Result, Running, hosts, run
+from daemons import (FILTERS, HERE, Failed, Host, Installation, Pair, Result, Running, hosts,
+                     run)
 from journal import Conversation, Journal, Json
 
 MACHINE = "pc-i440fx-10.0"
@@ -88,7 +89,8 @@ class Guest:
     def state(self) -> State:
         return State(*peek(self.host, self.name))
 
-    def wait(self, what: str, condition: Callable[[State], bool], limit: float = BOOT_LIMIT) -> State:
+    def wait(self, what: str, condition: Callable[[State], bool],
+             limit: float = BOOT_LIMIT) -> State:
         deadline = time.monotonic() + limit
         while True:
             state = self.state()
@@ -203,9 +205,11 @@ class Lab:
         elif way.transport == "tcp":
             command += ["tcp://127.0.0.1"]      # libvirt chooses the port
         migration = source.begin(*command)
-        if way.switch:
-            self._switch(guest, migration)
-        result = migration.result(limit)
+        try:
+            if way.switch:
+                self._switch(guest, migration)
+        finally:
+            result = migration.result(limit)
         if result.ok:
             guest.host, guest.emulator = destination, emulator or guest.emulator
         return result
