@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
+import os
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +25,7 @@ BOOT_LIMIT = 30.0
 MIGRATION_LIMIT = 60.0
 STATE = 0x100040        # see guest.S
 MAGIC = int.from_bytes(b"DESK", "little")
+USERFAULTFD = 323       # the system call, on x86-64
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 ET.register_namespace("qemu", QEMU_NAMESPACE)
@@ -62,8 +65,9 @@ DIRECT_TCP = Way("direct, tcp", "tcp", p2p=False)
 P2P_UNIX = Way("p2p, unix", "unix")
 P2P_TCP = Way("p2p, tcp", "tcp")
 PARALLEL = Way("parallel", "tcp", ("--parallel", "--parallel-connections", "2"))
-# Precopy would take ten seconds.
-POSTCOPY = Way("postcopy", "tcp", ("--postcopy", "--bandwidth", "3"), switch=True)
+# For what is to be done meanwhile: precopy takes ten seconds.
+SLOW = Way("slow", "tcp", ("--bandwidth", "3"))
+POSTCOPY = Way("postcopy", "tcp", ("--postcopy", *SLOW.options), switch=True)
 TLS = Way("TLS", "tcp", ("--tls",))
 TUNNELLED = Way("tunnelled", None, ("--tunnelled",))
 WAYS = (DIRECT_UNIX, DIRECT_TCP, P2P_UNIX, P2P_TCP, PARALLEL, POSTCOPY, TLS, TUNNELLED)
@@ -85,6 +89,7 @@ class Guest:
         self.name = name
         self.host = host
         self.emulator = emulator
+        self.known = 0      # how much QEMU had told of migrations before the last one
 
     def state(self) -> State:
         return State(*peek(self.host, self.name))
@@ -187,10 +192,8 @@ class Lab:
         result.write_text(ET.tostring(domain, encoding="unicode"))
         return result
 
-    def migrate(self, guest: Guest, way: Way, emulator: Optional[Path] = None,
-                limit: float = MIGRATION_LIMIT) -> Result:
-        """To the other host, and maybe another emulator. May fail; then the guest is believed
-        to be where it was."""
+    def begin(self, guest: Guest, way: Way, emulator: Optional[Path] = None) -> Running:
+        """A migration to the other host, and maybe another emulator."""
         source, destination = guest.host, self.other(guest.host)
         command = ["migrate", "--live", "--persistent", "--undefinesource", *way.options]
         if way.p2p:
@@ -204,22 +207,42 @@ class Lab:
             command += [f"unix://{self.path('.sock')}"]
         elif way.transport == "tcp":
             command += ["tcp://127.0.0.1"]      # libvirt chooses the port
-        migration = source.begin(*command)
+        guest.known = len(self.conversation(guest, source).statuses())
+        return source.begin(*command)
+
+    def wait_status(self, guest: Guest, status: str, migration: Running) -> bool:
+        """Until QEMU has told it to the source, in vain if the migration ends before."""
+        while True:
+            over = migration.over
+            if status in self.conversation(guest, guest.host).statuses()[guest.known:]:
+                return True
+            if over:
+                return False
+            time.sleep(0.02)
+
+    def migrate(self, guest: Guest, way: Way, emulator: Optional[Path] = None,
+                limit: float = MIGRATION_LIMIT) -> Result:
+        """May fail; then the guest is believed to be where it was."""
+        migration = self.begin(guest, way, emulator)
         try:
-            if way.switch:
-                self._switch(guest, migration)
+            if way.switch and self.wait_status(guest, "active", migration):
+                guest.host.ask("migrate-postcopy", guest.name)
         finally:
             result = migration.result(limit)
         if result.ok:
-            guest.host, guest.emulator = destination, emulator or guest.emulator
+            guest.host, guest.emulator = self.other(guest.host), emulator or guest.emulator
         return result
 
-    def _switch(self, guest: Guest, migration: Running) -> None:
-        while not migration.over:
-            if "active" in self.conversation(guest, guest.host).statuses():
-                guest.host.virsh("migrate-postcopy", guest.name)
-                return
-            time.sleep(0.02)
+    def cancel(self, guest: Guest, way: Way, emulator: Optional[Path] = None,
+               limit: float = MIGRATION_LIMIT) -> Result:
+        """Of a migration that has begun to send memory."""
+        migration = self.begin(guest, way, emulator)
+        try:
+            if self.wait_status(guest, "active", migration):
+                guest.host.ask("domjobabort", guest.name)
+        finally:
+            result = migration.result(limit)
+        return result
 
     def save(self, guest: Guest, host: Optional[Host] = None,
              emulator: Optional[Path] = None) -> None:
@@ -270,6 +293,14 @@ class Lab:
                 for host in (self.a, self.b) if self.conversations(guest, host)}
         told[guest.host.name] = guest.qmp("query-migrate").get("handshake")
         return told
+
+
+def has_userfaultfd() -> bool:
+    """Without it a destination refuses postcopy."""
+    number = ctypes.CDLL(None).syscall(USERFAULTFD, os.O_CLOEXEC)
+    if number >= 0:
+        os.close(number)
+    return bool(number >= 0)
 
 
 def assemble(directory: Path) -> Path:

@@ -22,14 +22,14 @@ import pytest
 from conftest import QEMU, TOP
 from daemons import Host, fetched
 from journal import Conversation
-from lab import POSTCOPY, WAYS, Guest, Lab, Way, laboratory
+from lab import POSTCOPY, SLOW, WAYS, Guest, Lab, Way, has_userfaultfd, laboratory
 
 STOCK, PATCHED = "stock", "patched"
 PAIRS = [(PATCHED, PATCHED), (PATCHED, STOCK), (STOCK, PATCHED)]
 STOCK_BUILDS = os.environ.get("QMHS_STOCK_BUILDS")
 
-SAVE, MANAGED_SAVE = "save, restore", "managed save"
-MODES = (*(way.name for way in WAYS), SAVE, MANAGED_SAVE)
+CANCEL, SAVE, MANAGED_SAVE = "cancelled", "save, restore", "managed save"
+MODES = (*(way.name for way in WAYS), CANCEL, SAVE, MANAGED_SAVE)
 
 # As often as there is something to ask, which depends on the time that things take.
 POLLS = ("query-migrate",)
@@ -107,35 +107,53 @@ def talks(lab: Lab, guest: Guest) -> dict[str, list[Talk]]:
             for host in (lab.a, lab.b)}
 
 
+def running(guest: Guest) -> Optional[Path]:
+    """The binary that it has ended up in, as its definition has it."""
+    domain = ET.fromstring(guest.host.ask("dumpxml", guest.name))
+    return Path(domain.findtext("devices/emulator", ""))
+
+
 def move(way: Way, lab: Lab, guest: Guest, binary: Path) -> None:
     result = lab.migrate(guest, way, binary)
     assert result.ok, f"{result}\n{lab.a.complaints()}\n{lab.b.complaints()}"
-    assert guest.host is lab.b
+    assert guest.host is lab.b and guest.emulator == running(guest) == binary
+
+
+def save(lab: Lab, guest: Guest, binary: Path) -> None:
+    lab.save(guest, lab.b, binary)
+    assert running(guest) == binary
+
+
+def managed_save(lab: Lab, guest: Guest, binary: Path) -> None:
+    lab.managed_save(guest, binary)
+    assert running(guest) == binary
+
+
+def cancel(lab: Lab, guest: Guest, binary: Path) -> None:
+    result = lab.cancel(guest, SLOW, binary)
+    assert not result.ok and "cancel" in result.stderr, result
+    assert guest.host is lab.a
 
 
 TRIPS: dict[str, Callable[[Lab, Guest, Path], None]] = {
     **{way.name: functools.partial(move, way) for way in WAYS},
-    SAVE: lambda lab, guest, binary: lab.save(guest, lab.b, binary),
-    MANAGED_SAVE: lambda lab, guest, binary: lab.managed_save(guest, binary),
+    CANCEL: cancel,
+    SAVE: save,
+    MANAGED_SAVE: managed_save,
 }
 
 
 def travel(lab: Lab, mode: str, source: str, destination: str) -> dict[str, list[Talk]]:
     """There, in good order; returns what was said."""
+    if mode == POSTCOPY.name and not has_userfaultfd():
+        pytest.skip("there is no userfaultfd, which postcopy takes")
     binary = emulator(destination)
     with lab.guest(emulator(source)) as guest:
         before = guest.state()
         TRIPS[mode](lab, guest, binary)
         lab.require_well(guest, before)
-        assert guest.emulator == binary == running(guest)
         assert set(lab.handshakes(guest).values()) == {None}
         return talks(lab, guest)
-
-
-def running(guest: Guest) -> Optional[Path]:
-    """The binary that it has ended up in, as its definition has it."""
-    domain = ET.fromstring(guest.host.ask("dumpxml", guest.name))
-    return Path(domain.findtext("devices/emulator", ""))
 
 
 class Measure:
@@ -176,6 +194,8 @@ def test_measure(measure: Measure, mode: str) -> None:
         assert sent(source, "migrate-start-postcopy")
         assert "postcopy-active" in source[0].statuses
         assert "postcopy-active" in destination[0].statuses
+    elif mode == CANCEL:
+        assert source[0].statuses[-1] == "cancelled", source[0].statuses
     elif mode in (SAVE, MANAGED_SAVE):
         assert migrate["uri"].startswith(("fd:", "file:")), migrate
     else:
