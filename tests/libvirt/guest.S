@@ -4,7 +4,7 @@
  *
  * BOOK is written once and then only read: the first word of each 64 bytes is made from its
  * address. DESK is written 50 times a second, each page of it with the number of the pass. Before,
- * all of it is compared, and some pages of BOOK, so that all of that had its turn in a second or two.
+ * all of it is compared, and so many pages of BOOK that all have their turn in a second or two.
  *
  * The state is where the tests look for it. In between it sleeps, so that the rate at which memory
  * gets dirty depends on time and not on how fast the machine is.

@@ -51,7 +51,8 @@ def make_dev(place: Path) -> None:
 
 def hide_cgroups() -> None:
     """So that libvirt does not make any."""
-    mounts = [line.split() for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
+    table = Path("/proc/self/mounts").read_text(encoding="utf-8")
+    mounts = [line.split() for line in table.splitlines()]
     for place in (words[1] for words in reversed(mounts) if words[2] in ("cgroup", "cgroup2")):
         subprocess.run(["umount", "--lazy", place], check=True, stdin=subprocess.DEVNULL)
 
