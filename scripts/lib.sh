@@ -130,6 +130,28 @@ apt_private_update()
     return 1
 }
 
+# fetch_backports LOG: prints the directory with two packages that Debian 12 has
+# too old, and backports of them, which are not installed: meson (QEMU needs 1.5),
+# and SeaBIOS, which waits for 32 s on the AHCI of such a QEMU before it boots a
+# guest.
+fetch_backports()
+(
+    suite=bookworm-backports
+    backports=$cache/$suite
+    if [ ! -d "$backports" ]; then
+        lock "$cache/.$suite.lock"
+        say "fetching newer meson and SeaBIOS from $suite into the cache, to build and run QEMU"
+        rm -rf "$backports.tmp" && mkdir -p "$backports.tmp"
+        { apt_private_update deb $suite &&
+          cd "$backports.tmp" && apt_private $suite apt-get download meson seabios &&
+          for deb in *.deb; do dpkg-deb -x "$deb" . && rm "$deb"; done; } >"$1" 2>&1 </dev/null ||
+            die "they cannot be fetched: $(cat "$cache/apt/$suite/update.log" "$1" | grep '^[EW]:' | tail -n1)" \
+                "Try again when the network is up."
+        [ -d "$backports" ] || mv "$backports.tmp" "$backports"
+    fi
+    echo "$backports"
+)
+
 ### QEMU's sources
 
 # pristine_of TARGET: the directory of the untouched QEMU.
