@@ -10,23 +10,19 @@ QMHS_STOCK_BUILDS; scripts/build-stock makes it.
 from __future__ import annotations
 
 import functools
-import os
 import re
-import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import pytest
-from conftest import QEMU, TOP
 from daemons import Host, fetched
+from emulators import PATCHED, STOCK, emulator
 from journal import Conversation
 from lab import POSTCOPY, SLOW, WAYS, Guest, Lab, Way, has_userfaultfd, laboratory
 
-STOCK, PATCHED = "stock", "patched"
 PAIRS = [(PATCHED, PATCHED), (PATCHED, STOCK), (STOCK, PATCHED)]
-STOCK_BUILDS = os.environ.get("QMHS_STOCK_BUILDS")
 
 CANCEL, SAVE, MANAGED_SAVE = "cancelled", "save, restore", "managed save"
 MODES = (*(way.name for way in WAYS), CANCEL, SAVE, MANAGED_SAVE)
@@ -57,25 +53,6 @@ class Talk(NamedTuple):
 def make_lab() -> Iterator[Lab]:
     with laboratory(fetched()) as lab:
         yield lab
-
-
-def version(binary: Path) -> str:
-    done = subprocess.run([binary, "--version"], stdin=subprocess.DEVNULL, check=True,
-                          capture_output=True, text=True, timeout=30)
-    return done.stdout.splitlines()[0]
-
-
-@functools.lru_cache(maxsize=None)
-def emulator(kind: str) -> Path:
-    """Of the same version, or a comparison would mean nothing."""
-    if kind == PATCHED:
-        return QEMU.resolve()
-    name = f"{QEMU.resolve().parent.name}-stock/{QEMU.name}"
-    found = Path(STOCK_BUILDS or TOP / "build", name)
-    if not found.exists():
-        pytest.skip(f"there is no stock QEMU, {name}; scripts/build-stock makes it")
-    assert version(found) == version(QEMU)
-    return found.resolve()
 
 
 def named(text: str) -> str:
