@@ -8,7 +8,8 @@ TARGET := $(if $(QEMU_SRC),custom,$(BASE))
 TARGETS := $(TARGET)$(if $(QEMU_SRC)$(filter-out file,$(origin BASE)),,$(comma)10.2)
 export QEMU_SRC REFRESH
 
-.PHONY: all check check-full check-asan check-series series refresh demo bench fuzz mutate clean help
+.PHONY: all check check-full check-asan check-series series refresh demo bench bench-libvirt \
+        fuzz mutate clean help
 
 all:
 	@scripts/build $(TARGET)
@@ -34,6 +35,9 @@ refresh:
 demo bench:
 	@scripts/$@ $(TARGET)
 
+bench-libvirt:
+	@scripts/bench-libvirt
+
 mutate:
 	@scripts/mutate $(TARGET) $(if $(ONLY),--only '$(ONLY)')
 
@@ -55,6 +59,7 @@ help:
 #: make check-full         and those that take long, and once more with multifd
 #: make check-asan         our own tests with AddressSanitizer and UBSan, in build/10.0-asan
 #: make bench              measures and draws
+#: make bench-libvirt      measures how long libvirt takes to set up a migration; takes root
 #: make fuzz               fuzzes the handshake, each target for SECONDS=60; SMOKE=1: a few
 #: make mutate             breaks the code on purpose, and sees the tests fail; ONLY=PATTERN
 #: make series             writes build/series/10.0/*.patch for git am, and checks it

@@ -237,6 +237,10 @@ class Host:
             said += [f"{self.name}: {path.name}: {line}" for line in lines[-6:]]
         return "\n".join(said)
 
+    def qemu_log(self, guest: str) -> Path:
+        """What the QEMUs of a guest have printed."""
+        return self._directory / "log/qemu" / f"{guest}.log"
+
     @property
     def uri(self) -> str:
         return f"qemu+unix:///system?mode=direct&socket={self._directory}/run/libvirt/libvirt-sock"

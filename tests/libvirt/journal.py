@@ -35,6 +35,7 @@ class Command(NamedTuple):
     arguments: Json
     answer: Any             # what it returned; None as long as there is none
     error: Optional[str]
+    took: Optional[float]   # seconds
 
 
 class Conversation:
@@ -47,16 +48,18 @@ class Conversation:
         self.messages: list[Message] = []
 
     def commands(self, name: Optional[str] = None) -> list[Command]:
-        replies = {one.body.get("id"): one.body for one in self.messages if one.kind == "reply"}
+        replies = {one.body.get("id"): one for one in self.messages if one.kind == "reply"}
         found = []
         for one in self.messages:
             if one.kind != "command":
                 continue
             said = one.body["execute"]
             if said != FOREIGN and name in (None, said):
-                reply = replies.get(one.body["id"], {})
+                reply = replies.get(one.body["id"])
+                body = reply.body if reply else {}
                 found.append(Command(one.time, said, one.body.get("arguments", {}),
-                                     reply.get("return"), reply.get("error", {}).get("desc")))
+                                     body.get("return"), body.get("error", {}).get("desc"),
+                                     reply.time - one.time if reply else None))
         return found
 
     def events(self, name: str) -> list[Json]:
