@@ -112,7 +112,7 @@ def show(way: Way, samples: dict[Kind, list[Sample]]) -> None:
           f" {'migrate':>9} {'the stream':>10} {'ratio':>6}")
     base = median(one.stream for one in samples[FALLEN_BACK])
     for kind, found in samples.items():
-        middle = Sample(*(median(values) for values in zip(*found)))    # type: ignore[arg-type]
+        middle = Sample(*(median(values) for values in zip(*found)))
         print(f"{kind.name:27} {middle.source:6.0f} {middle.destination:12.0f} "
               f"{middle.after:6.0f} {middle.spent:13.0f} {middle.migrate:9.0f} "
               f"{middle.stream:10.1f} {middle.stream / base:6.3f}")
