@@ -87,6 +87,16 @@ def arrive(lab: Lab, guest: Guest, way: Way, binary: Optional[Path] = None) -> N
     lab.require_well(guest, before)
 
 
+def require_own_only(conversation: Conversation, tls: bool) -> None:
+    """The destination is told to set what is its own, the rest is for QEMU to take."""
+    wanted = [{item["capability"] for item in command.arguments["capabilities"] if item["state"]}
+              for command in conversation.commands("migrate-set-capabilities")]
+    assert wanted == [{"events"}, {"late-block-activate"}, set()], wanted
+    parameters = [set(command.arguments)
+                  for command in conversation.commands("migrate-set-parameters")]
+    assert parameters == (2 * [{"tls-creds", "tls-hostname"}] if tls else []), parameters
+
+
 def switched_on(guest: Guest) -> set[str]:
     return {item["capability"] for item in guest.qmp("query-migrate-capabilities")
             if item["state"]}
@@ -101,6 +111,7 @@ def test_handshake(lab: Lab, way: Way) -> None:
         require_handshake(lab, guest, AGREED.get(way.name, OTHERS))
         assert channel_type(lab.conversation(guest, lab.a), "migrate") == "handshake"
         assert channel_type(lab.conversation(guest, lab.b), "migrate-incoming") == "handshake"
+        require_own_only(lab.conversation(guest, lab.b), way == TLS)
         assert switched_on(guest) == {"events"}
         assert guest.qmp("query-migrate-parameters") == parameters
         arrive(lab, guest, way)
