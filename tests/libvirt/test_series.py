@@ -30,6 +30,7 @@ AGREED = {
     POSTCOPY.name: {"postcopy-ram", "postcopy-preempt", "switchover-ack"},
 }
 OTHERS = {"switchover-ack"}
+OPTIONAL = {"switchover-ack", "postcopy-preempt"}
 
 # Of the destination, between its start and the stream, and after that.
 SETTING = {"query-migrate-parameters", "migrate-set-capabilities", "migrate-set-parameters"}
@@ -87,10 +88,14 @@ def arrive(lab: Lab, guest: Guest, way: Way, binary: Optional[Path] = None) -> N
     lab.require_well(guest, before)
 
 
+def capabilities_set(conversation: Conversation) -> list[set[str]]:
+    return [{item["capability"] for item in command.arguments["capabilities"] if item["state"]}
+            for command in conversation.commands("migrate-set-capabilities")]
+
+
 def require_own_only(conversation: Conversation, tls: bool) -> None:
     """The destination is told to set what is its own, the rest is for QEMU to take."""
-    wanted = [{item["capability"] for item in command.arguments["capabilities"] if item["state"]}
-              for command in conversation.commands("migrate-set-capabilities")]
+    wanted = capabilities_set(conversation)
     assert wanted == [{"events"}, {"late-block-activate"}, set()], wanted
     parameters = [set(command.arguments)
                   for command in conversation.commands("migrate-set-parameters")]
@@ -112,6 +117,8 @@ def test_handshake(lab: Lab, way: Way) -> None:
         assert channel_type(lab.conversation(guest, lab.a), "migrate") == "handshake"
         assert channel_type(lab.conversation(guest, lab.b), "migrate-incoming") == "handshake"
         require_own_only(lab.conversation(guest, lab.b), way == TLS)
+        # What is optional is for the QEMUs to agree on.
+        assert not OPTIONAL & set().union(*capabilities_set(lab.conversation(guest, lab.a)))
         assert switched_on(guest) == {"events"}
         assert guest.qmp("query-migrate-parameters") == parameters
         arrive(lab, guest, way)
