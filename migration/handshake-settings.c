@@ -319,6 +319,36 @@ bool handshake_settings_taken(const char *name)
                                       policy == HANDSHAKE_POLICY_ALWAYS);
 }
 
+bool handshake_settings_give_back_capability(MigrationCapability capability,
+                                             bool state)
+{
+    MigrationState *s = migrate_get_current();
+
+    if (!handshake_settings_taken(MigrationCapability_str(capability))) {
+        return false;
+    }
+    taken.capability_taken[capability] = state != s->capabilities[capability];
+    taken.capability_was[capability] = state;
+    return true;
+}
+
+bool handshake_settings_give_back_parameter(const char *name, QObject *value)
+{
+    g_autoptr(QDict) now = NULL;
+
+    if (!handshake_settings_taken(name)) {
+        qobject_unref(value);
+        return false;
+    }
+    if (!qdict_haskey(taken.parameters_taken, name)) {
+        now = current_parameters();
+        qdict_put_obj(taken.parameters_taken, name,
+                      qobject_ref(qdict_get(now, name)));
+    }
+    qdict_put_obj(taken.parameters_were, name, value);
+    return true;
+}
+
 void handshake_settings_give_back(void)
 {
     MigrationState *s = migrate_get_current();

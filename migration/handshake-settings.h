@@ -7,6 +7,7 @@
 #ifndef QEMU_MIGRATION_HANDSHAKE_SETTINGS_H
 #define QEMU_MIGRATION_HANDSHAKE_SETTINGS_H
 
+#include "qapi/qapi-types-migration.h"
 #include "handshake-policy.h"
 
 /* All functions here are called with the BQL held. */
@@ -76,6 +77,20 @@ void handshake_settings_take(const strList *capabilities,
  *          called and not undone yet
  */
 bool handshake_settings_taken(const char *name);
+
+/**
+ * handshake_settings_give_back_capability: another value to give back
+ * handshake_settings_give_back_parameter: the same for a parameter
+ * @capability: a capability
+ * @state: what it is to be when it is given back
+ * @name: a parameter
+ * @value: what it is to be then; this function takes the reference
+ *
+ * Returns: true if so, false if it belongs to no migration
+ */
+bool handshake_settings_give_back_capability(MigrationCapability capability,
+                                             bool state);
+bool handshake_settings_give_back_parameter(const char *name, QObject *value);
 
 /**
  * handshake_settings_give_back: undo handshake_settings_take()

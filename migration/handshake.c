@@ -13,6 +13,8 @@
 #include "qapi/error.h"
 #include "qapi/qapi-commands-yank.h"
 #include "qapi/qapi-visit-migration.h"
+#include "qobject/qnum.h"
+#include "qobject/qstring.h"
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
 #include "qemu/main-loop.h"
@@ -580,14 +582,48 @@ void migration_handshake_incoming_cleanup(void)
     handshake_settings_give_back();
 }
 
+/* Whether only cleaning up is left of a migration, in or out */
+static bool is_over(void)
+{
+    MigrationStatus incoming = migration_incoming_get_current()->state;
+
+    if (migrate_get_current()->state != MIGRATION_STATUS_NONE) {
+        return !migration_is_running();
+    }
+    return incoming == MIGRATION_STATUS_COMPLETED ||
+           incoming == MIGRATION_STATUS_FAILED;
+}
+
 bool migration_handshake_may_set(const char *name, Error **errp)
 {
-    if (handshake_settings_taken(name)) {
+    if (handshake_settings_taken(name) && !is_over()) {
         error_setg(errp, "'%s' was negotiated for the migration in progress",
                    name);
         return false;
     }
     return true;
+}
+
+bool migration_handshake_set_capability_later(MigrationCapability capability,
+                                              bool state)
+{
+    return handshake_settings_give_back_capability(capability, state);
+}
+
+void migration_handshake_set_multifd_later(bool *has_channels,
+                                           uint8_t channels,
+                                           bool *has_compression,
+                                           MultiFDCompression compression)
+{
+    if (*has_channels) {
+        *has_channels = !handshake_settings_give_back_parameter(
+            "multifd-channels", QOBJECT(qnum_from_uint(channels)));
+    }
+    if (*has_compression) {
+        *has_compression = !handshake_settings_give_back_parameter(
+            "multifd-compression",
+            QOBJECT(qstring_from_str(MultiFDCompression_str(compression))));
+    }
 }
 
 MigrationHandshakeInfo *migration_handshake_info(void)

@@ -302,6 +302,32 @@ void migration_handshake_channel_failed(Error **errp);
 bool migration_handshake_may_set(const char *name, Error **errp);
 
 /**
+ * migration_handshake_set_capability_later: when it is given back
+ * @capability: what a user sets, and may set
+ * @state: whether it is to be on
+ *
+ * A client that sees a migration end resets its settings at once, while what
+ * was negotiated is still needed to clean up.
+ *
+ * Returns: true if it is to be set later, false if now
+ */
+bool migration_handshake_set_capability_later(MigrationCapability capability,
+                                              bool state);
+
+/**
+ * migration_handshake_set_multifd_later: the same for parameters
+ * @has_channels: whether a user sets 'multifd-channels'; false after that if
+ *                it is to be set later
+ * @channels: to this
+ * @has_compression: whether a user sets 'multifd-compression'; likewise
+ * @compression: to this
+ */
+void migration_handshake_set_multifd_later(bool *has_channels,
+                                           uint8_t channels,
+                                           bool *has_compression,
+                                           MultiFDCompression compression);
+
+/**
  * migration_handshake_accept: take a connection from a listener
  * @ioc: the channel, after TLS
  *

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from machine import Json, Machine
-from processes import (PATIENCE, begin, end, inet, migrate, pc_lab, set_capabilities, set_channels,
-                       start_destination, start_source, wait_status)
+from machine import Json, Machine, until
+from processes import (PATIENCE, PROMPT, begin, end, inet, migrate, pc_lab, set_capabilities,
+                       set_channels, start_destination, start_source, wait_status)
 
 SLOW = 64 << 10         # bytes a second: time to begin before the end
 FAST = 1 << 30
@@ -92,11 +92,15 @@ class Client:
         return refused
 
 
-async def are_reset(machine: Machine, reset: Reset) -> bool:
-    capabilities = await machine.execute("query-migrate-capabilities")
-    parameters = await machine.execute("query-migrate-parameters")
-    return ({"capability": reset[0], "state": reset[1]} in capabilities
-            and parameters["multifd-channels"] == RESET_CHANNELS)
+async def require_reset(machine: Machine, reset: Reset) -> None:
+    """Soon: it may still be cleaning up."""
+    async def are_reset() -> bool:
+        capabilities = await machine.execute("query-migrate-capabilities")
+        parameters = await machine.execute("query-migrate-parameters")
+        return ({"capability": reset[0], "state": reset[1]} in capabilities
+                and parameters["multifd-channels"] == RESET_CHANNELS)
+
+    await until(f"{machine.name} to have what was set", PROMPT, are_reset)
 
 
 @pytest.mark.parametrize("reset", [MULTIFD_ON, POSTCOPY_OFF], ids=["precopy", "postcopy"])
@@ -125,7 +129,7 @@ async def test_reset_when_it_is_completed(tmp_path: Path, reset: Reset) -> None:
                 assert not any(await both)
                 assert (await end(source))["status"] == "completed"
                 for machine in (source, destination):
-                    assert await are_reset(machine, reset)
+                    await require_reset(machine, reset)
 
 
 async def test_reset_when_it_has_failed(tmp_path: Path) -> None:
@@ -145,7 +149,7 @@ async def test_reset_when_it_has_failed(tmp_path: Path) -> None:
                 refused = asyncio.create_task(resetting.reset_until_after_the_end(MULTIFD_ON))
                 destination.kill()
                 assert await refused == []
-                assert await are_reset(source, MULTIFD_ON)
+                await require_reset(source, MULTIFD_ON)
         await source.execute("migrate-set-parameters", {"max-bandwidth": FAST})
         _, port = await start_destination(lab)
         assert (await migrate(source, port))["status"] == "completed"
