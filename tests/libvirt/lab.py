@@ -44,6 +44,7 @@ DOMAIN = """
     <emulator>{emulator}</emulator>
     <controller type='usb' model='none'/>
     <memballoon model='none'/>
+    {devices}
   </devices>
   <qemu:commandline>{arguments}</qemu:commandline>
 </domain>
@@ -64,7 +65,7 @@ DIRECT_UNIX = Way("direct, unix", "unix", p2p=False)
 DIRECT_TCP = Way("direct, tcp", "tcp", p2p=False)
 P2P_UNIX = Way("p2p, unix", "unix")
 P2P_TCP = Way("p2p, tcp", "tcp")
-PARALLEL = Way("parallel", "tcp", ("--parallel", "--parallel-connections", "2"))
+PARALLEL = Way("parallel", "tcp", ("--parallel", "--parallel-connections", "3"))
 # For what is to be done meanwhile: precopy takes ten seconds.
 SLOW = Way("slow", "tcp", ("--bandwidth", "3"))
 POSTCOPY = Way("postcopy", "tcp", ("--postcopy", *SLOW.options), switch=True)
@@ -144,14 +145,14 @@ class Lab:
     # Guests
 
     def start(self, emulator: Path, arguments: Sequence[str] = (), machine: str = MACHINE,
-              host: Optional[Host] = None) -> Guest:
+              host: Optional[Host] = None, devices: str = "") -> Guest:
         """A new one, on A unless told otherwise, once it works."""
         host = host or self.a
         guest = Guest(f"guest-{next(self._numbers)}", host, emulator)
         definition = self.path(".xml")
         definition.write_text(DOMAIN.format(
             namespace=QEMU_NAMESPACE, name=guest.name, memory=MEMORY_MIB, kernel=self._kernel,
-            machine=quoteattr(machine), emulator=emulator,
+            machine=quoteattr(machine), emulator=emulator, devices=devices,
             arguments="".join(f"<qemu:arg value={quoteattr(one)}/>" for one in arguments)))
         host.ask("define", definition)
         host.ask("start", guest.name)

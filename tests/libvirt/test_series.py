@@ -35,6 +35,8 @@ OPTIONAL = {"switchover-ack", "postcopy-preempt"}
 # Of the destination, between its start and the stream, and after that.
 SETTING = {"query-migrate-parameters", "migrate-set-capabilities", "migrate-set-parameters"}
 
+DISK = ("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
+        "<source file='{}'/><target dev='vda' bus='virtio'/></disk>")
 RNG = ("-device", "virtio-rng-pci")
 BALLOON = ("-device", "virtio-balloon-pci")
 OTHER_MACHINE = "pc-i440fx-9.2"
@@ -170,9 +172,11 @@ def test_managed_save(lab: Lab) -> None:
         assert channel_type(started, "migrate-incoming") is None
 
 
-def wait_until_paused(guest: Guest) -> None:
+def wait_until_paused(lab: Lab, guest: Guest) -> None:
+    """Both QEMUs: libvirt says so when it has heard of one."""
     deadline = time.monotonic() + LIMIT
-    while "post-copy failed" not in guest.host.ask("domstate", "--reason", guest.name):
+    while not all("postcopy-paused" in lab.conversation(guest, host).statuses()
+                  for host in (lab.a, lab.b)):
         assert time.monotonic() < deadline, guest.qmp("query-migrate")
         time.sleep(0.05)
 
@@ -189,7 +193,7 @@ def test_resume(lab: Lab) -> None:
         assert lab.wait_status(guest, "postcopy-active", migration)
         lab.a.ask("domjobabort", "--postcopy", guest.name)
         assert not migration.result().ok
-        wait_until_paused(guest)
+        wait_until_paused(lab, guest)
         lab.a.ask("migrate", "--live", "--p2p", "--persistent", "--undefinesource", "--postcopy",
                   "--postcopy-resume", guest.name, lab.b.uri, "tcp://127.0.0.1")
         guest.host = lab.b
@@ -198,6 +202,32 @@ def test_resume(lab: Lab) -> None:
                          lab.conversation(guest, lab.a).commands("migrate")]
         assert first["channels"][0]["channel-type"] == "handshake" and not first["resume"]
         assert second["uri"].startswith("tcp:") and second["resume"]
+
+
+def make_image(path: Path, *bitmaps: str) -> Path:
+    image = QEMU.resolve().parent / "qemu-img"
+    assert run([image, "create", "-q", "-f", "qcow2", path, "8M"]).ok
+    for name in bitmaps:
+        assert run([image, "bitmap", "--add", path, name]).ok
+    return path
+
+
+def test_copied_disk(lab: Lab) -> None:
+    """That takes hours before the QEMUs talk, so Prepare sets everything, as ever, and what
+    the destination cannot do shows there."""
+    here, there = make_image(lab.path(".here"), "kept"), make_image(lab.path(".there"))
+    with lab.guest(emulator(PATCHED), devices=DISK.format(here)) as guest:
+        options = ["--copy-storage-all"]
+        for option, kind in (("--xml", "--migratable"), ("--persistent-xml", "--inactive")):
+            path = lab.path(".xml")
+            path.write_text(lab.a.ask("dumpxml", kind, guest.name).replace(str(here), str(there)))
+            options += [option, str(path)]
+        arrive(lab, guest, P2P_TCP._replace(options=tuple(options)))
+        require_handshake(lab, guest, OTHERS | {"dirty-bitmaps"})
+        assert {"return-path", *OTHERS} <= capabilities_set(lab.conversation(guest, lab.b))[1]
+        nodes = guest.qmp("query-named-block-nodes")
+        assert ["kept"] in [[one["name"] for one in node.get("dirty-bitmaps", [])]
+                            for node in nodes]
 
 
 def test_cancel(lab: Lab) -> None:
