@@ -261,6 +261,19 @@ bool migration_handshake_may_set(const char *name, Error **errp)
     return !handshake_settings_taken(name);
 }
 
+bool migration_handshake_set_capability_later(MigrationCapability capability,
+                                              bool state)
+{
+    return false;
+}
+
+void migration_handshake_set_multifd_later(bool *has_channels,
+                                           uint8_t channels,
+                                           bool *has_compression,
+                                           MultiFDCompression compression)
+{
+}
+
 bool runstate_check(RunState state)
 {
     return state == (stubs.incoming ? RUN_STATE_INMIGRATE : RUN_STATE_RUNNING);
