@@ -422,6 +422,7 @@ async def test_only_while_waiting() -> None:
         await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
         await begin(source, inet(port))
         await wait_status(source, "active")
+        await wait_status(destination, "active")    # a moment later
         await require_error(destination, profile, "migration process in progress")
         moving = await profile_of(source)
         assert moving["profile"]["sections"] == profile["profile"]["sections"]
