@@ -23,7 +23,6 @@ sys.path[:0] = [str(TOP / "tests"), str(TOP / "tests/libvirt")]
 # pylint: disable=wrong-import-position
 from daemons import Installation, fetched       # noqa: E402
 from emulators import PATCHED, STOCK, emulator  # noqa: E402
-from journal import Command, Conversation       # noqa: E402
 from lab import P2P_TCP, PARALLEL, TLS, Lab, Way, laboratory    # noqa: E402
 
 FILTERS = "2:qemu.qemu_monitor 1:qemu.qemu_migration"
@@ -60,15 +59,6 @@ def job_begin(lab: Lab) -> float:
     return datetime.datetime.fromisoformat(found[-1] + "+00:00").timestamp()
 
 
-def about_migration(conversation: Conversation) -> list[Command]:
-    """Those that any guest hears of when it is started are left out."""
-    commands = conversation.commands()
-    names = [one.name for one in commands]
-    start = names.index("query-migrate-capabilities") + 2       # it switches 'events' on
-    return [one for one in commands[start:]
-            if "migrat" in one.name and one.name != "query-migrate"]
-
-
 def measure(lab: Lab, kind: Kind, way: Way) -> Sample:
     with lab.guest(emulator(kind.qemu), TRACE) as guest:
         result = lab.migrate(guest, way)
@@ -79,7 +69,8 @@ def measure(lab: Lab, kind: Kind, way: Way) -> Sample:
         stream = float(STREAM.findall(lab.a.qemu_log(guest.name).read_text())[-1])
         source = [one for one in lab.conversation(guest, lab.a).commands()
                   if begin <= one.time < stream]
-        about = about_migration(lab.conversation(guest, lab.b))
+        about = [one for one in lab.conversation(guest, lab.b).commands_once_started()
+                 if "migrat" in one.name and one.name != "query-migrate"]
         before = [one for one in about if one.time < stream]
         spent = sum(one.took or 0 for one in before)
         migrate = next(one.time for one in source if one.name == "migrate")

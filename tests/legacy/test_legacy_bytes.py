@@ -11,7 +11,6 @@ send the same bytes, which is tried as well, and a run with the series has to.
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import tempfile
@@ -25,13 +24,13 @@ from machine import Json, Lab, Machine, NotSeen, until
 from processes import UNDER, begin, end, inet, listen, set_capabilities, set_channels
 from recorder import Recorder
 from schema import losses
+from stock import STOCK_BUILDS, stock_path, version
 from stream import (OPEN_RETURN_PATH, PAGE, PING, POSTCOPY_ADVISE, Broken, Multifd, Stream,
                     is_multifd)
 
 T = TypeVar("T")
 
 BASES = list(dict.fromkeys([QEMU.resolve().parent.name, "10.0", "10.2"]))
-STOCK_BUILDS = os.environ.get("QMHS_STOCK_BUILDS")
 BUILD_LIMIT = "240"     # seconds, with a compiler cache that knows most of it
 TIMED_OUT = 124
 SCRIPT_LIMIT = 60.0
@@ -92,12 +91,6 @@ class Builds(NamedTuple):
         return self.stock.parent / "src/scripts/analyze-migration.py"
 
 
-def version(binary: Path) -> str:
-    done = subprocess.run([binary, "--version"], stdin=subprocess.DEVNULL, check=True,
-                          capture_output=True, text=True, timeout=SCRIPT_LIMIT)
-    return done.stdout.splitlines()[0]
-
-
 def build_stock(base: str) -> None:
     # Its compilers are stopped as well, which a signal to the script alone would not do.
     done = subprocess.run(["timeout", BUILD_LIMIT, TOP / "scripts/build-stock", base],
@@ -116,7 +109,7 @@ def find_builds(request: pytest.FixtureRequest) -> Builds:
     patched = QEMU.resolve().parents[1] / base / name
     if not patched.exists():
         pytest.skip(f"QEMU {base} is not built")
-    stock = Path(STOCK_BUILDS or TOP / "build") / f"{base}-stock" / name
+    stock = stock_path(base, name)
     if not STOCK_BUILDS and (not stock.exists() or version(stock) != version(patched)):
         build_stock(base)
     if not stock.exists():

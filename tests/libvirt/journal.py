@@ -62,6 +62,13 @@ class Conversation:
                                      reply.time - one.time if reply else None))
         return found
 
+    def commands_once_started(self) -> list[Command]:
+        """Without those that any guest's QEMU hears of at its start; the last one of them
+        switches 'events' on."""
+        commands = self.commands()
+        names = [one.name for one in commands]
+        return commands[names.index("query-migrate-capabilities") + 2:]
+
     def events(self, name: str) -> list[Json]:
         return [one.body.get("data", {}) for one in self.messages
                 if one.kind == "event" and one.body["event"] == name]

@@ -343,9 +343,8 @@ def test_mix(mixed: dict[tuple[str, str], Lab], a: tuple[str, str], b: tuple[str
 
 def told_to_set(conversation: Conversation) -> list[str]:
     """What the destination was asked and told about settings, from when it waits for a guest."""
-    names = [command.name for command in conversation.commands()]
-    start = names.index("query-migrate-capabilities") + 2      # and switches 'events' on
-    return [name for name in names[start:] if name in SETTING]
+    return [command.name for command in conversation.commands_once_started()
+            if command.name in SETTING]
 
 
 def test_fewer_commands(mixed: dict[tuple[str, str], Lab]) -> None:
