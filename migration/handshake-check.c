@@ -22,6 +22,7 @@
 #include "handshake-info.h"
 #include "handshake-message.h"
 #include "handshake-source.h"
+#include "handshake-tls.h"
 #include "migration.h"
 #include "options.h"
 #include "tls.h"
@@ -33,11 +34,8 @@ typedef struct HandshakeCheck {
     MigrationState *s;              /* which the conversation looks at */
     bool single;                    /* no further connection is possible */
     QIOChannel *fd;                 /* one that is connected already */
-    QIOChannel *tls;                /* raw channel while TLS negotiates */
-    QEMUTimer *timer;               /* for TLS */
-    bool timed_out;
+    HandshakeTls *tls;              /* while TLS negotiates */
     bool cancelled;
-    int64_t since_ms;               /* when the connection stood */
     HandshakeSource *conversation;
 } HandshakeCheck;
 
@@ -49,7 +47,7 @@ static void check_free(HandshakeCheck *check)
     if (current == check) {
         current = NULL;
     }
-    timer_free(check->timer);
+    handshake_tls_end(check->tls);
     qapi_free_MigrationHandshakeOptions(check->options);
     g_free(check->hostname);
     object_unref(OBJECT(check->s));
@@ -78,10 +76,9 @@ static void conversation_done(Error *err, const QemuUUID *session,
     check_free(opaque);
 }
 
-static void converse(HandshakeCheck *check, QIOChannel *ioc)
+static void converse(HandshakeCheck *check, QIOChannel *ioc, int64_t since_ms)
 {
-    check->conversation = handshake_source_start(ioc, check->single,
-                                                 check->since_ms,
+    check->conversation = handshake_source_start(ioc, check->single, since_ms,
                                                  check->options,
                                                  conversation_done, check);
 }
@@ -92,35 +89,22 @@ static void tls_done(QIOTask *task, void *opaque)
     HandshakeCheck *check = opaque;
     Error *err = NULL;
 
-    object_unref(OBJECT(check->tls));
-    check->tls = NULL;
-    timer_del(check->timer);
     if (qio_task_propagate_error(task, &err) || check->cancelled) {
         if (!check->cancelled) {
-            handshake_source_explain_tls(
-                check->timed_out ? handshake_source_timeout(check->options) : 0,
-                &err);
+            handshake_tls_explain(check->tls, &err);
         }
         report_failure(check, err);
         error_free(err);
         check_free(check);
     } else {
-        converse(check, ioc);
+        converse(check, ioc, handshake_tls_since(check->tls));
+        g_clear_pointer(&check->tls, handshake_tls_end);
     }
     object_unref(OBJECT(ioc));
 }
 
-static void tls_timer_cb(void *opaque)
-{
-    HandshakeCheck *check = opaque;
-
-    check->timed_out = true;
-    qio_channel_shutdown(check->tls, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
-}
-
 static bool tls_begin(HandshakeCheck *check, QIOChannel *ioc, Error **errp)
 {
-    uint32_t timeout = handshake_source_timeout(check->options);
     QIOChannelTLS *tls = migration_tls_client_create(ioc, check->hostname,
                                                      errp);
 
@@ -128,13 +112,8 @@ static bool tls_begin(HandshakeCheck *check, QIOChannel *ioc, Error **errp)
         return false;
     }
     qio_channel_set_name(QIO_CHANNEL(tls), "migration-check-tls");
-    /* It must not wait for the peer here */
-    qio_channel_set_blocking(ioc, false, NULL);
-    check->tls = QIO_CHANNEL(object_ref(OBJECT(ioc)));
-    check->timer = timer_new_ms(QEMU_CLOCK_REALTIME, tls_timer_cb, check);
-    if (timeout) {
-        timer_mod(check->timer, check->since_ms + timeout * 1000);
-    }
+    check->tls = handshake_tls_begin(ioc,
+                                     handshake_source_timeout(check->options));
     qio_channel_tls_handshake(tls, tls_done, check, NULL, NULL);
     return true;
 }
@@ -144,9 +123,8 @@ static void begin(HandshakeCheck *check, QIOChannel *ioc)
 {
     g_autoptr(Error) err = NULL;
 
-    check->since_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
     if (!migrate_channel_requires_tls_upgrade(ioc)) {
-        converse(check, ioc);
+        converse(check, ioc, qemu_clock_get_ms(QEMU_CLOCK_REALTIME));
     } else if (!tls_begin(check, ioc, &err)) {
         report_failure(check, err);
         check_free(check);
@@ -281,7 +259,7 @@ bool handshake_check_cancel(void)
     if (check->conversation) {
         handshake_source_cancel(check->conversation);
     } else if (check->tls) {
-        qio_channel_shutdown(check->tls, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+        handshake_tls_cancel(check->tls);
     } else {
         /* connect() may take minutes to end; whoever sees its end frees it */
         report_failure(check, NULL);

@@ -377,19 +377,6 @@ bool handshake_source_check_channel(QIOChannel *ioc, Error **errp)
     return true;
 }
 
-void handshake_source_explain_tls(uint32_t timeout, Error **errp)
-{
-    if (timeout) {
-        error_free(*errp);
-        *errp = NULL;
-        error_setg(errp, "no answer to TLS within %" PRIu32 " seconds; does "
-                   "the destination have 'tls-creds' set?", timeout);
-    } else {
-        error_prepend(errp, "TLS with the destination failed (set 'tls-creds' "
-                      "on both sides or on none): ");
-    }
-}
-
 HandshakeSource *
 handshake_source_start(QIOChannel *ioc, bool single, int64_t since_ms,
                        const MigrationHandshakeOptions *options,

@@ -67,13 +67,6 @@ uint32_t handshake_source_timeout(const MigrationHandshakeOptions *options);
 bool handshake_source_check_channel(QIOChannel *ioc, Error **errp);
 
 /**
- * handshake_source_explain_tls: why there is no conversation
- * @timeout: how many seconds there were, if they were too few, else 0
- * @errp: how TLS has failed; it becomes something that helps a user
- */
-void handshake_source_explain_tls(uint32_t timeout, Error **errp);
-
-/**
  * handshake_source_cancel: give up
  * @hs: the conversation
  *

@@ -27,6 +27,7 @@
 #include "handshake-info.h"
 #include "handshake-settings.h"
 #include "handshake-source.h"
+#include "handshake-tls.h"
 #include "handshake-wire.h"
 #include "migration.h"
 #include "migration/handshake.h"
@@ -48,10 +49,7 @@ static struct {
     bool connecting;
     unsigned watch;                     /* for yank before the conversation */
     bool watching;
-    QIOChannel *tls;                    /* raw channel while TLS negotiates */
-    int64_t tls_since_ms;
-    QEMUTimer *tls_timer;
-    bool tls_timed_out;
+    HandshakeTls *tls;                  /* while TLS negotiates */
     HandshakeSource *conversation;
     QIOChannel *ioc;                    /* of the conversation */
     const QIOChannel *over;             /* its handshake is over */
@@ -212,7 +210,7 @@ static void source_yank_bh(void *opaque)
         return;
     }
     if (source.tls) {
-        qio_channel_shutdown(source.tls, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+        handshake_tls_cancel(source.tls);
     } else if (source.connecting) {
         g_autoptr(Error) err = NULL;
 
@@ -242,44 +240,22 @@ bool migration_handshake_abandoned(unsigned attempt)
     return attempt != source.attempt;
 }
 
-static void tls_timer_cb(void *opaque)
-{
-    source.tls_timed_out = true;
-    qio_channel_shutdown(source.tls, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
-}
-
 static void tls_end(void)
 {
-    if (source.tls) {
-        g_clear_pointer(&source.tls_timer, timer_free);
-        object_unref(OBJECT(source.tls));
-        source.tls = NULL;
-    }
+    g_clear_pointer(&source.tls, handshake_tls_end);
 }
 
 void migration_handshake_before_tls(QIOChannel *ioc, bool incoming)
 {
-    uint32_t timeout;
-
-    if (incoming ? !listening : !source.wanted) {
-        return;
-    }
-    qio_channel_set_blocking(ioc, false, NULL);
-    if (incoming) {
+    if (incoming && listening) {
+        qio_channel_set_blocking(ioc, false, NULL);
         handshake_destination_before_tls(ioc);
-        return;
-    }
-
-    tls_end();
-    watch_begin();
-    source.connecting = false;
-    source.tls = QIO_CHANNEL(object_ref(OBJECT(ioc)));
-    source.tls_timed_out = false;
-    source.tls_since_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
-    timeout = handshake_source_timeout(source.options);
-    source.tls_timer = timer_new_ms(QEMU_CLOCK_REALTIME, tls_timer_cb, NULL);
-    if (timeout) {
-        timer_mod(source.tls_timer, source.tls_since_ms + timeout * 1000);
+    } else if (!incoming && source.wanted) {
+        tls_end();
+        watch_begin();
+        source.connecting = false;
+        source.tls = handshake_tls_begin(
+            ioc, handshake_source_timeout(source.options));
     }
 }
 
@@ -291,9 +267,7 @@ bool migration_handshake_wanted(void)
 void migration_handshake_connect_failed(Error **errp)
 {
     if (source.tls) {
-        handshake_source_explain_tls(
-            source.tls_timed_out ? handshake_source_timeout(source.options) : 0,
-            errp);
+        handshake_tls_explain(source.tls, errp);
     }
     tls_end();
     watch_end();
@@ -343,7 +317,7 @@ bool migration_handshake_check_channel(QIOChannel *ioc, Error **errp)
 bool migration_handshake_connected(QIOChannel *ioc)
 {
     MigrationState *s = migrate_get_current();
-    int64_t since_ms = source.tls ? source.tls_since_ms
+    int64_t since_ms = source.tls ? handshake_tls_since(source.tls)
                                   : qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
 
     if (!source.wanted) {
@@ -381,7 +355,7 @@ bool migration_handshake_cancel(void)
         return true;
     }
     if (source.tls) {
-        qio_channel_shutdown(source.tls, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
+        handshake_tls_cancel(source.tls);
         return true;
     }
     if (source.wanted) {
