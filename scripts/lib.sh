@@ -28,6 +28,14 @@ die()
 # Names of files are shown as the user may type them.
 short() { printf '%s\n' "${1#"$top"/}"; }
 
+# die_of LOG WHAT-HAPPENED: shows what a build has failed of.
+die_of()
+{
+    printf '%s\n' "--- the end of $(short "$1"):" >&2
+    { grep -m1 -A20 -E '^FAILED:|: error:|ERROR:' "$1" || tail -n 20 "$1"; } | cut -c1-300 >&2
+    die "$2" "All of it is in $(short "$1")"
+}
+
 # lock FILE: until this script ends.
 lock()
 {
@@ -128,6 +136,18 @@ apt_private_update()
         ! apt_private "$suite" apt-get update >>"$dir/update.log" 2>&1 </dev/null || return 0
     done
     return 1
+}
+
+# ask_suite deb|deb-src SUITE WHAT FALLBACK [ADVICE]: fails if no mirror answers,
+# and there is a FALLBACK in the cache.
+ask_suite()
+{
+    say "asking Debian $2 for $3"
+    ! apt_private_update "$1" "$2" || return 0
+    [ -z "$4" ] || { say "no mirror answers; using $(basename "$4") of the cache"; return 1; }
+    die "$3 cannot be fetched: no Debian mirror that apt of this machine knows answers" \
+        "$(grep -E '^(E|W):' "$cache/apt/$2/update.log" | head -n1)" \
+        "Try again when the network is up${5:+, $5}"
 }
 
 # fetch_backports LOG: prints the directory with two packages that Debian 12 has
