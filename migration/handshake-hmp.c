@@ -38,11 +38,11 @@ void migration_handshake_print(Monitor *mon, const MigrationHandshakeInfo *info)
     if (!info) {
         return;
     }
-    monitor_printf(mon, "Migration handshake%s: %s%s%s (as the %s)\n",
-                   info->check_only ? " (check only)" : "",
+    monitor_printf(mon, "Migration handshake (%s%s): %s%s%s\n",
+                   MigrationHandshakeRole_str(info->role),
+                   info->check_only ? ", check only" : "",
                    MigrationHandshakeStatus_str(info->status),
-                   info->message ? ": " : "", info->message ?: "",
-                   MigrationHandshakeRole_str(info->role));
+                   info->message ? ": " : "", info->message ?: "");
     if (info->peer) {
         print_peer(mon, info->peer);
     }

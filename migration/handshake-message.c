@@ -244,10 +244,24 @@ uint16_t handshake_grease_number(void)
     return 0x0a0a | (grease_random() & 0xf) * 0x1010;
 }
 
+/* Whether it could move a terminal's cursor, or turn the text around */
+static bool disturbs(gunichar c)
+{
+    switch (g_unichar_type(c)) {
+    case G_UNICODE_CONTROL:
+    case G_UNICODE_FORMAT:
+    case G_UNICODE_LINE_SEPARATOR:
+    case G_UNICODE_PARAGRAPH_SEPARATOR:
+        return true;
+    default:
+        return false;
+    }
+}
+
 char *handshake_text(const char *text)
 {
     const char *end;
-    char *copy;
+    GString *copy;
 
     if (!text) {
         return NULL;
@@ -255,13 +269,13 @@ char *handshake_text(const char *text)
 
     /* The longest prefix that does not end within a character */
     g_utf8_validate(text, strnlen(text, TEXT_MAX), &end);
-    copy = g_strndup(text, end - text);
-    for (char *p = copy; *p; p++) {
-        if (g_ascii_iscntrl(*p)) {
-            *p = ' ';
-        }
+    copy = g_string_sized_new(end - text);
+    for (const char *p = text; p < end; p = g_utf8_next_char(p)) {
+        gunichar c = g_utf8_get_char(p);
+
+        g_string_append_unichar(copy, disturbs(c) ? ' ' : c);
     }
-    return copy;
+    return g_string_free(copy, FALSE);
 }
 
 /* Takes @issue */

@@ -173,8 +173,9 @@ G_DEFINE_AUTOPTR_CLEANUP_FUNC(HandshakeVerdict, handshake_verdict_free)
  * handshake_text: a peer's text as it may be shown to people
  * @text: any text, or NULL
  *
- * Returns: the text on one line and of bounded length, to be freed by the
- *          caller; NULL if @text is
+ * Returns: the text on one line, of bounded length, and without what controls
+ *          a terminal or turns text around, to be freed by the caller; NULL if
+ *          @text is
  */
 char *handshake_text(const char *text);
 

@@ -1400,6 +1400,11 @@ static void test_text_odd(void)
         { "", "" },
         { "plain", "plain" },
         { "\xc3\xa4", "\xc3\xa4" },
+        /* A terminal's CSI in one character, and what turns text around */
+        { "a\xc2\x9b" "1mb", "a 1mb" },
+        { "a\xe2\x80\xae" "b\xe2\x81\xa6" "c\xd8\x9c" "d", "a b c d" },
+        { "a\xe2\x80\xa8" "b\xe2\x80\xa9" "c", "a b c" },
+        { "\xf0\x9f\x90\xa7", "\xf0\x9f\x90\xa7" },
         /* What is not UTF-8 ends it */
         { "ab\xff" "cd", "ab" },
         { "ab\xc3", "ab" },
