@@ -437,6 +437,19 @@ def test_readers_may_stop_reading_and_disks_may_be_full(place: Path) -> None:
     require_failure(shell("tool explain <&-"), "no standard input")
 
 
+def test_nobody_takes_an_accident_for_a_verdict(place: Path) -> None:
+    """Python's own exit status is that of "not compatible"."""
+    for command in ("tool explain /nowhere", "tool chekc"):
+        assert shell(f"{command} 2>/dev/full") == Ended(2, "", "")
+    # Where print() would put it.
+    assert shell("tool explain /nowhere 2>&-") == Ended(2, "", "")
+    path = written(place / "result.json", ACCEPTED)
+    broken = place / "broken"
+    broken.write_text(TOOL.read_text().replace("arguments.run(arguments)", "1 / 0"))
+    result = shell(f"TOOL={broken}; tool explain {path}")
+    assert result.status == 2 and not result.out and "ZeroDivisionError" in result.err
+
+
 def test_a_locale_without_a_character_is_no_problem(place: Path) -> None:
     path = written(place / "result.json", {**REFUSED, "message": "", "session": "W\u00fcrfel"})
     result = shell(f"PYTHONIOENCODING=ascii tool explain {path}")
