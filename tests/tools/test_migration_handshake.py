@@ -257,6 +257,16 @@ async def test_explains_an_acceptance() -> None:
     assert (await explain(ACCEPTED)).out.splitlines()[0] == "compatible"
 
 
+@pytest.mark.parametrize("info", [ACCEPTED, REFUSED, {**ACCEPTED, "status": "failed"}])
+async def test_tells_of_a_migration_that_has_failed_otherwise(info: Json) -> None:
+    """One that has not come as far as its handshake leaves that of a check in place."""
+    failed = {"status": "failed", "error-desc": "no route", "handshake": info}
+    assert "\nmigration     failed: no route\n" in (await explain(failed)).out
+    same = {**failed, "error-desc": info["message"]}
+    assert "\nmigration " not in (await explain(same)).out
+    assert "\nmigration " not in (await explain({**failed, "error-desc": ""})).out
+
+
 @pytest.mark.parametrize("status, words", [
     ("failed", "the handshake failed"), ("cancelled", "the handshake was cancelled"),
     ("in-progress", "the handshake is still in progress"), ("odd", "the status is 'odd'"),
