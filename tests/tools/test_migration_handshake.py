@@ -278,6 +278,16 @@ async def test_explains_that_nobody_knows(status: str, words: str) -> None:
     assert "reason        the cable is too short" in result.out
 
 
+@pytest.mark.parametrize("others, status", [([], 2), (ISSUES[:1], 2), (ISSUES[1:2], 1)])
+async def test_a_busy_destination_has_compared_nothing(others: list[Json], status: int) -> None:
+    busy = {"code": "busy", "severity": "error", "subject": "session", "message": "try again"}
+    result = await explain({**REFUSED, "issues": [busy, *others]})
+    assert result.status == status
+    begin = "could not tell: the destination is busy\n" if status == 2 else "not compatible: "
+    assert result.out.startswith(begin)
+    assert "\nerror     busy" in result.out and "cure      Wait until" in result.out
+
+
 @pytest.mark.parametrize("compatible", [True, False])
 async def test_explains_a_judged_profile(compatible: bool) -> None:
     judged = {**JUDGED, "compatible": compatible, "issues": ISSUES[:1]}
