@@ -170,10 +170,26 @@ def test_each_code_of_the_specification_has_a_cure() -> None:
     chapter = chapter.split("\n=====")[0]
     codes = re.findall(r"^   \* - ``([a-z-]+)``$", chapter, re.M)
     assert len(codes) == len(set(codes)) > 20
-    cures = runpy.run_path(str(TOOL))["CURES"]
-    assert set(codes) == set(cures)
-    for cure in cures.values():
+    script = runpy.run_path(str(TOOL))
+    cures, cpu_cures = script["CURES"], script["CPU_CURES"]
+    assert set(codes) == set(cures) > set(cpu_cures)
+    for cure in (*cures.values(), *cpu_cures.values()):
         assert re.fullmatch(r"[A-Z].*[^.]\.", cure) and ". " not in cure, cure
+
+
+async def test_cpus_have_a_cure_of_their_own() -> None:
+    def missing(subject: str) -> Json:
+        return {"code": "section-missing", "severity": "error", "subject": subject,
+                "message": f"no '{subject}'"}
+
+    result = await explain({**REFUSED, "issues": [missing(subject) for subject in (
+        "cpu 1", "0000:00:02.0/cpu 1", "apic 1", "cpu", "cpu_common 12")]})
+    text = squeezed(result.out)
+    script = runpy.run_path(str(TOOL))
+    cpus, devices = (script[name]["section-missing"] for name in ("CPU_CURES", "CURES"))
+    assert text.count(f"cure {cpus}") == text.count(f"cure {devices}") == 1
+    # Each after those that it is for.
+    assert text.index("no 'cpu_common 12'") < text.index(cpus) < text.index("no 'cpu'")
 
 
 def test_manual_is_a_man_page_without_complaints() -> None:
@@ -774,6 +790,25 @@ async def test_real_profiles_are_judged(place: Path) -> None:
         assert other.status == 1
         assert "machine-type" in other.out and "Start the destination with -machine" in other.out
         require_failure(await judged(SOURCE), "check-migrate-profile", "incoming")
+
+
+async def test_real_cures_help(place: Path) -> None:
+    """Taken literally, one after the other."""
+    device = ("-device", "virtio-rng-pci,addr=5")
+    async with hosts(place) as real:
+        await real.start(SOURCE, *Q35, "-smp", "2", *device)
+        profile = (await tool("profile", real.socket(SOURCE))).out
+        tries: list[tuple[str, Sequence[str], str]] = [
+            ("machine", (*I440FX, "-smp", "2", *device), "exactly the source's machine type"),
+            ("memory", (*Q35, "-smp", "2", *device, "-m", "32"), "-m, the memory backend"),
+            ("address", (*Q35, "-smp", "2", "-device", "virtio-rng-pci"), "the same addresses"),
+            ("cpus", (*Q35, *device), "-smp"),
+            ("cured", ("-machine", "pc-q35-10.0", "-smp", "2", *device), "")]
+        for name, options, cure in tries:
+            await real.start(name, *options, *CANDIDATE)
+            result = await tool("check", "-", real.socket(name), stdin=profile)
+            assert result.status == (1 if cure else 0), result
+            assert cure in squeezed(result.out)
 
 
 async def test_real_profile_and_check_in_a_shell(place: Path) -> None:
