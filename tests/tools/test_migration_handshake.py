@@ -442,6 +442,31 @@ async def test_uses_the_width_and_the_colors_of_a_terminal(place: Path) -> None:
     _, tiny = on_terminal(50, "explain", path)
     assert max(map(len, plain(tiny).splitlines())) <= 50
     assert squeezed(ISSUES[0]["message"]) in squeezed(plain(tiny))
+    _, tiniest = on_terminal(40, "explain", path)
+    lines = plain(tiniest).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "error     section-missing" in lines and "          destination: missing" in lines
+    assert "SEVERITY" not in tiniest
+
+
+async def test_a_name_stays_in_one_piece() -> None:
+    result = await explain({**ACCEPTED, "status": "failed",
+                            "message": f"{'x' * 60} set 'tls-creds' on both sides"})
+    assert "'tls-creds'" in result.out
+
+
+@pytest.mark.parametrize("size, shown", [
+    ("4096", "4 KiB"), ("536870912", "512 MiB"), ("3221225472", "3 GiB"), ("1500", "1500 bytes"),
+    ("268435457", "268435457 bytes"), (str(2 ** 60), "1048576 TiB"), ("0", "0"),
+    ("missing", "missing"), ("\u0661024", "\u0661024"), ("1" * 30, "1" * 30)])
+async def test_sizes_of_memory_are_for_people(size: str, shown: str) -> None:
+    issue = {"code": "ram-block-size", "severity": "error", "subject": "pc.ram", "source": size,
+             "destination": "8192", "message": "a message"}
+    result = await explain({**REFUSED, "issues": [issue]})
+    row = f"error ram-block-size pc.ram {shown} 8 KiB a message"
+    assert row in squeezed(result.out)
+    other = await explain({**REFUSED, "issues": [{**issue, "code": "section-version"}]})
+    assert " 8192 " in squeezed(other.out)
 
 
 async def test_colors_are_as_wanted(place: Path) -> None:
