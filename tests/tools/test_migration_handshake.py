@@ -451,7 +451,7 @@ async def test_uses_the_width_and_the_colors_of_a_terminal(place: Path) -> None:
 
 async def test_a_name_stays_in_one_piece() -> None:
     result = await explain({**ACCEPTED, "status": "failed",
-                            "message": f"{'x' * 60} set 'tls-creds' on both sides"})
+                            "message": f"{'x' * 55} set 'tls-creds' on both sides"})
     assert "'tls-creds'" in result.out
 
 
@@ -600,6 +600,13 @@ async def test_passes_on_what_the_source_says(place: Path, info: Json, status: i
 async def test_refuses_what_is_no_address(place: Path, uri: str) -> None:
     async with await asked(place, ACCEPTED) as qemu:
         require_failure(await tool("check", qemu.address, uri), f"'{uri}'", "tcp:HOST:PORT")
+        assert not qemu.asked
+
+
+async def test_says_what_to_do_with_two_sockets(place: Path) -> None:
+    async with await asked(place, ACCEPTED) as qemu:
+        require_failure(await tool("check", qemu.address, place / "qmp"), f"unix:{place}/qmp",
+                        "profile")
         assert not qemu.asked
 
 
