@@ -710,6 +710,45 @@ async def test_cancels_when_it_is_interrupted(place: Path, number: signal.Signal
         assert qemu.asked[-3:] == ["query-migrate", "migrate_cancel", "query-migrate"]
 
 
+@pytest.mark.parametrize("steps", range(4))
+async def test_no_interruption_is_lost(steps: int) -> None:
+    """Not even one that comes together with an answer."""
+    within = runpy.run_path(str(TOOL))["within"]
+    answer = asyncio.get_running_loop().create_future()
+
+    async def work() -> Any:
+        return await answer
+
+    async def wait() -> None:
+        await within(work(), LIMIT)
+        await asyncio.sleep(LIMIT)
+
+    task = asyncio.create_task(wait())
+    for _ in range(3):
+        await asyncio.sleep(0)      # until it waits
+    answer.set_result(0)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    _, pending = await asyncio.wait({task}, timeout=1)
+    assert not pending and task.cancelled()
+
+
+async def test_gives_up_what_takes_too_long() -> None:
+    within = runpy.run_path(str(TOOL))["within"]
+    left: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(LIMIT)
+        finally:
+            left.append("work")
+
+    with pytest.raises(asyncio.TimeoutError):
+        await within(work(), 0.01)
+    assert left == ["work"]
+
+
 async def test_ends_at_once_when_it_is_interrupted_again(place: Path) -> None:
     """Before its answer, nobody knows whether migrate has come to anything."""
     async with await asked(place, ASKED, migrate=[HANG]) as qemu:
