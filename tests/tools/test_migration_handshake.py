@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import textwrap
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -880,6 +881,17 @@ async def test_real_cures_help(place: Path) -> None:
             result = await tool("check", "-", real.socket(name), stdin=profile)
             assert result.status == (1 if cure else 0), result
             assert cure in squeezed(result.out)
+
+
+async def test_real_output_is_as_in_the_manual(place: Path) -> None:
+    shown = MANUAL.read_text().split("For instance::\n\n")[1].split("\n\nLines are")[0]
+    async with hosts(place) as real:
+        await real.start(SOURCE, "-machine", "pc-q35-10.0")
+        await real.start("large", "-machine", "pc-q35-10.0", "-m", "32", *CANDIDATE)
+        profile = await tool("profile", real.socket(SOURCE))
+        result = await tool("check", "-", real.socket("large"), stdin=profile.out)
+    version = re.compile(r"QEMU [^,]+,")
+    assert version.sub("QEMU,", result.out) == version.sub("QEMU,", textwrap.dedent(shown)) + "\n"
 
 
 async def test_real_profile_and_check_in_a_shell(place: Path) -> None:
