@@ -531,7 +531,7 @@ static void compare_unmigratable(const HandshakeProfile *src,
     for (l = src->unmigratable; l; l = l->next) {
         handshake_issue_add(issues, "unmigratable",
                             MIGRATION_HANDSHAKE_SEVERITY_ERROR, l->value,
-                            "not migratable", "cannot load it",
+                            "not migratable", NULL,
                             "the state of '%s' on the source cannot be "
                             "migrated", l->value);
     }
@@ -544,7 +544,7 @@ static void compare_unmigratable(const HandshakeProfile *src,
     for (l = dst->unmigratable; l; l = l->next) {
         handshake_issue_add(issues, "unmigratable",
                             MIGRATION_HANDSHAKE_SEVERITY_ERROR, l->value,
-                            "missing", "not migratable",
+                            NULL, "not migratable",
                             "'%s' on the destination cannot be migrated, so "
                             "that nothing can be migrated to it", l->value);
     }

@@ -226,7 +226,7 @@ static const IssueTest tests[] = {
         .from = "", .to = "-device VGA,addr=1,romfile=", .device = "VGA",
     }, {
         .code = "unmigratable", .subject = "0000:00:01.0*usb-wacom*",
-        .source = "missing", .destination = "not migratable",
+        .destination = "not migratable",
         .from = "-device qemu-xhci,addr=1",
         .to = "-device qemu-xhci,addr=1 -device usb-wacom-tablet,id=tablet",
         .unplug = "tablet", .good = "-device qemu-xhci,addr=1",
@@ -234,7 +234,7 @@ static const IssueTest tests[] = {
     }, {
         .code = "unmigratable", .variant = "source",
         .subject = "0000:00:01.0/nvme",
-        .source = "not migratable", .destination = "cannot load it",
+        .source = "not migratable",
         SCRIPTED("'unmigratable': [ '0000:00:01.0/nvme' ]"),
     },
 };
