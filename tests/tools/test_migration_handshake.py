@@ -193,17 +193,6 @@ async def test_cpus_have_a_cure_of_their_own() -> None:
     assert text.index("no 'cpu_common 12'") < text.index(cpus) < text.index("no 'cpu'")
 
 
-def test_manual_is_a_man_page_without_complaints() -> None:
-    page = subprocess.run(["rst2man", "--report=info", "--halt=none", MANUAL],
-                          capture_output=True, text=True, check=True, timeout=LIMIT)
-    assert not page.stderr
-    assert re.search(r'^\.TH "?MIGRATION-HANDSHAKE"? "?1"? ', page.stdout, re.M)
-    headings = re.findall(r'^\.SH "?([A-Z ]+)', page.stdout, re.M)
-    assert [h for h in headings if h in ("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS",
-                                         "EXIT STATUS", "EXAMPLES", "SEE ALSO")] == [
-        "NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "EXAMPLES", "SEE ALSO"]
-
-
 def test_can_be_started_by_its_name() -> None:
     result = subprocess.run([TOOL, "explain", "/nowhere"], capture_output=True, text=True,
                             env=environment(), check=False, timeout=LIMIT)
