@@ -16,6 +16,8 @@ local HELLO, ACCEPT, REJECT, COMMIT, ABORT = 1, 2, 3, 4, 5
 local HELLO_MAX, FRAME_MAX = 524288, 131072
 local UNKNOWN_MAX = 16          -- frames of unknown types in one direction
 local JSON_DEPTH = 16
+local JSON_OBJECTS, JSON_MEMBERS, JSON_NAME = 8192, 256, 255
+local JSON_SHOWN = 100000       -- values that Wireshark's tree has room for
 local TEXT_MAX = 300            -- of a peer's text in one line of ours
 
 local type_names = {
@@ -36,7 +38,7 @@ local f = {
     header_reserved = ProtoField.uint16("qmhs.header.reserved", "Reserved", base.HEX),
     header_length = ProtoField.uint16("qmhs.header.length", "Header length"),
     header_session = ProtoField.guid("qmhs.header.session", "Session"),
-    header_name = ProtoField.stringz("qmhs.header.name", "Channel name"),
+    header_name = ProtoField.string("qmhs.header.name", "Channel name"),
     header_index = ProtoField.uint32("qmhs.header.index", "Channel index"),
     header_padding = ProtoField.bytes("qmhs.header.padding", "Reserved"),
     header_extension = ProtoField.bytes("qmhs.header.extension", "Extension (ignored)"),
@@ -95,6 +97,7 @@ local x = {
     too_many = expert_info("too_many", "Too many frames of unknown types", protocol, err),
     unexpected = expert_info("unexpected", "Frame out of place", protocol, err),
     json = expert_info("json", "Payload is not a JSON object", malformed, err),
+    large = expert_info("large", "Too many values to show", protocol, note),
     reject = expert_info("reject", "Refused", answer, warn),
     abort = expert_info("abort", "Aborted", answer, warn),
     after = expert_info("after", "Data after the end of the handshake", protocol, warn),
@@ -105,32 +108,105 @@ qmhs.experts = x
 
 ---- JSON -------------------------------------------------------------------
 
--- As far as it is needed to find a few members. Escapes other than the
--- simplest stay as they are, since all is for display. Errors are thrown.
-local read_value
+-- By the rules of the specification, which are narrower than those of JSON.
+-- Errors are thrown.
+local read_value, objects
 
 local function skip_space(text, at)
     return text:find("[^ \t\r\n]", at) or #text + 1
 end
 
-local function read_string(text, at)
-    local from = at + 1
-    local stop = from
-    while true do
-        stop = text:find('["\\%c]', stop)
-        if not stop then error("unterminated string", 0) end
-        local char = text:sub(stop, stop)
-        if char == '"' then break end
-        if char ~= "\\" then error("control character in a string", 0) end
-        stop = stop + 2
+local CHARACTERS = {
+    "^[\194-\223][\128-\191]", "^\224[\160-\191][\128-\191]", "^\237[\128-\159][\128-\191]",
+    "^[\225-\236\238\239][\128-\191][\128-\191]", "^\240[\144-\191][\128-\191][\128-\191]",
+    "^[\241-\243][\128-\191][\128-\191][\128-\191]", "^\244[\128-\143][\128-\191][\128-\191]",
+}
+local NONCHARACTERS = {
+    "\239\183[\144-\175]", "\239\191[\190\191]", "[\240-\244][\143\159\175\191]\191[\190\191]",
+}
+
+local function end_of_character(text, at)
+    for _, pattern in ipairs(CHARACTERS) do
+        local _, stop = text:find(pattern, at)
+        if stop then return stop end
     end
-    return text:sub(from, stop - 1):gsub('\\(["\\/])', "%1"), stop + 1
+    error("not UTF-8", 0)
+end
+
+-- Wireshark's own conversion would hide it, and ends at a zero byte in 4.4.
+local function require_text(text)
+    local at = text:find("[\128-\255]")
+    while at do
+        at = text:find("[\128-\255]", end_of_character(text, at) + 1)
+    end
+    for _, pattern in ipairs(NONCHARACTERS) do
+        if text:find(pattern) then error("noncharacter", 0) end
+    end
+end
+
+local function character(code)
+    if code < 0x80 then return string.char(code) end
+    local tail, room = "", 0x40
+    repeat
+        tail = string.char(0x80 + code % 0x40) .. tail
+        code = math.floor(code / 0x40)
+        room = room / 2
+    until code < room
+    return string.char(0x100 - 2 * room + code) .. tail
+end
+
+local function read_code(text, at)
+    local digits = text:match("^u(%x%x%x%x)", at)
+    if not digits then error("unknown escape", 0) end
+    local code = tonumber(digits, 16)
+    if code < 0xd800 or code > 0xdfff then return code, at + 5 end
+    local low = tonumber(text:match("^\\u(%x%x%x%x)", at + 5) or "0", 16)
+    if code > 0xdbff or low < 0xdc00 or low > 0xdfff then error("half a surrogate pair", 0) end
+    return 0x10000 + (code - 0xd800) * 0x400 + low - 0xdc00, at + 11
+end
+
+local ESCAPES = { ['"'] = '"', ["\\"] = "\\", ["/"] = "/",
+                  b = "\b", f = "\f", n = "\n", r = "\r", t = "\t" }
+
+local function read_escape(text, at)
+    local simple = ESCAPES[text:sub(at, at)]
+    if simple then return simple, at + 1 end
+    local code, next_at = read_code(text, at)
+    if code == 0 then error("U+0000", 0) end
+    local char = character(code)
+    require_text(char)
+    return char, next_at
+end
+
+local function read_string(text, at)
+    local parts = {}
+    at = at + 1
+    while true do
+        local stop = text:find('["\\\0-\31]', at)
+        if not stop then error("unterminated string", 0) end
+        parts[#parts + 1] = text:sub(at, stop - 1)
+        local char = text:sub(stop, stop)
+        if char == '"' then return table.concat(parts), stop + 1 end
+        if char ~= "\\" then error("control character in a string", 0) end
+        parts[#parts + 1], at = read_escape(text, stop + 1)
+    end
+end
+
+local function read_number(text, at)
+    local minus, digits = text:match("^(%-?)(%d+)", at)
+    if not digits then error("not a value", 0) end
+    local limit = minus == "" and "18446744073709551615" or "9223372036854775808"
+    if digits:find("^0%d") or #digits > #limit or #digits == #limit and digits > limit then
+        error("not an integer as specified", 0)
+    end
+    return tonumber(minus .. digits), at + #minus + #digits
 end
 
 local function read_member(text, at, object, depth)
     local name, value
     if text:sub(at, at) ~= '"' then error("member without a name", 0) end
     name, at = read_string(text, at)
+    if #name > JSON_NAME then error("long name", 0) end
     if object[name] ~= nil then error("duplicate member", 0) end
     at = skip_space(text, at)
     if text:sub(at, at) ~= ":" then error("member without a value", 0) end
@@ -147,11 +223,13 @@ local function read_item(text, at, list, depth)
 end
 
 local function read_all(text, at, closing, read_one, depth)
-    local all = {}
+    local all, left = {}, closing == "}" and JSON_MEMBERS or math.huge
     if depth > JSON_DEPTH then error("nested too deeply", 0) end
     at = skip_space(text, at + 1)
     if text:sub(at, at) == closing then return all, at + 1 end
     while true do
+        if left == 0 then error("too many members", 0) end
+        left = left - 1
         at = skip_space(text, read_one(text, at, all, depth))
         local char = text:sub(at, at)
         if char == closing then return all, at + 1 end
@@ -164,17 +242,21 @@ local words = { ["true"] = true, ["false"] = false, null = {} }
 
 function read_value(text, at, depth)
     local char = text:sub(at, at)
-    if char == "{" then return read_all(text, at, "}", read_member, depth + 1) end
+    if char == "{" then
+        objects = objects + 1
+        if objects > JSON_OBJECTS then error("too many objects", 0) end
+        return read_all(text, at, "}", read_member, depth + 1)
+    end
     if char == "[" then return read_all(text, at, "]", read_item, depth + 1) end
     if char == '"' then return read_string(text, at) end
     local word = text:match("^%l+", at)
     if word and words[word] ~= nil then return words[word], at + #word end
-    local number = text:match("^%-?%d+", at)
-    if number then return tonumber(number), at + #number end
-    error("not a value", 0)
+    return read_number(text, at)
 end
 
 local function read_object(text)
+    require_text(text)
+    objects = 0
     local at = skip_space(text, 1)
     if text:sub(at, at) ~= "{" then error("not an object", 0) end
     local object
@@ -311,7 +393,11 @@ end
 -- Wireshark's own view of it. It must not end ours if it fails.
 local json_dissector = Dissector.get("json")
 
-local function add_json(range, pinfo, tree)
+local function add_json(range, text, pinfo, tree)
+    if select(2, text:gsub("[,:]", "")) > JSON_SHOWN then
+        tree:add_proto_expert_info(x.large)
+        return
+    end
     pcall(json_dissector.call, json_dissector, range:tvb(), pinfo, tree)
 end
 
@@ -348,9 +434,10 @@ local function talks_of(pinfo)
     return talks[key]
 end
 
--- A source always speaks first.
+-- A source always speaks first, but it need not have been recorded. If the
+-- first one turns out to have a session, it is the destination.
 local function new_talk(all, pinfo)
-    local talk = { number = pinfo.number, opener = speakers(pinfo),
+    local talk = { number = pinfo.number, source = speakers(pinfo),
                    is_ours = false, heard = {}, ways = {}, pieces = {} }
     all[#all + 1] = talk
     return talk
@@ -374,8 +461,7 @@ local function state_of(talk, buffer, pinfo)
     local speaker = speakers(pinfo)
     local state = talk.ways[speaker]
     if not state then
-        state = { phase = "header", unknown = 0,
-                  role = speaker == talk.opener and "source" or "destination" }
+        state = { phase = "header", unknown = 0 }
         talk.ways[speaker] = state
     end
     -- Not by its length: TCP may pass less again than it did at first.
@@ -406,10 +492,14 @@ end
 local Piece = {}
 Piece.__index = Piece
 
+function Piece:role()
+    return speakers(self.pinfo) == self.talk.source and "source" or "destination"
+end
+
 function Piece:branch()
     if not self.item then
         self.item = self.tree:add(qmhs, self.buffer())
-        self.item:add(f.role, self.state.role):set_generated()
+        self.item:add(f.role, self:role()):set_generated()
     end
     return self.item
 end
@@ -432,12 +522,13 @@ local function valid_name(raw)
     return raw:find("^[\33-\126]+\0*$") ~= nil
 end
 
-local function add_header(tree, range)
+-- stringz would look for a zero byte as far as the buffer goes.
+local function add_header(tree, range, name)
     tree:add(f.header_magic, range(0, 4))
     tree:add(f.header_reserved, range(4, 2))
     tree:add(f.header_length, range(6, 2))
     tree:add(f.header_session, range(8, 16))
-    tree:add(f.header_name, range(24, 16))
+    tree:add(f.header_name, range(24, 16), name)
     tree:add(f.header_index, range(40, 4))
     tree:add(f.header_padding, range(44, 20))
     if range:len() > HEADER_MIN then
@@ -479,13 +570,15 @@ function parse.header(piece, range)
     local name = raw:gsub("[^\33-\126].*", "")
     local session = session_text(range(8, 16))
     local talk = piece.talk
-    if session and name == "main" then state.role = "destination" end
+    if session and name == "main" and index == 0 then
+        talk.source = select(2, speakers(piece.pinfo))
+    end
     talk.session = session or talk.session
     talk.name, talk.index = name, index
     local text = string.format("channel %s %d", name, index)
     local branch = piece:branch():add(range(0, length), "Channel header: " .. text ..
         (session and ", session " .. session or ", no session"))
-    add_header(branch, range(0, length))
+    add_header(branch, range(0, length), name)
     piece:say(text)
     if not valid_name(raw) then
         branch:add_proto_expert_info(x.name)
@@ -503,15 +596,16 @@ local function limit_of(kind)
 end
 
 -- The known types that may come next.
-local function expected(state, kind)
-    if state.role == "destination" then return kind == ACCEPT or kind == REJECT end
-    if not state.hello then return kind == HELLO end
-    return kind == COMMIT or kind == ABORT
+local function expected(piece, kind)
+    local state = piece.state
+    if piece:role() == "destination" then return kind == ACCEPT or kind == REJECT end
+    if not state.purpose then return kind == HELLO end
+    return state.purpose ~= "check" and (kind == COMMIT or kind == ABORT)
 end
 
-local function after_known(state, kind)
+local function after_known(state, kind, message)
     if kind == HELLO then
-        state.hello = true
+        state.purpose = string_in(message, "purpose") or "?"
     elseif kind == COMMIT then
         become_data(state, f.stream, "migration stream")
     elseif kind == ACCEPT then
@@ -531,13 +625,15 @@ end
 
 local function add_known(piece, branch, payload, kind)
     branch:add_packet_field(f.frame_payload, payload, ENC_UTF_8)
-    local good, message = pcall(read_object, payload:string(ENC_UTF_8))
+    local text = payload:raw()
+    local good, message = pcall(read_object, text)
     if not good then
         branch:add_proto_expert_info(x.json, "Payload is not JSON as specified: " .. message)
         message = {}
     end
     piece:say(show[kind](branch, payload, message, piece.talk.session))
-    add_json(payload, piece.pinfo, branch)
+    add_json(payload, text, piece.pinfo, branch)
+    return message
 end
 
 local function add_unknown(piece, branch, kind, critical)
@@ -585,16 +681,17 @@ function parse.frames(piece, range)
         add_unknown(piece, branch, kind, critical)
         return size
     end
+    local message = {}
     if length > 0 then
-        add_known(piece, branch, range(PREFIX, length), kind)
+        message = add_known(piece, branch, range(PREFIX, length), kind)
     else
         branch:add_proto_expert_info(x.json, "No payload")
         piece:say(name)
     end
-    if expected(state, kind) then
-        after_known(state, kind)
+    if expected(piece, kind) then
+        after_known(state, kind, message)
     else
-        branch:add_proto_expert_info(x.unexpected, name .. " is not what the " .. state.role ..
+        branch:add_proto_expert_info(x.unexpected, name .. " is not what the " .. piece:role() ..
                                      " may send here")
         break_off(state)
     end
@@ -632,7 +729,7 @@ local function set_columns(piece)
     local state, columns = piece.state, piece.pinfo.cols
     local is_first = state.frame ~= piece.pinfo.number
     columns.protocol = "QMHS"
-    columns.info:set((is_first and state.role .. ": " or "; ") .. table.concat(piece.said, "; "))
+    columns.info:set((is_first and piece:role() .. ": " or "; ") .. table.concat(piece.said, "; "))
     columns.info:fence()
     state.frame = piece.pinfo.number
 end

@@ -32,7 +32,7 @@ GREASE = tuple(number * 0x101 for number in range(0x0A, 0x100, 0x10))
 # What the dissector may have to say of a packet; TCP has words of its own.
 EXPERTS = tuple(f"qmhs.expert.{name}" for name in (
     "no_header", "header_length", "channel_name", "too_long", "unknown", "critical", "too_many",
-    "unexpected", "json", "reject", "abort", "after", "missing"))
+    "unexpected", "json", "large", "reject", "abort", "after", "missing"))
 ODD = " || ".join(EXPERTS)
 
 CLIENT = 10000
@@ -257,11 +257,77 @@ def test_somebody_else(place: Path) -> None:
     assert len(forced) == 1
 
 
+def test_port_of_another_protocol(place: Path) -> None:
+    file = write(place, connection(80, accepted()))
+    seen_whole(decode(file, WHOLE, "-o", "tcp.try_heuristic_first:TRUE"))
+
+
 def test_legacy_source(place: Path) -> None:
     """The answer tells that the destination wants a handshake."""
     turns = [Turn(True, MEMORY), Turn(False, header()), Turn(True, MEMORY)]
     assert story(write(place, connection(CLIENT, turns))) == [
         "destination: channel main 0", f"source: data, not parsed, {len(MEMORY)} bytes"]
+
+
+def test_begins_after_the_source(place: Path) -> None:
+    """Who spoke first in the recording is not the source if it has a session."""
+    packets = decode(write(place, connection(CLIENT, accepted()[1:])), (*FRAMES, *DATA))
+    roles = [packet["qmhs.role"] for packet in packets]
+    assert roles == [["destination"], ["source"], ["destination"]]
+    assert frames(packets) == [("destination", GREASE[3]), ("destination", ACCEPT)]
+
+
+def test_overtaken(place: Path) -> None:
+    """Recorded on two interfaces, a question can come behind its answer."""
+    question, answer, *rest = accepted()
+    packets = decode(write(place, connection(CLIENT, [answer, question, *rest])), FRAMES)
+    assert frames(packets)[:4] == [("destination", GREASE[3]), ("destination", ACCEPT),
+                                   ("source", GREASE[3]), ("source", HELLO)]
+    assert not decode(place / "made.pcap", FRAMES, which=ODD)
+
+
+def test_header_without_a_zero(place: Path) -> None:
+    whole = header("sixteen-letters-", 0x01010101, SESSION)
+    said = whole[:4] + b"\1\1" + whole[6:HEADER_SIZE - 20] + b"\1" * 20 + b"\1"
+    packet, = decode(write(place, connection(CLIENT, [Turn(True, said)])), CHANNEL)
+    assert packet["qmhs.header.name"] == ["sixteen-letters-"]
+    require_recognized(place / "made.pcap", 1, ())
+    named = decode(place / "made.pcap", CHANNEL, which='qmhs.header.name == "sixteen-letters-"')
+    assert named == [packet]
+
+
+GOOD_JSON = [
+    b' {"a" : [1 , {} , [] ] }\r\n\t', b'{"\x7f":"\x7f"}', b'{"a":-0}',
+    b'{"a":[18446744073709551615,-9223372036854775808,true,false,null]}',
+    rb'{"a":"\"\\\/\b\f\n\r\t\u00e9\ud83d\ude00"}', '{"é€😀":"\U0010fffd"}'.encode(),
+    json.dumps({f"{n:0255}": n for n in range(256)}).encode(),
+    b'{"a":[' + b",".join([b"{}"] * 8191) + b"]}", b'{"a":' * 16 + b"0" + b"}" * 16]
+
+
+def test_good_json(place: Path) -> None:
+    packets = [packet for number, payload in enumerate(GOOD_JSON) for packet
+               in connection(CLIENT + number, [Turn(True, header() + frame(HELLO, payload))])]
+    file = write(place, packets)
+    assert len(decode(file, FRAMES, which=f"{KIND} == {HELLO}")) == len(GOOD_JSON)
+    assert not decode(file, FRAMES, which=ODD)
+
+
+def test_escapes(place: Path) -> None:
+    """What is shown, and can be filtered, is what they stand for."""
+    answer = frame(REJECT, rb'{"message":"\u0041\u00e9\u20ac\ud83d\ude00\/\"\\\n."}')
+    packets = decode(write(place, connection(CLIENT, [QUESTION, Turn(False, header() + answer)])),
+                     ["qmhs.message"])
+    assert values(packets, "qmhs.message") == ['Aé€😀/"\\ .']
+
+
+def test_more_than_the_tree_has_room_for(place: Path) -> None:
+    many = b'{"a":[' + b"1," * 250000 + b"1]}"
+    turns = [Turn(True, header() + frame(HELLO, many)), ANSWER]
+    file = write(place, connection(CLIENT, turns))
+    packets = decode(file, FRAMES, which=ODD)
+    assert frames(packets) == [("source", HELLO)]
+    assert len(decode(file, FRAMES, which="qmhs.expert.large")) == 1
+    assert "Dissector bug" not in tshark(file, "-V")
 
 
 QUESTION, ANSWER, *_ = accepted()
@@ -301,12 +367,19 @@ MISTAKES = [
     Mistake("critical", "critical", header() + skipped(UNASSIGNED, flags=CRITICAL)),
     Mistake("too_many", "17-unknown", header() + 17 * skipped()),
     Mistake("unexpected", "COMMIT-first", header() + frame(COMMIT, {})),
+    Mistake("unexpected", "COMMIT-of-a-check", header() + frame(HELLO, hello(purpose="check"))
+            + frame(COMMIT, {"digest": "0" * 64})),
     Mistake("unexpected", "two-HELLOs", header() + 2 * frame(HELLO, hello())),
     Mistake("unexpected", "ACCEPT-from-source", ASKED + frame(ACCEPT, {})),
     Mistake("unexpected", "HELLO-back", header() + frame(HELLO, hello()), False),
     *(wrong_json(*payload) for payload in enumerate((
         b"", b"[]", b"{", b'{"a"', b'{"a":1,"a":1}', b'{"a":1}}', b'{"a":"\n"}', b'{"\\',
-        b'{"a":1.5}', b"\xff\0", DEEP))),
+        b'{"a":1.5}', b"\xff\0", DEEP, b"{}\0{}", b'{"a":01}', b'{"a":18446744073709551616}',
+        b'{"a":-9223372036854775809}', b'{"a":"\\u0000"}', b'{"a":"\\x"}', b'{"a":"\\ud83d"}',
+        b'{"a":"\\ude00\\ud83d"}', b'{"a":"\\uffff"}', b'{"a":"\xff"}', b'{"a":"\xef\xb7\x90"}',
+        b'{"a":"\xed\xa0\x80"}', b'{"a":1,"\\u0061":1}', b'{"' + b"a" * 256 + b'":1}',
+        json.dumps({str(n): n for n in range(257)}).encode(),
+        b'{"a":[' + b",".join([b"{}"] * 8192) + b"]}"))),
     Mistake("reject", "REJECT", header() + frame(REJECT, {}), False),
     Mistake("abort", "ABORT", ASKED + frame(ABORT, {})),
 ]
