@@ -235,6 +235,28 @@ async def test_destination_stays_free() -> None:
         await require_good_migration(source, destination, port)
 
 
+@pytest.mark.parametrize("required", [("multifd",), ("postcopy-ram",),
+                                      ("postcopy-ram", "postcopy-preempt"), ("dirty-bitmaps",)],
+                         ids="-".join)
+async def test_migration_of_each_kind_after_checks(required: tuple[str, ...]) -> None:
+    """The check has promised it, and has left nothing that would be in its way."""
+    locked = ["-overcommit", "mem-lock=on"]
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=locked)
+        destination, port = await start_destination(lab, options=locked)
+        await set_capabilities(source, *required)
+        async with unchanged(source, destination):
+            unlocked = [unlocked_memory(machine) for machine in (source, destination)]
+            for number in range(50):
+                info = await check(source, inet(port), STRICTLY if number % 2 else None)
+                assert info["status"] == "accepted", info
+            assert [unlocked_memory(one) for one in (source, destination)] == unlocked
+        promised = info["capabilities"]
+        assert set(required) <= set(promised)
+        await require_good_migration(source, destination, port)
+        assert (await source.handshake())["capabilities"] == promised
+
+
 async def test_nothing_grows() -> None:
     async with pc_lab() as lab:
         source = await start_source(lab)
@@ -396,6 +418,58 @@ async def test_wrong_arguments(arguments: Json, words: str) -> None:
         with pytest.raises(NotSeen, match=words):
             await source.execute("migrate", {"handshake": {"check-only": True}} | arguments)
         assert await source.migration() == {}
+
+
+BESIDE: list[tuple[str, Json, str]] = [
+    ("stop", {}, ""),
+    ("cont", {}, ""),
+    ("system_reset", {}, ""),
+    ("device_add", {"driver": "i6300esb", "id": "watchdog"}, ""),
+    ("query-migrate-profile", {}, ""),
+    ("check-migrate-profile", {"profile": {}}, "-incoming"),
+    ("yank", {"instances": [{"type": "migration"}]}, "not found"),
+    ("migrate-pause", {}, "postcopy"),
+    ("migrate-recover", {"uri": "tcp:127.0.0.1:0"}, "postcopy is paused"),
+    ("migrate-start-postcopy", {}, "postcopy"),
+    ("migrate-continue", {"state": "pre-switchover"}, "not in expected state"),
+    ("migrate-incoming", {"uri": "tcp:127.0.0.1:0"}, "-incoming"),
+]
+
+
+async def test_other_commands() -> None:
+    """A guest that is only asked about does all else that it does."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        async with silent_peer(source) as peer:
+            async with unchanged(source):
+                for command, arguments, refusal in BESIDE:
+                    if refusal:
+                        with pytest.raises(NotSeen, match=refusal):
+                            await source.execute(command, arguments)
+                    else:
+                        await source.execute(command, arguments)
+                    assert (await source.handshake())["status"] == "in-progress", command
+            await peer.send(header(session=bytes(range(1, 17)))
+                            + frame(ACCEPT, {"version": 1, "capabilities": ["return-path"]}))
+            assert (await verdict(source))["status"] == "accepted"
+        # It was plugged in, and the next check tells of it.
+        info = await check(source, inet(port))
+        assert {issue["code"] for issue in info["issues"]} == {"section-missing"}
+        assert destination.exit_status is None
+
+
+async def test_settings_change() -> None:
+    """The verdict was on something else, so it is none."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        async with silent_peer(source) as peer:
+            await set_capabilities(source, "postcopy-ram")
+            await peer.send(header(session=bytes(range(1, 17)))
+                            + frame(ACCEPT, {"version": 1, "capabilities": ["return-path"]}))
+            info = await verdict(source)
+        assert info["status"] == "rejected" and not info["capabilities"]
+        assert "were changed" in info["message"], info["message"]
 
 
 # Cancellation

@@ -482,6 +482,22 @@ async def test_machine_without_anything() -> None:
         assert (await judge(candidate, await profile_of(source)))["compatible"]
 
 
+async def test_what_was_negotiated_is_not_told() -> None:
+    """It is for one migration; the next one begins with what the user has set."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        _, port = await start_destination(lab)
+        await set_channels(source, 3)
+        before = await source.execute("query-migrate-profile")
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        await begin(source, inet(port))
+        await wait_status(source, "active")
+        assert "multifd" in (await source.handshake())["capabilities"]
+        now = await source.execute("query-migrate-profile")
+        assert without_grease(now) == without_grease(before)
+        assert "multifd" in now["optional-capabilities"]
+
+
 # How often, and how long
 
 
