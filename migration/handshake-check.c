@@ -21,6 +21,7 @@
 #include "handshake-check.h"
 #include "handshake-info.h"
 #include "handshake-message.h"
+#include "handshake-settings.h"
 #include "handshake-source.h"
 #include "handshake-tls.h"
 #include "migration.h"
@@ -31,7 +32,6 @@
 typedef struct HandshakeCheck {
     MigrationHandshakeOptions *options;
     char *hostname;                 /* for TLS; NULL if there is none */
-    MigrationState *s;              /* which the conversation looks at */
     bool single;                    /* no further connection is possible */
     QIOChannel *fd;                 /* one that is connected already */
     HandshakeTls *tls;              /* while TLS negotiates */
@@ -50,8 +50,8 @@ static void check_free(HandshakeCheck *check)
     handshake_tls_end(check->tls);
     qapi_free_MigrationHandshakeOptions(check->options);
     g_free(check->hostname);
-    object_unref(OBJECT(check->s));
     g_free(check);
+    handshake_settings_release();
 }
 
 /* There was no conversation that could tell what came of it */
@@ -226,8 +226,7 @@ bool handshake_check_start(SocketAddress *addr,
 
     check = g_new0(HandshakeCheck, 1);
     check->options = QAPI_CLONE(MigrationHandshakeOptions, options);
-    check->s = migrate_get_current();
-    object_ref(OBJECT(check->s));
+    handshake_settings_hold();
     check->single = ioc != NULL;
     check->fd = ioc;
     trace_migration_handshake_check_start(uri);

@@ -117,6 +117,7 @@ static void conn_free(HandshakeConn *conn)
     handshake_verdict_free(conn->verdict);
     qapi_free_MigrationHandshakeInfo(conn->info);
     g_free(conn);
+    handshake_settings_release();
 }
 
 static void conn_timer_cb(void *opaque)
@@ -145,23 +146,34 @@ static bool is_tls(QIOChannel *ioc)
     return object_dynamic_cast(OBJECT(ioc), TYPE_QIO_CHANNEL_TLS);
 }
 
+/* @status is known, and @message says why if it is bad */
 static void publish(HandshakeConn *conn, MigrationHandshakeStatus status,
                     const char *message)
 {
-    if (!conn->info) {
+    bool trusted;
+
+    /* Nor is a stranger shown that reads slowly while another one migrates */
+    if (!conn->info || (session.channels && session.conn != conn)) {
         return;
     }
     conn->info->status = status;
     g_free(conn->info->message);
     conn->info->message = g_strdup(message);
     handshake_info_set_wire(conn->info, &conn->wire);
+    if (status == MIGRATION_HANDSHAKE_STATUS_FAILED ||
+        status == MIGRATION_HANDSHAKE_STATUS_CANCELLED) {
+        handshake_verdict_forget_agreement(conn->verdict);
+    }
+    handshake_info_set_verdict(conn->info, conn->verdict);
     if (status == MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS) {
         handshake_info_publish(conn->info);
-    } else {
-        handshake_info_end(conn->info, &conn->verdict->issues,
-                           (conn->verdict->accept && !conn->info->check_only) ||
-                           is_tls(conn->wire.ioc));
+        return;
     }
+    trusted = (status == MIGRATION_HANDSHAKE_STATUS_ACCEPTED &&
+               !conn->info->check_only) ||
+              (is_tls(conn->wire.ioc) &&
+               handshake_settings_tls_authenticates());
+    handshake_info_end(conn->info, &conn->verdict->issues, trusted);
 }
 
 /* How many there will be; the parameter has been judged */
@@ -332,6 +344,9 @@ static bool coroutine_fn read_hello(HandshakeConn *conn, Error **errp)
 /* Returns true if the source was told ACCEPT, and may go on */
 static bool coroutine_fn answer(HandshakeConn *conn, Error **errp)
 {
+    const HandshakeVerdict *verdict;
+    bool sent;
+
     WITH_QEMU_LOCK_GUARD(&judging) {
         aio_bh_schedule_oneshot(qemu_get_aio_context(), judge_bh, conn);
         qemu_coroutine_yield();
@@ -342,30 +357,28 @@ static bool coroutine_fn answer(HandshakeConn *conn, Error **errp)
         error_propagate(errp, g_steal_pointer(&conn->malformed));
         return false;
     }
-    if (!send_verdict(conn, conn->verdict, errp)) {
-        return false;
-    }
+    verdict = conn->verdict;
+    sent = send_verdict(conn, verdict, errp);
     if (conn->info) {
         conn->info->session = qemu_uuid_unparse_strdup(&conn->id);
         conn->info->duration = (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) -
                                 conn->start_ns) / SCALE_US;
-        handshake_info_set_verdict(conn->info, conn->verdict);
     }
-    if (!conn->verdict->accept) {
-        conn->answered = true;
-        publish(conn, MIGRATION_HANDSHAKE_STATUS_REJECTED,
-                conn->verdict->message);
-        error_setg(errp, "%s", conn->verdict->message);
+    if (!sent) {
+        publish(conn, MIGRATION_HANDSHAKE_STATUS_CANCELLED,
+                "the source was gone before the verdict");
         return false;
     }
-    if (conn->info->check_only) {
-        conn->answered = true;
-        publish(conn, MIGRATION_HANDSHAKE_STATUS_ACCEPTED, NULL);
-        error_setg(errp, "it was a check");
-        return false;
+    if (verdict->accept && !conn->info->check_only) {
+        publish(conn, MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS, NULL);
+        return true;
     }
-    publish(conn, MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS, NULL);
-    return true;
+    conn->answered = true;
+    publish(conn, verdict->accept ? MIGRATION_HANDSHAKE_STATUS_ACCEPTED
+                                  : MIGRATION_HANDSHAKE_STATUS_REJECTED,
+            verdict->message);
+    error_setg(errp, "%s", verdict->message ?: "it was a check");
+    return false;
 }
 
 /* Returns true if the source agrees and saw what we saw */
@@ -642,6 +655,7 @@ static HandshakeConn *conn_new(QIOChannel *ioc)
 {
     HandshakeConn *conn = g_new0(HandshakeConn, 1);
 
+    handshake_settings_hold();
     make_room();
     trace_migration_handshake_destination_accept(ioc);
     handshake_wire_init(&conn->wire, ioc);

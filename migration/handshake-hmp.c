@@ -26,6 +26,8 @@ static void print_issue(Monitor *mon, const MigrationHandshakeIssue *issue)
         monitor_printf(mon, "  %s%ssource: %s, destination: %s\n",
                        issue->subject ?: "", issue->subject ? ": " : "",
                        issue->source ?: "-", issue->destination ?: "-");
+    } else if (issue->subject) {
+        monitor_printf(mon, "  %s\n", issue->subject);
     }
 }
 

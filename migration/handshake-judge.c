@@ -86,6 +86,7 @@ HandshakeVerdict *handshake_judge(const HandshakeHello *hello)
                       !(hello->warnings_as_errors && issues->warnings);
     if (!verdict->accept) {
         verdict->message = handshake_issues_summary(issues);
+        handshake_verdict_forget_agreement(verdict);
     }
     return verdict;
 }

@@ -244,6 +244,15 @@ uint16_t handshake_grease_number(void)
     return 0x0a0a | (grease_random() & 0xf) * 0x1010;
 }
 
+void handshake_verdict_forget_agreement(HandshakeVerdict *verdict)
+{
+    g_clear_pointer(&verdict->capabilities, qapi_free_strList);
+    g_clear_pointer(&verdict->declined,
+                    qapi_free_MigrationHandshakeDeclinedList);
+    qobject_unref(verdict->parameters);
+    verdict->parameters = NULL;
+}
+
 /* Whether it could move a terminal's cursor, or turn the text around */
 static bool disturbs(gunichar c)
 {
@@ -1245,15 +1254,12 @@ static bool get_effective(const QDict *dict, HandshakeVerdict *verdict,
                           Error **errp)
 {
     QDict *parameters = NULL;
-    uint64_t version = 0;
 
-    if (!handshake_json_get_uint(dict, "version", &version, errp) ||
-        !handshake_json_get_strlist(dict, "capabilities", true,
+    if (!handshake_json_get_strlist(dict, "capabilities", true,
                                     &verdict->capabilities, errp) ||
         !handshake_json_get_dict(dict, "parameters", &parameters, errp)) {
         return false;
     }
-    verdict->version = MIN(version, UINT32_MAX);
     verdict->parameters = qobject_ref(parameters);
     get_declined(dict, &verdict->declined);
     return true;
@@ -1265,15 +1271,21 @@ HandshakeVerdict *handshake_verdict_from_json(const char *text, size_t len,
     g_autoptr(HandshakeVerdict) verdict = handshake_verdict_new();
     g_autoptr(QDict) dict = handshake_json_parse(text, len, errp);
     g_autoptr(strList) features = NULL;
+    uint64_t version = 0;
 
     if (!dict) {
         return NULL;
     }
+    /* A refusal must come through whatever else a later version makes of it */
     verdict->accept = accept;
-    if (accept && !get_effective(dict, verdict, errp)) {
+    if (accept && (!handshake_json_get_uint(dict, "version", &version, errp) ||
+                   !get_effective(dict, verdict, errp))) {
         return NULL;
     }
-    /* A refusal must come through whatever else a later version makes of it */
+    if (!accept) {
+        handshake_json_get_uint(dict, "version", &version, NULL);
+    }
+    verdict->version = MIN(version, UINT32_MAX);
     verdict->message = text_member(dict, "message", NULL);
     handshake_json_get_strlist(dict, "features", false, &features, NULL);
     verdict->features = handshake_features_common(features);

@@ -170,6 +170,12 @@ void handshake_verdict_free(HandshakeVerdict *verdict);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC(HandshakeVerdict, handshake_verdict_free)
 
 /**
+ * handshake_verdict_forget_agreement: nothing of it is in effect
+ * @verdict: one that was a refusal, or that nothing came of
+ */
+void handshake_verdict_forget_agreement(HandshakeVerdict *verdict);
+
+/**
  * handshake_text: a peer's text as it may be shown to people
  * @text: any text, or NULL
  *

@@ -56,6 +56,11 @@ static bool may_judge(Error **errp)
                    "(-incoming) can tell what it would accept");
         return false;
     }
+    if (mis->state == MIGRATION_STATUS_FAILED) {
+        error_setg(errp, "The incoming migration has failed; nothing can be "
+                   "migrated to this QEMU any more");
+        return false;
+    }
     if ((mis->state != MIGRATION_STATUS_NONE &&
          mis->state != MIGRATION_STATUS_SETUP) ||
         handshake_destination_is_busy()) {
@@ -89,13 +94,11 @@ qmp_check_migrate_profile(QObject *profile, MigrationHandshakeOptions *options,
     answer->issues = g_steal_pointer(&verdict->issues.list);
     answer->has_issues_omitted = verdict->issues.omitted != 0;
     answer->issues_omitted = verdict->issues.omitted;
+    answer->capabilities = g_steal_pointer(&verdict->capabilities);
+    answer->declined = g_steal_pointer(&verdict->declined);
     tail = &answer->declined;
-    if (verdict->accept) {
-        answer->capabilities = g_steal_pointer(&verdict->capabilities);
-        answer->declined = g_steal_pointer(&verdict->declined);
-        while (*tail) {
-            tail = &(*tail)->next;
-        }
+    while (*tail) {
+        tail = &(*tail)->next;
     }
     *tail = g_steal_pointer(&hello->declined);
     return answer;

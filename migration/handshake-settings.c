@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "crypto/tlscredsanon.h"
 #include "exec/ramlist.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-migration.h"
@@ -38,6 +39,27 @@ static struct {
     uint32_t ram_version;           /* of the memory that it was asked for */
     Error *err;                     /* why not */
 } postcopy;
+
+void handshake_settings_hold(void)
+{
+    object_ref(OBJECT(migrate_get_current()));
+}
+
+void handshake_settings_release(void)
+{
+    object_unref(OBJECT(migrate_get_current()));
+}
+
+bool handshake_settings_tls_authenticates(void)
+{
+    const char *id = migrate_tls_creds();
+    Object *creds = id ? object_resolve_path_component(
+                             object_get_objects_root(), id)
+                       : NULL;
+
+    return creds && !object_dynamic_cast(creds, TYPE_QCRYPTO_TLS_CREDS_ANON) &&
+           object_property_get_bool(creds, "verify-peer", NULL);
+}
 
 strList *handshake_settings_capabilities(void)
 {

@@ -54,6 +54,27 @@ const HandshakeJudge *handshake_settings_source_judge(void);
 const HandshakeJudge *handshake_settings_destination_judge(void);
 
 /**
+ * handshake_settings_hold: keep this QEMU's settings for a conversation
+ *
+ * QEMU may quit while somebody talks, and what it does then, such as to wait
+ * for disks, may let the conversation go on.  Called in the main thread with
+ * the BQL held; handshake_settings_release() ends it.
+ */
+void handshake_settings_hold(void);
+
+/**
+ * handshake_settings_release: end what handshake_settings_hold() began
+ */
+void handshake_settings_release(void);
+
+/**
+ * handshake_settings_tls_authenticates: whether TLS shows who somebody is
+ *
+ * Returns: false if 'tls-creds' let in everybody, or are not set
+ */
+bool handshake_settings_tls_authenticates(void);
+
+/**
  * handshake_settings_forget_host: ask the host again what it can do
  */
 void handshake_settings_forget_host(void);

@@ -117,6 +117,8 @@ static bool coroutine_fn read_verdict(HandshakeSource *hs, Error **errp)
         return false;
     }
     hs->session = header.session;
+    hs->info->duration =
+        (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) - hs->start_ns) / SCALE_US;
     return true;
 }
 
@@ -139,17 +141,24 @@ static bool can_do(const HandshakeVerdict *verdict, Error **errp)
     return judge->try_capabilities(verdict->capabilities, judge->opaque, errp);
 }
 
+static bool is_offered(const HandshakeSource *hs, uint32_t version)
+{
+    const uint32List *v;
+
+    for (v = hs->hello->versions; v; v = v->next) {
+        if (v->value == version) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Whether this side agrees to what the destination made of the offer */
 static bool agree(HandshakeSource *hs, Error **errp)
 {
     HandshakeVerdict *verdict = hs->verdict;
-    const uint32List *v;
-    bool offered = false;
 
-    for (v = hs->hello->versions; v; v = v->next) {
-        offered |= v->value == verdict->version;
-    }
-    if (!offered) {
+    if (!is_offered(hs, verdict->version)) {
         error_setg(errp, "the destination chose protocol version %" PRIu32
                    ", which was not offered", verdict->version);
         return false;
@@ -221,20 +230,17 @@ static MigrationHandshakeStatus explain_failure(HandshakeSource *hs,
     return status;
 }
 
-/* The verdict is known: note it with our own part */
-static void note_verdict(HandshakeSource *hs, bool agreed)
+/* What came of the verdict, with our own part */
+static void note_verdict(HandshakeSource *hs)
 {
     MigrationHandshakeDeclinedList **tail;
 
-    if (!agreed) {
-        g_clear_pointer(&hs->verdict->capabilities, qapi_free_strList);
-        g_clear_pointer(&hs->verdict->declined,
-                        qapi_free_MigrationHandshakeDeclinedList);
-        qobject_unref(hs->verdict->parameters);
-        hs->verdict->parameters = NULL;
+    if (hs->info->status != MIGRATION_HANDSHAKE_STATUS_ACCEPTED) {
+        handshake_verdict_forget_agreement(hs->verdict);
     }
-    hs->info->duration =
-        (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) - hs->start_ns) / SCALE_US;
+    if (!is_offered(hs, hs->verdict->version)) {
+        hs->verdict->version = 0;
+    }
     hs->info->peer = g_steal_pointer(&hs->verdict->peer);
     if (!qemu_uuid_is_null(&hs->session)) {
         hs->info->session = qemu_uuid_unparse_strdup(&hs->session);
@@ -264,13 +270,11 @@ static MigrationHandshakeStatus coroutine_fn converse(HandshakeSource *hs,
             ? g_strdup(hs->verdict->message)
             : handshake_issues_summary(&hs->verdict->issues);
 
-        note_verdict(hs, false);
         error_setg(errp, "the destination refused the migration: %s", reason);
         return MIGRATION_HANDSHAKE_STATUS_REJECTED;
     }
 
     agreed = !hs->cancelled && agree(hs, errp);
-    note_verdict(hs, agreed);
     if (!agreed) {
         status = explain_failure(hs, MIGRATION_HANDSHAKE_STATUS_REJECTED, errp);
     }
@@ -301,6 +305,7 @@ static void source_free(HandshakeSource *hs)
     qapi_free_MigrationHandshakeInfo(hs->info);
     error_free(hs->err);
     g_free(hs);
+    handshake_settings_release();
 }
 
 static void report(HandshakeSource *hs)
@@ -332,6 +337,9 @@ static void coroutine_fn source_co(void *opaque)
     HandshakeSource *hs = opaque;
 
     hs->info->status = converse(hs, &hs->err);
+    if (hs->verdict) {
+        note_verdict(hs);
+    }
     if (hs->timer) {
         timer_del(hs->timer);
     }
@@ -384,6 +392,7 @@ handshake_source_start(QIOChannel *ioc, bool single, int64_t since_ms,
 {
     HandshakeSource *hs = g_new0(HandshakeSource, 1);
 
+    handshake_settings_hold();
     /* One that came as fd: may be in any mode */
     qio_channel_set_blocking(ioc, false, NULL);
     /*

@@ -306,7 +306,6 @@ static void source_done(Error *err, const QemuUUID *session, void *opaque)
     migration_channel_connect(s, ioc, NULL, g_steal_pointer(&local_err));
     source.over = NULL;
     object_unref(OBJECT(ioc));
-    object_unref(OBJECT(s));
 }
 
 bool migration_handshake_check_channel(QIOChannel *ioc, Error **errp)
@@ -339,7 +338,6 @@ bool migration_handshake_connected(QIOChannel *ioc)
         return true;
     }
 
-    object_ref(OBJECT(s));
     source.ioc = QIO_CHANNEL(object_ref(OBJECT(ioc)));
     migration_ioc_register_yank(ioc);
     source.conversation = handshake_source_start(ioc, source.single, since_ms,
@@ -457,10 +455,14 @@ void migration_handshake_check_stream(QEMUFile *f)
 static void end_bh(void *opaque)
 {
     YankInstanceList migration = { .value = MIGRATION_YANK_INSTANCE };
-    int state = migrate_get_current()->state;
+    int state;
 
-    if (source.in_session && (state == MIGRATION_STATUS_SETUP ||
-                              state == MIGRATION_STATUS_ACTIVE)) {
+    /* After the migration there may be no state any more: QEMU may quit */
+    if (!source.in_session) {
+        return;
+    }
+    state = migrate_get_current()->state;
+    if (state == MIGRATION_STATUS_SETUP || state == MIGRATION_STATUS_ACTIVE) {
         qmp_yank(&migration, NULL);
     }
 }

@@ -71,6 +71,11 @@ static void check_effective(const HandshakeHello *hello,
 {
     const strList *l;
 
+    if (!verdict->accept) {
+        g_assert(!verdict->capabilities && !verdict->declined &&
+                 !verdict->parameters);
+        return;
+    }
     g_assert(handshake_strlist_contains(verdict->capabilities, "return-path"));
     for (l = verdict->capabilities; l; l = l->next) {
         g_assert(!handshake_strlist_contains(l->next, l->value));

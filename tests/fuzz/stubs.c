@@ -35,7 +35,8 @@
 
 struct Stubs stubs;
 
-static MigrationState outgoing;
+/* QEMU has one reference to it, and keeps it for as long as it runs */
+static MigrationState outgoing = { .parent_obj.parent_obj.ref = 1 };
 static MigrationIncomingState incoming;
 static bool start_capabilities[MIGRATION_CAPABILITY__MAX];
 static uint8_t start_channels;
