@@ -82,18 +82,32 @@ void handshake_info_publish(const MigrationHandshakeInfo *info)
     current = info_clone(info);
 }
 
+/*
+ * A stranger can be refused, or ask, as often as it likes.  Refusals have one
+ * event a second; all else has 60 at once, and then one a second.
+ */
+static bool may_tell_of_stranger(MigrationHandshakeStatus status)
+{
+    static int64_t refusals_ms, others_ms;
+    bool refused = status == MIGRATION_HANDSHAKE_STATUS_REJECTED;
+    int64_t *due_ms = refused ? &refusals_ms : &others_ms;
+    int64_t early_ms = refused ? 0 : 59 * 1000;
+    int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
+
+    if (now_ms < *due_ms - early_ms) {
+        return false;
+    }
+    *due_ms = MAX(*due_ms, now_ms) + 1000;
+    return true;
+}
+
 void handshake_info_end(const MigrationHandshakeInfo *info,
                         const HandshakeIssues *issues, bool trusted)
 {
-    static int64_t next_ms;
-    int64_t now_ms = qemu_clock_get_ms(QEMU_CLOCK_REALTIME);
-
     handshake_info_publish(info);
-    if (!migrate_events() || (!trusted && now_ms < next_ms)) {
+    if (!migrate_events() ||
+        (!trusted && !may_tell_of_stranger(info->status))) {
         return;
-    }
-    if (!trusted) {
-        next_ms = now_ms + 1000;
     }
     qapi_event_send_migration_handshake(info->role, info->status,
                                         info->check_only, info->session,

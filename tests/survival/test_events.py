@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is told of a handshake: how often in events, and what stays in query-migrate."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machine import Json, Machine, until
+from processes import (Options, begin, check, end, inet, migrate, pc_lab, require_good_migration,
+                       require_listening, set_capabilities, set_tls, start_destination,
+                       start_source)
+from qemu.qmp import EventListener
+from wire import HELLO, Peer, frame, header, hello
+
+UUIDS = [("-uuid", f"{number}0000000-0000-4000-8000-000000000000") for number in (1, 2)]
+STRICTLY: Options = {"warnings-as-errors": True}
+BURST = 60              # events about strangers that were not refused
+MANY = 100
+A_FEW = 10
+
+
+async def told(destination: Machine, listener: EventListener) -> list[str]:
+    """The statuses of all events that have come."""
+    await destination.execute("query-status")       # none could be behind that
+    return [event["data"]["status"] for event in listener.clear()]
+
+
+async def refuse(port: int) -> None:
+    peer = await Peer.connect(port)
+    message = hello()
+    message["profile"] = {"machine": "none of yours"}
+    await peer.ask(message)
+    peer.close()
+
+
+async def ask(port: int) -> None:
+    peer = await Peer.connect(port)
+    await peer.ask(hello(purpose="check"))
+    peer.close()
+
+
+async def claim(port: int) -> None:
+    peer = await Peer.connect(port)
+    await peer.hold_session()
+    peer.close()
+
+
+async def claim_and_lie(port: int) -> None:
+    peer = await Peer.connect(port)
+    await peer.hold_session()
+    await peer.send(bytes(200))
+    await peer.ended(1.0)
+    peer.close()
+
+
+@pytest.mark.parametrize("attack, most", [(refuse, 1), (ask, BURST), (claim, BURST),
+                                          (claim_and_lie, BURST)])
+async def test_strangers_are_not_told_of_for_ever(attack: Any, most: int) -> None:
+    """But who migrates is, and who is refused after others have asked."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        await set_capabilities(destination, "events")
+        with destination.events("MIGRATION_HANDSHAKE") as listener:
+            started = asyncio.get_running_loop().time()
+            for _ in range(MANY):
+                await attack(port)
+            await require_listening(destination)
+            passed = asyncio.get_running_loop().time() - started
+            statuses = await told(destination, listener)
+            assert most <= len(statuses) <= most + passed + 1, statuses
+            if attack is not refuse:
+                await refuse(port)
+                assert await told(destination, listener) == ["rejected"]
+            await require_good_migration(source, destination, port)
+            assert await told(destination, listener) == ["accepted"]
+
+
+async def set_psk(machine: Machine, endpoint: str, directory: Path) -> None:
+    (directory / "keys.psk").write_text("qemu:6d6967726174696f6e\n")
+    await machine.execute("object-add", {"qom-type": "tls-creds-psk", "id": "creds",
+                                         "endpoint": endpoint, "dir": str(directory)})
+    await machine.execute("migrate-set-parameters", {"tls-creds": "creds"})
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["anonymous", "key"])
+async def test_tls_shows_who_it_is_or_not(known: bool, tmp_path: Path) -> None:
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=UUIDS[0])
+        destination, port = await start_destination(lab, options=UUIDS[1])
+        for machine, endpoint in ((source, "client"), (destination, "server")):
+            if known:
+                await set_psk(machine, endpoint, tmp_path)
+            else:
+                await set_tls(machine, endpoint)
+        await set_capabilities(destination, "events")
+        with destination.events("MIGRATION_HANDSHAKE") as listener:
+            for _ in range(A_FEW):
+                assert (await check(source, inet(port), STRICTLY))["status"] == "rejected"
+            count = len(await told(destination, listener))
+        assert count == A_FEW if known else count < A_FEW // 2
+
+
+def require_nothing_agreed(info: Json) -> None:
+    assert info["protocol-version"] == 1
+    assert info["capabilities"] == []
+    assert not info.get("parameters"), info
+
+
+async def test_refused_is_not_agreed() -> None:
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=UUIDS[0])
+        destination, port = await start_destination(lab, options=UUIDS[1])
+        options = {**STRICTLY, "optional-capabilities": ["multifd", "postcopy-ram"]}
+        await migrate(source, port, options)
+        infos = [await machine.handshake() for machine in (source, destination)]
+        for info in infos:
+            assert info["status"] == "rejected"
+            require_nothing_agreed(info)
+        assert infos[0]["session"] == infos[1]["session"]
+        assert infos[0]["issues"] == infos[1]["issues"]
+
+
+@pytest.mark.parametrize("leave, status", [(claim, "cancelled"), (claim_and_lie, "failed")])
+async def test_given_up_is_not_agreed(leave: Any, status: str) -> None:
+    async with pc_lab() as lab:
+        destination, port = await start_destination(lab)
+        await leave(port)
+
+        async def known() -> bool:
+            return bool((await destination.handshake())["status"] == status)
+
+        await until(status, 1.0, known, every=0.001)
+        require_nothing_agreed(await destination.handshake())
+
+
+async def test_gone_without_an_answer() -> None:
+    """It had a valid HELLO, so it is the last one."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        assert (await check(source, inet(port)))["status"] == "accepted"
+        peer = await Peer.connect(port)
+        message = hello()
+        message["profile"] = {"machine": "gone"}
+        await peer.send(header() + frame(HELLO, message))
+        peer.abort()
+
+        async def seen() -> bool:
+            return bool((await destination.handshake())["peer"].get("machine") == "gone")
+
+        await until("the last handshake", 1.0, seen, every=0.001)
+        info = await destination.handshake()
+        assert info["status"] in ("rejected", "cancelled")
+        require_nothing_agreed(info)
+        await begin(source, inet(port))
+        assert (await end(source))["status"] == "completed"
