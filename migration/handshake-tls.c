@@ -8,6 +8,7 @@
 #include "qapi/error.h"
 #include "qemu/timer.h"
 #include "handshake-tls.h"
+#include "trace.h"
 
 struct HandshakeTls {
     QIOChannel *raw;
@@ -21,6 +22,7 @@ static void timer_cb(void *opaque)
 {
     HandshakeTls *tls = opaque;
 
+    trace_migration_handshake_source_tls_timeout(tls->raw);
     tls->timed_out = true;
     handshake_tls_cancel(tls);
 }
@@ -29,6 +31,7 @@ HandshakeTls *handshake_tls_begin(QIOChannel *ioc, uint32_t timeout)
 {
     HandshakeTls *tls = g_new0(HandshakeTls, 1);
 
+    trace_migration_handshake_source_tls(ioc, timeout);
     /* It must not wait for the peer in the main loop */
     qio_channel_set_blocking(ioc, false, NULL);
     tls->raw = QIO_CHANNEL(object_ref(OBJECT(ioc)));

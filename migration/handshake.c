@@ -229,6 +229,7 @@ static void source_yank(void *opaque)
 unsigned migration_handshake_attempt(void)
 {
     if (source.wanted) {
+        trace_migration_handshake_source_connect(source.attempt);
         watch_begin();
         source.connecting = true;
     }

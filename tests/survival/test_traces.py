@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Traces: `-trace 'migration_handshake_*'` tells the story of a conversation, on either side."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machine import Lab, Machine, until
+from processes import (PROMPT, Options, begin, begin_check, check, end, inet, migrate, pc_lab,
+                       require_listening, start_destination, start_source, verdict)
+from wire import HELLO, FakeDestination
+
+PREFIX = "migration_handshake_"
+UUIDS = [("-uuid", f"{number}0000000-0000-4000-8000-000000000000") for number in (1, 2)]
+STRICTLY: Options = {"warnings-as-errors": True}
+TWO_CHANNELS: Options = {"optional-capabilities": ["multifd"]}
+PLAIN: Options = {"optional-capabilities": []}
+
+
+def traced(log: Path) -> list[str]:
+    return ["-D", str(log), "-trace", f"{PREFIX}*"]
+
+
+def told(log: Path) -> list[tuple[str, str]]:
+    """Events and what they say."""
+    return re.findall(rf"^{PREFIX}(\w+) ?(.*)$", log.read_text(), re.M)
+
+
+def story(log: Path) -> list[str]:
+    """The steps. Others come in any number, or in any order."""
+    return [name for name, _ in told(log)
+            if name not in ("frame_received", "take", "give_back", "source_channel",
+                            "destination_channel")]
+
+
+async def require_story(log: Path, expected: list[str]) -> None:
+    """It may be that the last steps are about to come."""
+    async def whole() -> bool:
+        return len(story(log)) >= len(expected)
+
+    await until(expected[-1], PROMPT, whole, every=0.001)
+    assert story(log) == expected
+
+
+async def require_given_back(log: Path) -> None:
+    """Each setting that was taken, soon after the end."""
+    def names(event: str) -> list[str]:
+        return sorted(what.partition("=")[0] for name, what in told(log) if name == event)
+
+    async def all_of_them() -> bool:
+        return names("give_back") == names("take")
+
+    assert "return-path" in names("take")
+    await until("settings to be given back", PROMPT, all_of_them, every=0.001)
+
+
+class Pair:
+    """Two machines that write down what happens."""
+
+    def __init__(self, lab: Lab, directory: Path):
+        self._lab = lab
+        self.here, self.there = directory / "source", directory / "destination"
+        self.port = 0
+
+    async def start(self, tls: bool = False) -> tuple[Machine, Machine]:
+        source = await start_source(self._lab, tls=tls, options=[*UUIDS[0], *traced(self.here)])
+        destination, self.port = await start_destination(
+            self._lab, tls=tls, options=[*UUIDS[1], *traced(self.there)])
+        return source, destination
+
+
+AGREED = ["source_hello", "source_verdict", "source_commit", "source_end"]
+TAKEN = ["destination_accept", "destination_hello", "destination_verdict", "destination_commit",
+         "destination_end"]
+ASKED = TAKEN[:3] + TAKEN[4:]
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_migration(tls: bool, tmp_path: Path) -> None:
+    async with pc_lab() as lab:
+        pair = Pair(lab, tmp_path)
+        source, _ = await pair.start(tls)
+        assert (await migrate(source, pair.port, PLAIN))["status"] == "completed"
+        await require_story(pair.here, ["source_connect", *["source_tls"][:tls], *AGREED])
+        await require_story(pair.there, TAKEN)
+        for log in (pair.here, pair.there):
+            await require_given_back(log)
+
+
+async def test_channels(tmp_path: Path) -> None:
+    async with pc_lab() as lab:
+        pair = Pair(lab, tmp_path)
+        source, _ = await pair.start()
+        assert (await migrate(source, pair.port, TWO_CHANNELS))["status"] == "completed"
+        for log, name in ((pair.here, "source_channel"), (pair.there, "destination_channel")):
+            words = [what for event, what in told(log) if event == name]
+            assert {"multifd 0", "multifd 1"} == {
+                " ".join(what.split()[1:3]) for what in words}, words
+
+
+async def test_check(tmp_path: Path) -> None:
+    async with pc_lab() as lab:
+        pair = Pair(lab, tmp_path)
+        source, destination = await pair.start()
+        assert (await check(source, inet(pair.port)))["status"] == "accepted"
+        await require_listening(destination)
+        await require_story(pair.here, ["check_start", "source_hello", "source_verdict",
+                                        "source_end", "check_end"])
+        await require_story(pair.there, ASKED)
+
+
+async def test_refusal(tmp_path: Path) -> None:
+    """By the destination; both say why."""
+    async with pc_lab() as lab:
+        pair = Pair(lab, tmp_path)
+        source, destination = await pair.start()
+        assert (await migrate(source, pair.port, STRICTLY))["status"] == "failed"
+        await require_listening(destination)
+        await require_story(pair.here, ["source_connect", "source_hello", "source_verdict",
+                                        "source_end"])
+        await require_story(pair.there, ASKED)
+        for log in (pair.here, pair.there):
+            name, reason = told(log)[-1]
+            assert name.endswith("_end") and "UUID" in reason, reason
+
+
+async def time_out(source: Machine, port: int) -> None:
+    await begin(source, inet(port), {"timeout": 1})
+    await end(source)
+
+
+async def cancel(source: Machine, port: int) -> None:
+    await begin_check(source, inet(port))
+    await asyncio.sleep(0.1)
+    await source.execute("migrate_cancel")
+    await verdict(source)
+
+
+@pytest.mark.parametrize("give_up, begins, words, after", [
+    (time_out, "source_connect", "within 1 seconds", []),
+    (cancel, "check_start", "cancelled", ["check_end"])])
+async def test_nobody_answers(give_up: Callable[[Machine, int], Any], begins: str, words: str,
+                              after: list[str], tmp_path: Path) -> None:
+    log = tmp_path / "source"
+    async with pc_lab() as lab, FakeDestination() as silent:
+        source = await start_source(lab, options=traced(log))
+        task = asyncio.create_task(give_up(source, silent.port))
+        peer = await silent.next()
+        await peer.read_header()
+        await peer.read_frame(HELLO)
+        await task
+        await require_story(log, [begins, "source_hello", "source_end", *after])
+        assert any(words in what for name, what in told(log) if name == "source_end")
+
+
+async def test_nobody_answers_to_tls(tmp_path: Path) -> None:
+    log = tmp_path / "source"
+    async with pc_lab() as lab, FakeDestination() as silent:
+        source = await start_source(lab, tls=True, options=traced(log))
+        await time_out(source, silent.port)
+        await require_story(log, ["source_connect", "source_tls", "source_tls_timeout"])
