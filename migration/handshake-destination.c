@@ -358,15 +358,19 @@ static bool coroutine_fn answer(HandshakeConn *conn, Error **errp)
         return false;
     }
     verdict = conn->verdict;
-    sent = send_verdict(conn, verdict, errp);
+    /* None of one that found us busy; that is always a refusal */
     if (conn->info) {
         conn->info->session = qemu_uuid_unparse_strdup(&conn->id);
         conn->info->duration = (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) -
                                 conn->start_ns) / SCALE_US;
     }
+    sent = send_verdict(conn, verdict, errp);
     if (!sent) {
-        publish(conn, MIGRATION_HANDSHAKE_STATUS_CANCELLED,
-                "the source was gone before the verdict");
+        /* Who was sent away before it had read the verdict is a stranger */
+        if (!conn->timed_out) {
+            publish(conn, MIGRATION_HANDSHAKE_STATUS_CANCELLED,
+                    "the source was gone before the verdict");
+        }
         return false;
     }
     if (verdict->accept && !conn->info->check_only) {

@@ -48,8 +48,8 @@ void handshake_info_publish(const MigrationHandshakeInfo *info);
  * handshake_info_end: the conversation has ended: publish it, and tell clients
  * @info: the record, which is copied
  * @issues: what was found, or NULL
- * @trusted: false if it may be a stranger that was refused, gave up or only
- *           asked; the event is rate-limited then
+ * @trusted: false if it may be a stranger that was refused, failed, gave up
+ *           or only asked; the event is rate-limited then
  */
 void handshake_info_end(const MigrationHandshakeInfo *info,
                         const HandshakeIssues *issues, bool trusted);

@@ -5,7 +5,8 @@
  */
 
 #include "qemu/osdep.h"
-#include "crypto/tlscredsanon.h"
+#include "crypto/tlscredspsk.h"
+#include "crypto/tlscredsx509.h"
 #include "exec/ramlist.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-migration.h"
@@ -57,8 +58,10 @@ bool handshake_settings_tls_authenticates(void)
                              object_get_objects_root(), id)
                        : NULL;
 
-    return creds && !object_dynamic_cast(creds, TYPE_QCRYPTO_TLS_CREDS_ANON) &&
-           object_property_get_bool(creds, "verify-peer", NULL);
+    return creds &&
+           (object_dynamic_cast(creds, TYPE_QCRYPTO_TLS_CREDS_PSK) ||
+            (object_dynamic_cast(creds, TYPE_QCRYPTO_TLS_CREDS_X509) &&
+             object_property_get_bool(creds, "verify-peer", NULL)));
 }
 
 strList *handshake_settings_capabilities(void)

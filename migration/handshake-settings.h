@@ -56,9 +56,9 @@ const HandshakeJudge *handshake_settings_destination_judge(void);
 /**
  * handshake_settings_hold: keep this QEMU's settings for a conversation
  *
- * QEMU may quit while somebody talks, and what it does then, such as to wait
- * for disks, may let the conversation go on.  Called in the main thread with
- * the BQL held; handshake_settings_release() ends it.
+ * QEMU may quit while somebody talks, and bottom halves that are scheduled
+ * already run then, while it waits for disks.  handshake_settings_release()
+ * ends it.  Both are called in the main thread with the BQL held.
  */
 void handshake_settings_hold(void);
 

@@ -24,6 +24,7 @@ HandshakeTls *handshake_tls_begin(QIOChannel *ioc, uint32_t timeout);
 
 /**
  * handshake_tls_since: when the connection stood
+ * @tls: what handshake_tls_begin() returned
  *
  * Returns: milliseconds of QEMU_CLOCK_REALTIME
  */
@@ -31,6 +32,7 @@ int64_t handshake_tls_since(const HandshakeTls *tls);
 
 /**
  * handshake_tls_cancel: give up
+ * @tls: what handshake_tls_begin() returned
  *
  * The negotiation fails soon after.
  */
@@ -38,6 +40,7 @@ void handshake_tls_cancel(HandshakeTls *tls);
 
 /**
  * handshake_tls_explain: why there is no conversation
+ * @tls: what handshake_tls_begin() returned
  * @errp: how TLS has failed; it becomes something that helps a user
  */
 void handshake_tls_explain(const HandshakeTls *tls, Error **errp);

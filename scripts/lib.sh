@@ -32,7 +32,7 @@ short() { printf '%s\n' "${1#"$top"/}"; }
 die_of()
 {
     printf '%s\n' "--- the end of $(short "$1"):" >&2
-    { grep -m1 -A20 -E '^FAILED:|: error:|ERROR:' "$1" || tail -n 20 "$1"; } | cut -c1-300 >&2
+    { grep -m1 -A20 -E '^FAILED:|: error:|^ERROR:|: ERROR:' "$1" || tail -n 20 "$1"; } | cut -c1-300 >&2
     die "$2" "All of it is in $(short "$1")"
 }
 

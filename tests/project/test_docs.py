@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -74,5 +75,6 @@ def test_tool_has_a_man_page(docs: Path) -> None:
     # Meson has to be told what Sphinx makes.
     assert "'migration-handshake.1':" in (QEMU_DOCS / "meson.build").read_text()
     formatted = subprocess.run(["man", "--warnings", "-l", "-"], input=page, text=True,
+                               env={**os.environ, "LC_ALL": "C.UTF-8"},
                                capture_output=True, check=True, timeout=LIMIT)
     assert not formatted.stderr, formatted.stderr

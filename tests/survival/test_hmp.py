@@ -36,9 +36,12 @@ def expected(info: Json) -> list[str]:
               for one in info["declined"]]
     for issue in info["issues"]:
         lines.append(f"handshake {issue['severity']}: {issue['code']}: {issue['message']}")
+        subject = issue.get("subject", "")
         if "source" in issue or "destination" in issue:
-            lines.append(f"  {issue['subject']}: source: {issue.get('source', '-')}, "
+            lines.append(f"  {subject}{': ' if subject else ''}source: {issue.get('source', '-')}, "
                          f"destination: {issue.get('destination', '-')}")
+        elif subject:
+            lines.append(f"  {subject}")
     return lines
 
 
@@ -82,20 +85,40 @@ async def test_rejected() -> None:
             assert {issue["severity"] for issue in info["issues"]} == {"error", "warning"}
 
 
+async def refuse(fake: FakeDestination, source: Machine, message: Json) -> Json:
+    """Returns what query-migrate has of it."""
+    await begin(source, inet(fake.port))
+    peer = await fake.next()
+    await peer.read_header()
+    await peer.read_frame(HELLO)
+    await peer.send(header(session=bytes(range(1, 17))) + frame(REJECT, message))
+    info = await verdict(source)
+    assert info["status"] == "rejected"
+    return info
+
+
+async def test_parts_of_an_issue() -> None:
+    """A peer may leave out any of them."""
+    whole = {"code": "weather", "severity": "info", "message": "rain", "subject": "garden",
+             "source": "wet", "destination": "dry"}
+    issues = [{name: value for name, value in whole.items() if name not in missing}
+              for missing in (("source",), ("subject",), ("source", "destination"),
+                              ("subject", "source", "destination"))]
+    peer = {name: "x" for name in ("qemu-version", "package", "machine", "arch")}
+    async with pc_lab() as lab, FakeDestination() as fake:
+        source = await start_source(lab)
+        await refuse(fake, source, {"version": 1, "peer": peer, "issues": issues})
+        assert len((await require_printed(source))["issues"]) == len(issues)
+
+
 async def test_what_a_peer_says() -> None:
     """Is bounded, and does nothing to a terminal."""
     issue = {"code": "weather", "severity": "dreadful",
              "message": "rain\x1b[2J\r\n\u009b1m\u202e\u2028"}
     async with pc_lab() as lab, FakeDestination() as fake:
         source = await start_source(lab)
-        await begin(source, inet(fake.port))
-        peer = await fake.next()
-        await peer.read_header()
-        await peer.read_frame(HELLO)
-        await peer.send(header(session=bytes(range(1, 17)))
-                        + frame(REJECT, {"version": 1, "issues": [issue] * 300}))
-        info = await verdict(source)
-        assert info["status"] == "rejected" and info["issues-omitted"] == 44
+        info = await refuse(fake, source, {"version": 1, "issues": [issue] * 300})
+        assert info["issues-omitted"] == 44
         lines = await printed(source)
         assert all(line.isprintable() for line in lines), lines
         assert sum("weather" in line and "rain" in line for line in lines) == 257
