@@ -163,8 +163,8 @@ static void publish(HandshakeConn *conn, MigrationHandshakeStatus status,
     if (status == MIGRATION_HANDSHAKE_STATUS_FAILED ||
         status == MIGRATION_HANDSHAKE_STATUS_CANCELLED) {
         handshake_verdict_forget_agreement(conn->verdict);
+        handshake_info_set_verdict(conn->info, conn->verdict);
     }
-    handshake_info_set_verdict(conn->info, conn->verdict);
     if (status == MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS) {
         handshake_info_publish(conn->info);
         return;
@@ -363,6 +363,7 @@ static bool coroutine_fn answer(HandshakeConn *conn, Error **errp)
         conn->info->session = qemu_uuid_unparse_strdup(&conn->id);
         conn->info->duration = (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) -
                                 conn->start_ns) / SCALE_US;
+        handshake_info_set_verdict(conn->info, verdict);
     }
     sent = send_verdict(conn, verdict, errp);
     if (!sent) {
