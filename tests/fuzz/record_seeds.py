@@ -27,7 +27,7 @@ from processes import (Options, begin, end, inet, pc_lab,   # noqa: E402
                        set_channels, start_destination, start_source)
 from relay import Relay             # noqa: E402
 from wire import (ABORT, ACCEPT, COMMIT, HEADER_SIZE, HELLO, PREFIX_SIZE,   # noqa: E402
-                  REJECT, FakeDestination, Peer, frame, header)
+                  REJECT, SESSION, FakeDestination, Peer, frame, header)
 
 SPOKEN = (HELLO, ACCEPT, REJECT, COMMIT, ABORT)
 NAMES = {HELLO: "hello", ACCEPT: "accept", REJECT: "reject", COMMIT: "commit", ABORT: "abort"}
@@ -233,9 +233,8 @@ async def record(name: str, setting: Setting = nothing, options: Optional[Option
 async def record_abort() -> None:
     """A destination that wants what it was not offered."""
     async def answer(peer: Peer) -> None:
-        await peer.read_header()
-        await peer.read_frame(HELLO)
-        await peer.send(header(session=bytes(range(1, 17)))
+        await peer.read_hello()
+        await peer.send(header(session=SESSION)
                         + frame(ACCEPT, {"version": 1, "capabilities": ["return-path", "xbzrle"]}))
         _, message = await peer.read_frame(ABORT)
         write_messages("unwanted", {ABORT: json.dumps(message).encode()})

@@ -25,6 +25,9 @@ EARLY = 1.0             # clocks that are not the same
 LATE = 10.0             # a busy machine
 
 NO_MULTIFD: Options = {"optional-capabilities": []}
+STRICTLY: Options = {"warnings-as-errors": True}
+# Machines with these differ in something that is worth a warning.
+UUIDS = [("-uuid", f"{number}0000000-0000-4000-8000-000000000000") for number in (1, 2)]
 
 # Nobody is left when a test is killed.
 UNDER = ("setpriv", "--pdeathsig", "KILL")

@@ -22,6 +22,7 @@ HELLO, ACCEPT, REJECT, COMMIT, ABORT = range(1, 6)
 HELLO_MAX = 512 << 10
 FRAME_MAX = 128 << 10
 PATIENCE = 10.0
+SESSION = bytes(range(1, 17))      # of a destination that is not QEMU
 CRITICAL = 1
 VERDICTS = (ACCEPT, REJECT)
 LAST_WORDS = (COMMIT, ABORT)
@@ -189,10 +190,15 @@ class Peer:
         digest = hashlib.sha256(self.sent + self.received).hexdigest()
         await self.send(frame(COMMIT, {"digest": digest}))
 
-    async def accept(self, multifd: bool = False) -> Json:
-        """The destination's part up to ACCEPT; returns HELLO."""
+    async def read_hello(self) -> Json:
+        """All that a source says before it has an answer."""
         await self.read_header()
         _, said = await self.read_frame(HELLO)
+        return said
+
+    async def accept(self, multifd: bool = False) -> Json:
+        """The destination's part up to ACCEPT; returns HELLO."""
+        said = await self.read_hello()
         profile = said["profile"]
         capabilities = ["return-path", *profile.get("required-capabilities", [])]
         if multifd and "multifd" not in capabilities:
@@ -200,7 +206,7 @@ class Peer:
             capabilities.append("multifd")
         parameters = {name: group for name, group in profile.get("parameters", {}).items()
                       if name in capabilities}
-        await self.send(header(session=bytes(range(1, 17)))
+        await self.send(header(session=SESSION)
                         + frame(ACCEPT, {"version": 1, "capabilities": capabilities,
                                          "parameters": parameters,
                                          "features": ["named-channels"]}))

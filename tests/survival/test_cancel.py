@@ -19,7 +19,7 @@ from processes import (NO_MULTIFD, PROMPT, begin, end, inet, pc_lab, require_lis
                        require_success, set_channels, start_destination, start_source, unix,
                        wait_status)
 from relay import Line, Relay
-from wire import HELLO, FakeDestination, FullListener, Peer
+from wire import FakeDestination, FullListener, Peer
 
 CHANNELS = 4
 ROUNDS = 2
@@ -74,8 +74,7 @@ async def waiting(_: Lab, source: Machine, __: Path) -> AsyncIterator[None]:
     async with FakeDestination() as silent:
         await begin(source, inet(silent.port))
         peer = await silent.next()
-        await peer.read_header()
-        await peer.read_frame(HELLO)
+        await peer.read_hello()
         yield
 
 

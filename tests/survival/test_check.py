@@ -15,21 +15,19 @@ from typing import NamedTuple, Optional
 
 import pytest
 from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
-from processes import (MIB, NO_MULTIFD, PROMPT, UNDER, Options, Watch, begin, begin_check,
-                       bytes_of, channels, check, end, fds, inet, listen, locked_memory, migrate,
-                       pc_lab, require_good_migration, require_listening, require_refused,
-                       require_success, set_capabilities, settings, start_destination,
-                       start_source, unix, unlocked_memory, verdict, wait_running, wait_status)
+from processes import (MIB, NO_MULTIFD, PROMPT, STRICTLY, UNDER, UUIDS, Options, Watch, begin,
+                       begin_check, bytes_of, channels, check, end, fds, inet, listen,
+                       locked_memory, migrate, pc_lab, require_good_migration, require_listening,
+                       require_refused, require_success, set_capabilities, settings,
+                       start_destination, start_source, unix, unlocked_memory, verdict,
+                       wait_running, wait_status)
 from qemu.qmp import EventListener
 from relay import Line, Relay, Treatment
-from wire import (ACCEPT, COMMIT, HELLO, REJECT, FakeDestination, FullListener, Peer, frame,
-                  header, hello)
+from wire import (ACCEPT, COMMIT, HELLO, REJECT, SESSION, FakeDestination, FullListener, Peer,
+                  frame, header, hello)
 
-# Machines with these differ in something that is worth a warning.
-UUIDS = [("-uuid", f"{number}0000000-0000-4000-8000-000000000000") for number in (1, 2)]
-# A destination without TLS tells of one refusal or check a second.
+# A destination without TLS tells of one refusal a second.
 EVENTS = 1.0
-STRICTLY: Options = {"warnings-as-errors": True}
 TRACED = ("migrate_set_state", "migration_cleanup")
 SLOW = 64 << 10         # bytes a second
 
@@ -63,8 +61,7 @@ async def silent_peer(source: Machine, options: Optional[Options] = None) -> Asy
     async with FakeDestination() as silent:
         await begin_check(source, inet(silent.port), options)
         peer = await silent.next()
-        await peer.read_header()
-        await peer.read_frame(HELLO)
+        await peer.read_hello()
         yield peer
 
 
@@ -368,7 +365,7 @@ async def test_second_command() -> None:
                 with pytest.raises(NotSeen, match="check of a migration is in progress"):
                     await source.execute("migrate", arguments)
                 assert (await source.handshake())["status"] == "in-progress"
-            await peer.send(header(session=bytes(range(1, 17)))
+            await peer.send(header(session=SESSION)
                             + frame(ACCEPT, {"version": 1, "capabilities": ["return-path"]}))
             info = await verdict(source)
             assert (info["status"], info["capabilities"]) == ("accepted", ["return-path"])
@@ -450,7 +447,7 @@ async def test_other_commands() -> None:
                     else:
                         await source.execute(command, arguments)
                     assert (await source.handshake())["status"] == "in-progress", command
-            await peer.send(header(session=bytes(range(1, 17)))
+            await peer.send(header(session=SESSION)
                             + frame(ACCEPT, {"version": 1, "capabilities": ["return-path"]}))
             assert (await verdict(source))["status"] == "accepted"
         # It was plugged in, and the next check tells of it.
@@ -465,7 +462,7 @@ async def test_settings_change() -> None:
         source = await start_source(lab)
         async with silent_peer(source) as peer:
             await set_capabilities(source, "postcopy-ram")
-            await peer.send(header(session=bytes(range(1, 17)))
+            await peer.send(header(session=SESSION)
                             + frame(ACCEPT, {"version": 1, "capabilities": ["return-path"]}))
             info = await verdict(source)
         assert info["status"] == "rejected" and not info["capabilities"]
@@ -511,7 +508,7 @@ async def waiting(source: Machine, _: Path) -> AsyncIterator[None]:
 @phase
 async def half_an_answer(source: Machine, _: Path) -> AsyncIterator[None]:
     async with silent_peer(source) as peer:
-        await peer.send(header(session=bytes(range(1, 17))) + frame(ACCEPT, b"{" * 100)[:50])
+        await peer.send(header(session=SESSION) + frame(ACCEPT, b"{" * 100)[:50])
         yield None
 
 
@@ -890,8 +887,7 @@ async def test_something_else_listens(banner: bytes, words: str) -> None:
             await begin_check(source, inet(other.port))
             peer = await other.next()
             await peer.send(banner)
-            await peer.read_header()
-            await peer.read_frame(HELLO)    # what is left unread would reset the connection
+            await peer.read_hello()      # what is left unread would reset the connection
             peer.close()
             info = await verdict(source)
             assert info["status"] in ("failed", "rejected")

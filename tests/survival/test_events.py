@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 from machine import Json, Machine, until
-from processes import (PROMPT, Options, begin, check, end, inet, migrate, pc_lab,
+from processes import (PROMPT, STRICTLY, UUIDS, begin, check, end, inet, migrate, pc_lab,
                        require_good_migration, require_listening, set_capabilities, set_tls,
                        start_destination, start_source)
 from qemu.qmp import EventListener
 from wire import HELLO, Peer, frame, header, hello
 
-UUIDS = [("-uuid", f"{number}0000000-0000-4000-8000-000000000000") for number in (1, 2)]
-STRICTLY: Options = {"warnings-as-errors": True}
 BURST = 60              # events about strangers that were not refused
 MANY = 100
 A_FEW = 10

@@ -6,7 +6,7 @@ from __future__ import annotations
 from machine import Json, Machine
 from processes import (begin, check, inet, migrate, pc_lab, set_capabilities, start_destination,
                        start_source, verdict)
-from wire import HELLO, REJECT, FakeDestination, frame, header
+from wire import REJECT, SESSION, FakeDestination, frame, header
 
 WATCHDOG = ("-device", "i6300esb")
 TABLET = ("-device", "qemu-xhci", "-device", "usb-tablet")
@@ -89,9 +89,8 @@ async def refuse(fake: FakeDestination, source: Machine, message: Json) -> Json:
     """Returns what query-migrate has of it."""
     await begin(source, inet(fake.port))
     peer = await fake.next()
-    await peer.read_header()
-    await peer.read_frame(HELLO)
-    await peer.send(header(session=bytes(range(1, 17))) + frame(REJECT, message))
+    await peer.read_hello()
+    await peer.send(header(session=SESSION) + frame(REJECT, message))
     info = await verdict(source)
     assert info["status"] == "rejected"
     return info

@@ -7,11 +7,10 @@ import pytest
 from machine import Json
 from processes import (Options, begin, inet, pc_lab, require_good_migration, require_listening,
                        require_refused, small_lab, start_destination, start_source)
-from wire import (ABORT, ACCEPT, HELLO, PATIENCE, REJECT, FakeDestination, Peer, frame, header,
-                  hello, message_of, prefix)
+from wire import (ABORT, ACCEPT, HELLO, PATIENCE, REJECT, SESSION, FakeDestination, Peer, frame,
+                  header, hello, message_of, prefix)
 
 UNKNOWN = 0x7777
-SESSION = bytes(range(1, 17))
 
 
 @pytest.mark.parametrize("said, verdict", [
@@ -52,8 +51,7 @@ async def test_source_says_why_it_does_not_agree(answer: Json, options: Options,
         async with FakeDestination() as fake:
             await begin(source, inet(fake.port), options)
             peer = await fake.next()
-            await peer.read_header()
-            await peer.read_frame(HELLO)
+            await peer.read_hello()
             await peer.send(header(session=SESSION) + frame(ACCEPT, {"version": 1, **answer}))
             _, message = await peer.read_frame(ABORT)
             assert words in message["message"]

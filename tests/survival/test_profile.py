@@ -13,14 +13,13 @@ from typing import Any, NamedTuple, Optional
 
 import pytest
 from machine import Json, Lab, Machine, NotSeen
-from processes import (MIB, UNDER, Options, begin, bytes_of, check, end, fds, inet, locked_memory,
-                       pc_lab, require_listening, require_refused, require_success,
+from processes import (MIB, UNDER, UUIDS, Options, begin, bytes_of, check, end, fds, inet,
+                       locked_memory, pc_lab, require_listening, require_refused, require_success,
                        set_capabilities, set_channels, settings, small_lab, start_destination,
                        start_source, verdict, wait_status)
 from relay import Line, Relay
 from wire import HELLO, Peer, message_of, without_grease
 
-UUIDS = [f"{number}0000000-0000-4000-8000-000000000000" for number in (1, 2)]
 SLOW = 64 << 10         # bytes a second
 FAST = 0.02             # what the commands may take, in seconds
 
@@ -59,7 +58,7 @@ async def unchanged(*machines: Machine) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("options", [
-    (), ("-name", "guest \u00fc,process=qemu", "-uuid", UUIDS[0]), ("-smp", "3"), ("-S",),
+    (), ("-name", "guest \u00fc,process=qemu", *UUIDS[0]), ("-smp", "3"), ("-S",),
     ("-device", "qemu-xhci", "-device", "usb-wacom-tablet"),
     ("-device", "VGA,romfile=", "-device", "i6300esb", "-m", "32")],
     ids=["plain", "name", "smp", "prelaunch", "unmigratable", "devices"])
@@ -122,7 +121,7 @@ def pair(source: str = "", destination: str = "", required: str = "", codes: str
                 frozenset(codes.split()))
 
 
-BOTH_UUIDS = (f"-uuid {UUIDS[0]}", f"-uuid {UUIDS[1]}")
+BOTH_UUIDS = [" ".join(options) for options in UUIDS]
 PAIRS = {
     "alike": pair(),
     "machine": pair("", "-machine q35", "", "machine-type section-missing section-extra"),
@@ -269,8 +268,8 @@ async def test_what_is_not_known_is_ignored() -> None:
     news: Json = {"later": {"deep": [1, "two", {"three": None}]}}
     strict_lists = ("versions", "required", "required-capabilities", "optional-capabilities")
     async with pc_lab() as lab:
-        source = await start_source(lab, options=["-uuid", UUIDS[0]])
-        candidate = await start_candidate(lab, "-uuid", UUIDS[1], "-smp", "2")
+        source = await start_source(lab, options=UUIDS[0])
+        candidate = await start_candidate(lab, *UUIDS[1], "-smp", "2")
         profile = await profile_of(source)
         good = await judge(candidate, profile)
         assert {issue["code"] for issue in good["issues"]} == {"uuid", "section-extra"}
@@ -294,8 +293,8 @@ async def test_what_is_not_known_is_ignored() -> None:
     "required-capabilities", "parameters", "stream", "sections", "ram-blocks"])
 async def test_what_is_absent_is_not_compared(missing: str) -> None:
     async with pc_lab() as lab:
-        source = await start_source(lab, options=["-uuid", UUIDS[0]])
-        candidate = await start_candidate(lab, "-uuid", UUIDS[1], "-smp", "2")
+        source = await start_source(lab, options=UUIDS[0])
+        candidate = await start_candidate(lab, *UUIDS[1], "-smp", "2")
         profile = await profile_of(source)
         good = await judge(candidate, profile)
         del profile["profile"][missing]
@@ -348,7 +347,7 @@ async def test_garbage() -> None:
     """Everything in the place of everything: an error or a verdict, and nothing else."""
     verdicts = errors = 0
     async with pc_lab() as lab:
-        source = await start_source(lab, options=["-uuid", UUIDS[0], "-name", "guest"])
+        source = await start_source(lab, options=[*UUIDS[0], "-name", "guest"])
         candidate = await start_candidate(lab)
         await set_capabilities(source, "dirty-bitmaps", "multifd")
         profile = await profile_of(source)

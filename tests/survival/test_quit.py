@@ -14,7 +14,7 @@ import pytest
 from machine import Machine
 from processes import UNDER, begin, inet, pc_lab
 from qemu.qmp import QMPClient
-from wire import ACCEPT, HELLO, FakeDestination, frame, header
+from wire import ACCEPT, SESSION, FakeDestination, frame, header
 
 TIMES = 3               # it is a race
 SECOND = 1000000000
@@ -39,13 +39,12 @@ async def quit_in_time(path: Path, check_only: bool) -> None:
         await other.connect(str(path))
         await begin(source, inet(destination.port), {"check-only": check_only})
         peer = await destination.next()
-        await peer.read_header()
-        await peer.read_frame(HELLO)
+        await peer.read_hello()
         await tell_disk(source, 'long "aio_read 0 512"')
         busy = asyncio.create_task(tell_disk(source, 'short "read 0 512"'))
         await asyncio.sleep(0.1)
         leave = asyncio.create_task(other.execute("quit"))
-        await peer.send(header(session=bytes(range(1, 17))) + frame(ACCEPT, {
+        await peer.send(header(session=SESSION) + frame(ACCEPT, {
             "version": 1, "capabilities": ["return-path"]}))
         await asyncio.gather(busy, leave, return_exceptions=True)
         await asyncio.wait_for(source.gone(), LIMIT)

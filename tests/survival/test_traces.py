@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 from machine import Lab, Machine, until
-from processes import (PROMPT, Options, begin, begin_check, check, end, inet, migrate, pc_lab,
-                       require_listening, start_destination, start_source, verdict)
-from wire import HELLO, FakeDestination
+from processes import (PROMPT, STRICTLY, UUIDS, Options, begin, begin_check, check, end, inet,
+                       migrate, pc_lab, require_listening, start_destination, start_source, verdict)
+from wire import FakeDestination
 
 PREFIX = "migration_handshake_"
-UUIDS = [("-uuid", f"{number}0000000-0000-4000-8000-000000000000") for number in (1, 2)]
-STRICTLY: Options = {"warnings-as-errors": True}
 TWO_CHANNELS: Options = {"optional-capabilities": ["multifd"]}
 PLAIN: Options = {"optional-capabilities": []}
 
@@ -126,18 +124,12 @@ async def test_refusal(tmp_path: Path) -> None:
             assert name.endswith("_end") and "UUID" in reason, reason
 
 
-async def hello_to(silent: FakeDestination) -> None:
-    peer = await silent.next()
-    await peer.read_header()
-    await peer.read_frame(HELLO)
-
-
 async def test_nobody_answers(tmp_path: Path) -> None:
     log = tmp_path / "source"
     async with pc_lab() as lab, FakeDestination() as silent:
         source = await start_source(lab, options=traced(log))
         await begin(source, inet(silent.port), {"timeout": 1})
-        await hello_to(silent)
+        await (await silent.next()).read_hello()
         await end(source)
         await require_story(log, ["source_connect", "source_hello", "source_end"])
         assert "within 1 seconds" in told(log)[-1][1]
@@ -148,7 +140,7 @@ async def test_cancelled_check(tmp_path: Path) -> None:
     async with pc_lab() as lab, FakeDestination() as silent:
         source = await start_source(lab, options=traced(log))
         await begin_check(source, inet(silent.port))
-        await hello_to(silent)
+        await (await silent.next()).read_hello()
         await source.execute("migrate_cancel")
         await verdict(source)
         await require_story(log, ["check_start", "source_hello", "source_end", "check_end"])

@@ -20,7 +20,8 @@ from processes import (begin, inet, pc_lab, require_refused, require_success, se
 from tshark import (SERVER, Fields, Recording, Turn, connection, decode, directory,
                     story, tshark, write)
 from wire import (ABORT, ACCEPT, COMMIT, CRITICAL, FRAME_MAX, HEADER_SIZE, HELLO, HELLO_MAX,
-                  PREFIX_SIZE, REJECT, STREAM, FakeDestination, Peer, frame, header, hello, prefix)
+                  PREFIX_SIZE, REJECT, SESSION, STREAM, FakeDestination, Peer, frame, header,
+                  hello, prefix)
 
 KIND = "qmhs.frame.type"
 PAYLOAD = "qmhs.frame.payload"
@@ -38,7 +39,6 @@ ODD = " || ".join(EXPERTS)
 CLIENT = 10000
 HEADER_MAX = 4096
 IP_TCP = 40             # bytes before what is said
-SESSION = bytes(range(1, 17))
 SESSION_TEXT = str(uuid.UUID(bytes=SESSION))
 UNASSIGNED = 99
 MEMORY = STREAM + bytes(200)
