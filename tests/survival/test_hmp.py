@@ -60,7 +60,7 @@ async def test_nothing_to_print() -> None:
 
 async def test_accepted() -> None:
     """With something declined, and a warning."""
-    options = {"optional-capabilities": ["multifd", "postcopy-ram", "switchover-ack"]}
+    options = {"optional-capabilities": ["multifd", "postcopy-preempt", "switchover-ack"]}
     async with pc_lab() as lab:
         source = await start_source(lab)
         destination, port = await start_destination(lab, options=WATCHDOG)
