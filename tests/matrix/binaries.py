@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-import json
 import os
 import shutil
-import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import pytest
 from conftest import QEMU, TOP
+from machine import Lab
+from processes import UNDER
 
 BASES = ("10.0", "10.2")
 STOCK = "stock"
-LIMIT = 30.0
+QUERIES = ("query-version", "query-machines", "query-migrate-capabilities",
+           "query-migrate-parameters", "query-qmp-schema")
 
 
 class Qemu(NamedTuple):
@@ -35,22 +39,19 @@ class Qemu(NamedTuple):
         return f"stock {self.version}" if self.base == STOCK else self.version
 
 
-def ask(path: Path, *commands: str) -> list[Any]:
+async def ask(path: Path, commands: Sequence[str]) -> list[Any]:
     """The answers of one that has no machine."""
-    lines = [json.dumps({"execute": name}) for name in ("qmp_capabilities", *commands, "quit")]
-    done = subprocess.run(
-        [path, "-machine", "none", "-nodefaults", "-display", "none",
-         "-qmp", "stdio"],
-        input="\n".join(lines), capture_output=True, text=True, timeout=LIMIT, check=True)
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    said = [one["return"] for one in answers if "return" in one]
-    return said[1:-1]
+    bare = [str(path), "-machine", "none", "-nodefaults", "-display", "none"]
+    async with Lab(bare, "tcg") as lab:      # not all have qtest
+        one = await lab.start(path.name, under=UNDER)
+        return [await one.execute(name) for name in commands]
 
 
 def describe(base: str, path: Path) -> Qemu:
-    version, machines, capabilities, parameters, schema = ask(
-        path, "query-version", "query-machines", "query-migrate-capabilities",
-        "query-migrate-parameters", "query-qmp-schema")
+    # It is asked for in the middle of tests, where a loop runs already.
+    with ThreadPoolExecutor(1) as thread:
+        version, machines, capabilities, parameters, schema = thread.submit(
+            asyncio.run, ask(path, QUERIES)).result()
     return Qemu(
         base, "{major}.{minor}.{micro}".format(**version["qemu"]), path,
         frozenset(one["name"] for one in machines),
