@@ -57,16 +57,13 @@ static void check_free(HandshakeCheck *check)
 /* There was no conversation that could tell what came of it */
 static void report_failure(const HandshakeCheck *check, const Error *err)
 {
-    g_autoptr(MigrationHandshakeInfo) info =
-        handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE,
-                           HANDSHAKE_PURPOSE_CHECK);
+    const char *why = check->cancelled ? "the check was cancelled"
+                                       : error_get_pretty(err);
 
-    info->status = check->cancelled ? MIGRATION_HANDSHAKE_STATUS_CANCELLED
-                                    : MIGRATION_HANDSHAKE_STATUS_FAILED;
-    info->message = g_strdup(check->cancelled ? "the check was cancelled"
-                                              : error_get_pretty(err));
-    trace_migration_handshake_check_end(info->message);
-    handshake_info_end(info, NULL, true);
+    trace_migration_handshake_check_end(why);
+    handshake_info_not_connected(HANDSHAKE_PURPOSE_CHECK, check->cancelled
+                                 ? MIGRATION_HANDSHAKE_STATUS_CANCELLED
+                                 : MIGRATION_HANDSHAKE_STATUS_FAILED, why);
 }
 
 static void conversation_done(Error *err, const QemuUUID *session,
@@ -209,7 +206,6 @@ bool handshake_check_start(SocketAddress *addr,
                            const MigrationHandshakeOptions *options,
                            Error **errp)
 {
-    g_autoptr(MigrationHandshakeInfo) info = NULL;
     g_autofree char *uri = socket_uri(addr);
     QIOChannel *ioc = NULL;
     HandshakeCheck *check;
@@ -230,9 +226,7 @@ bool handshake_check_start(SocketAddress *addr,
     check->single = ioc != NULL;
     check->fd = ioc;
     trace_migration_handshake_check_start(uri);
-    info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE,
-                              HANDSHAKE_PURPOSE_CHECK);
-    handshake_info_publish(info);
+    handshake_info_connecting(HANDSHAKE_PURPOSE_CHECK);
     current = check;
     if (ioc) {
         aio_bh_schedule_oneshot(qemu_get_aio_context(), fd_bh, check);

@@ -82,6 +82,14 @@ void handshake_info_publish(const MigrationHandshakeInfo *info)
     current = info_clone(info);
 }
 
+void handshake_info_connecting(const char *purpose)
+{
+    g_autoptr(MigrationHandshakeInfo) info =
+        handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE, purpose);
+
+    handshake_info_publish(info);
+}
+
 /*
  * A stranger can be refused, or ask, as often as it likes.  Refusals have one
  * event a second; all else has 60 at once, and then one a second.
@@ -114,6 +122,18 @@ void handshake_info_end(const MigrationHandshakeInfo *info,
                                         issues ? issues->errors : 0,
                                         issues ? issues->warnings : 0,
                                         info->message);
+}
+
+void handshake_info_not_connected(const char *purpose,
+                                  MigrationHandshakeStatus status,
+                                  const char *why)
+{
+    g_autoptr(MigrationHandshakeInfo) info =
+        handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE, purpose);
+
+    info->status = status;
+    info->message = g_strdup(why);
+    handshake_info_end(info, NULL, true);
 }
 
 MigrationHandshakeInfo *handshake_info_query(void)

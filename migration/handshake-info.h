@@ -45,6 +45,22 @@ void handshake_info_set_verdict(MigrationHandshakeInfo *info,
 void handshake_info_publish(const MigrationHandshakeInfo *info);
 
 /**
+ * handshake_info_connecting: a source begins to connect: show it
+ * @purpose: what the conversation is for
+ */
+void handshake_info_connecting(const char *purpose);
+
+/**
+ * handshake_info_not_connected: there was none: show it, and tell clients
+ * @purpose: what it would have been for
+ * @status: FAILED or CANCELLED
+ * @why: for people, in one line
+ */
+void handshake_info_not_connected(const char *purpose,
+                                  MigrationHandshakeStatus status,
+                                  const char *why);
+
+/**
  * handshake_info_end: the conversation has ended: publish it, and tell clients
  * @info: the record, which is copied
  * @issues: what was found, or NULL

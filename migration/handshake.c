@@ -25,6 +25,7 @@
 #include "handshake-connect.h"
 #include "handshake-destination.h"
 #include "handshake-info.h"
+#include "handshake-message.h"
 #include "handshake-settings.h"
 #include "handshake-source.h"
 #include "handshake-tls.h"
@@ -39,6 +40,8 @@
 
 /* In seconds; see MigrationHandshakeOptions */
 #define TIMEOUT_MAX     3600
+
+#define CANCELLED       "the migration was cancelled"
 
 /* The outgoing migration */
 static struct {
@@ -164,6 +167,9 @@ void migration_handshake_arm(const MigrationChannel *channel,
     source.single = channel && channel->addr->u.socket.type ==
                                SOCKET_ADDRESS_TYPE_FD;
     source.in_session = false;
+    if (channel) {
+        handshake_info_connecting(HANDSHAKE_PURPOSE_MIGRATE);
+    }
 }
 
 void migration_handshake_listen(const MigrationChannel *channel)
@@ -196,10 +202,27 @@ static void watch_begin(void)
     }
 }
 
+/*
+ * If there was no conversation, nobody else has told what came of it.  @err is
+ * NULL if it was cancelled.
+ */
+static void report_no_conversation(const Error *err)
+{
+    const char *why = err ? error_get_pretty(err) : CANCELLED;
+
+    if (source.wanted) {
+        source.wanted = false;
+        trace_migration_handshake_source_not_connected(why);
+        handshake_info_not_connected(HANDSHAKE_PURPOSE_MIGRATE, err
+                                     ? MIGRATION_HANDSHAKE_STATUS_FAILED
+                                     : MIGRATION_HANDSHAKE_STATUS_CANCELLED,
+                                     why);
+    }
+}
+
 /* Its end may be minutes away, and will only close its socket */
 static void abandon_attempt(void)
 {
-    source.wanted = false;
     source.attempt++;
     watch_end();
 }
@@ -297,7 +320,7 @@ static void source_done(Error *err, const QemuUUID *session, void *opaque)
 
     /* A cancellation may have come after the last word */
     if (!local_err && s->state != MIGRATION_STATUS_SETUP) {
-        error_setg(&local_err, "the migration was cancelled");
+        error_setg(&local_err, CANCELLED);
     }
     if (!local_err) {
         source.session = *session;
@@ -326,7 +349,6 @@ bool migration_handshake_connected(QIOChannel *ioc)
             ? NULL : QIO_CHANNEL(object_ref(OBJECT(ioc)));
         return false;
     }
-    source.wanted = false;
     tls_end();
     watch_end();
 
@@ -334,11 +356,12 @@ bool migration_handshake_connected(QIOChannel *ioc)
     if (s->state != MIGRATION_STATUS_SETUP) {
         g_autoptr(Error) err = NULL;
 
-        error_setg(&err, "the migration was cancelled");
+        error_setg(&err, CANCELLED);
         migration_connect(s, err);
         return true;
     }
 
+    source.wanted = false;
     source.ioc = QIO_CHANNEL(object_ref(OBJECT(ioc)));
     migration_ioc_register_yank(ioc);
     source.conversation = handshake_source_start(ioc, source.single, since_ms,
@@ -359,6 +382,7 @@ bool migration_handshake_cancel(void)
     }
     if (source.wanted) {
         abandon_attempt();
+        report_no_conversation(NULL);
         yank_unregister_instance(MIGRATION_YANK_INSTANCE);
     }
     return false;
@@ -470,6 +494,7 @@ static void end_bh(void *opaque)
 
 void migration_handshake_note_error(Error **errp)
 {
+    report_no_conversation(*errp);
     if (source.in_session) {
         if (migrate_get_current()->state == MIGRATION_STATUS_SETUP) {
             error_prepend(errp, "before the stream began: ");
@@ -543,7 +568,7 @@ bool migration_handshake_accept(QIOChannel *ioc)
 
 void migration_handshake_source_cleanup(void)
 {
-    source.wanted = false;
+    report_no_conversation(NULL);
     source.in_session = false;
     tls_end();
     watch_end();

@@ -67,7 +67,8 @@ bool migration_handshake_check_incoming(const MigrationChannel *channel,
  * @channel: the channel of type 'handshake', NULL if there is none
  * @options: the argument 'handshake' of 'migrate', or NULL
  *
- * Called once a migration is certain to be attempted.
+ * Called once a migration is certain to be attempted.  query-migrate shows that
+ * a handshake is in progress from then on.
  */
 void migration_handshake_arm(const MigrationChannel *channel,
                              const MigrationHandshakeOptions *options);
@@ -247,6 +248,7 @@ bool migration_handshake_end_tls(QIOChannel *ioc);
  * @errp: the error; advice is added if the destination does not take the stream
  *        because it wants a handshake
  *
+ * If there was no conversation yet, clients are told that there will be none.
  * In session, connections on their way end, because the migration would wait
  * for them; and all channels are shut down, unless postcopy has begun.  Any
  * thread.

@@ -227,6 +227,8 @@ async def interrupt(source: Machine, interruption: Interruption) -> None:
     await source.execute(interruption.command, interruption.arguments)
     await wait_status(source, interruption.status, 3 * PROMPT)
     assert time.monotonic() - start < PROMPT
+    info = await source.handshake()
+    assert not info["check-only"] and info["status"] in (interruption.status, "accepted"), info
     await until("the guest to run", PROMPT, source.is_running, every=0.001)
 
 

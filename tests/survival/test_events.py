@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from machine import Json, Machine, until
+from machine import Json, Machine, NotSeen, until
 from processes import (PROMPT, STRICTLY, UUIDS, begin, check, end, inet, migrate, pc_lab,
                        require_good_migration, require_listening, set_capabilities, set_tls,
-                       start_destination, start_source)
+                       start_destination, start_source, unix)
 from qemu.qmp import EventListener
-from wire import HELLO, Peer, frame, header, hello
+from wire import HELLO, FakeDestination, FullListener, Peer, frame, header, hello
 
 BURST = 60              # events about strangers that were not refused
 MANY = 100
@@ -137,6 +138,105 @@ async def test_given_up_is_not_agreed(leave: Any, status: str) -> None:
 
         await until(status, PROMPT, known, every=0.001)
         require_nothing_agreed(await destination.handshake())
+
+
+# Each begins a migration that gets no conversation, and tells what became of it.
+NoConversation = Callable[[Machine, Path], Awaitable[str]]
+
+
+async def nobody_listens(source: Machine, directory: Path) -> str:
+    await begin(source, unix(directory / "nobody"))
+    return "failed"
+
+
+async def no_such_fd(source: Machine, _: Path) -> str:
+    with pytest.raises(NotSeen, match="has not been found"):
+        await begin(source, {"transport": "socket", "type": "fd", "str": "none"})
+    return "failed"
+
+
+async def no_credentials(source: Machine, _: Path) -> str:
+    await source.execute("migrate-set-parameters", {"tls-creds": "none"})
+    async with FakeDestination() as fake:
+        await begin(source, inet(fake.port))
+        await end(source)
+    return "failed"
+
+
+async def require_in_progress(source: Machine) -> None:
+    info = await source.handshake()
+    assert (info["status"], info["check-only"]) == ("in-progress", False)
+    require_blank(info)
+
+
+async def cancelled_in_connect(source: Machine, directory: Path) -> str:
+    async with FullListener.unix(directory / "full"):
+        await begin(source, unix(directory / "full"))
+        await require_in_progress(source)
+        await source.execute("migrate_cancel")
+    return "cancelled"
+
+
+async def yanked_in_connect(source: Machine, directory: Path) -> str:
+    async with FullListener.unix(directory / "full"):
+        await begin(source, unix(directory / "full"))
+        await require_in_progress(source)
+        await source.execute("yank", {"instances": [{"type": "migration"}]})
+    return "failed"
+
+
+async def cancelled_in_tls(source: Machine, _: Path) -> str:
+    await set_tls(source, "client")
+    async with FakeDestination() as silent:
+        await begin(source, inet(silent.port))
+        await (await silent.next()).read(1)
+        await require_in_progress(source)
+        await source.execute("migrate_cancel")
+        await end(source)
+    return "cancelled"
+
+
+async def nobody_answers_to_tls(source: Machine, _: Path) -> str:
+    await set_tls(source, "client")
+    async with FakeDestination() as silent:
+        await begin(source, inet(silent.port), {"timeout": 1})
+        await require_in_progress(source)
+        await end(source)
+    return "failed"
+
+
+def require_blank(info: Json) -> None:
+    """Nothing is left of a handshake that there was before."""
+    assert not {"peer", "session", "protocol-version"} & set(info), info
+    assert not info["issues"] and not info["capabilities"], info
+
+
+@pytest.mark.parametrize("happen", [
+    nobody_listens, no_such_fd, no_credentials, cancelled_in_connect, yanked_in_connect,
+    cancelled_in_tls, nobody_answers_to_tls], ids=lambda one: one.__name__)
+async def test_no_conversation(happen: NoConversation, tmp_path: Path) -> None:
+    """It is told of like any other, and does not look like the one before."""
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=UUIDS[0])
+        destination, port = await start_destination(lab, options=UUIDS[1])
+        before = await check(source, inet(port))
+        assert before["status"] == "accepted" and before["issues"]
+        await set_capabilities(source, "events")
+        with source.events("MIGRATION_HANDSHAKE") as listener:
+            status = await happen(source, tmp_path)
+            migration = await end(source)
+            await source.execute("query-status")        # no event could be behind that
+            event, = listener.clear()
+        info = migration["handshake"]
+        assert migration["status"] == info["status"] == status
+        assert info["role"] == "source" and not info["check-only"]
+        require_blank(info)
+        if status == "failed":
+            assert info["message"] == migration["error-desc"]
+        assert event["data"] == {"role": "source", "status": status, "check-only": False,
+                                 "errors": 0, "warnings": 0, "message": info["message"]}
+        await source.execute("migrate-set-parameters", {"tls-creds": ""})
+        await require_good_migration(source, destination, port)
 
 
 async def test_gone_without_an_answer() -> None:

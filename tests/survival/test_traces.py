@@ -153,4 +153,6 @@ async def test_nobody_answers_to_tls(tmp_path: Path) -> None:
         source = await start_source(lab, tls=True, options=traced(log))
         await begin(source, inet(silent.port), {"timeout": 1})
         await end(source)
-        await require_story(log, ["source_connect", "source_tls", "source_tls_timeout"])
+        await require_story(log, ["source_connect", "source_tls", "source_tls_timeout",
+                                  "source_not_connected"])
+        assert "within 1 seconds" in told(log)[-1][1]

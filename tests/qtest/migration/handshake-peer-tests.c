@@ -93,9 +93,11 @@ static void test_cancel_connecting(void)
         gint64 start;
 
         migrate_to_unix(from, path);
+        qobject_unref(wait_handshake(from, "in-progress"));
         start = g_get_monotonic_time();
         migrate_cancel(from);
         qobject_unref(wait_status(from, "cancelled"));
+        qobject_unref(wait_handshake(from, "cancelled"));
         g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
         g_assert_true(is_running(from));
     }
@@ -146,9 +148,11 @@ static void test_cancel_tls(void)
         g_assert_cmpint(recv(peer.fd, record, 5, MSG_WAITALL), ==, 5);
         g_assert_cmpint(record[0], ==, 0x16);
 
+        qobject_unref(wait_handshake(from, "in-progress"));
         start = g_get_monotonic_time();
         migrate_cancel(from);
         qobject_unref(wait_status(from, "cancelled"));
+        qobject_unref(wait_handshake(from, "cancelled"));
         g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
         g_assert_true(is_running(from));
         close(peer.fd);
@@ -161,6 +165,29 @@ static void test_cancel_tls(void)
     stop_both(from, to);
 }
 #endif
+
+/* What was agreed on before is not what became of this migration */
+static void test_not_connected(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/nobody", tmpfs);
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+    QDict *rsp, *info;
+
+    qobject_unref(check_to(from, to, NULL));
+    migrate_to_unix(from, path);
+    rsp = wait_status(from, "failed");
+    info = qdict_get_qdict(rsp, "handshake");
+    g_assert_cmpstr(qdict_get_str(info, "role"), ==, "source");
+    g_assert_cmpstr(qdict_get_str(info, "status"), ==, "failed");
+    g_assert_false(qdict_get_bool(info, "check-only"));
+    g_assert_cmpstr(qdict_get_str(info, "message"), ==,
+                    qdict_get_str(rsp, "error-desc"));
+    g_assert_false(qdict_haskey(info, "session"));
+    qobject_unref(rsp);
+    assert_good_migration(from, to);
+    stop_both(from, to);
+}
 
 static void test_timeout(void)
 {
@@ -595,6 +622,8 @@ void migration_test_add_handshake_peer(MigrationTestEnv *env)
     migration_test_add("/migration/handshake/cancel-tls", test_cancel_tls);
 #endif
     migration_test_add("/migration/handshake/yank", test_yank);
+    migration_test_add("/migration/handshake/not-connected",
+                       test_not_connected);
     migration_test_add("/migration/handshake/timeout", test_timeout);
     migration_test_add("/migration/handshake/grease", test_grease);
     migration_test_add("/migration/handshake/bad/answer", test_bad_answer);
