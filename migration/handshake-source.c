@@ -10,8 +10,10 @@
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
+#include "io/channel-socket.h"
 #include "qapi/error.h"
 #include "qemu/main-loop.h"
+#include "qemu/sockets.h"
 #include "qemu/timer.h"
 #include "handshake-info.h"
 #include "handshake-message.h"
@@ -377,9 +379,15 @@ uint32_t handshake_source_timeout(const MigrationHandshakeOptions *options)
 
 bool handshake_source_check_channel(QIOChannel *ioc, Error **errp)
 {
-    if (!qio_channel_has_feature(ioc, QIO_CHANNEL_FEATURE_SHUTDOWN)) {
+    Object *socket = object_dynamic_cast(OBJECT(ioc), TYPE_QIO_CHANNEL_SOCKET);
+    int type = 0;
+    socklen_t len = sizeof(type);
+
+    /* A datagram's end never comes, and shutdown() does not wake who waits */
+    if (!socket || getsockopt(QIO_CHANNEL_SOCKET(socket)->fd, SOL_SOCKET,
+                              SO_TYPE, &type, &len) || type != SOCK_STREAM) {
         error_setg(errp, "Channel type 'handshake' needs a bidirectional "
-                   "socket, which this file descriptor is not");
+                   "socket of type stream, which this file descriptor is not");
         return false;
     }
     return true;

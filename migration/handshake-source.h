@@ -62,7 +62,7 @@ uint32_t handshake_source_timeout(const MigrationHandshakeOptions *options);
  * handshake_source_check_channel: whether a conversation is possible
  * @ioc: a channel made from a file descriptor
  *
- * Returns: true if so, false with @errp set if it is not bidirectional
+ * Returns: true if so, false with @errp set if it is no stream socket
  */
 bool handshake_source_check_channel(QIOChannel *ioc, Error **errp);
 

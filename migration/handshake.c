@@ -202,24 +202,6 @@ static void watch_begin(void)
     }
 }
 
-/*
- * If there was no conversation, nobody else has told what came of it.  @err is
- * NULL if it was cancelled.
- */
-static void report_no_conversation(const Error *err)
-{
-    const char *why = err ? error_get_pretty(err) : CANCELLED;
-
-    if (source.wanted) {
-        source.wanted = false;
-        trace_migration_handshake_source_not_connected(why);
-        handshake_info_not_connected(HANDSHAKE_PURPOSE_MIGRATE, err
-                                     ? MIGRATION_HANDSHAKE_STATUS_FAILED
-                                     : MIGRATION_HANDSHAKE_STATUS_CANCELLED,
-                                     why);
-    }
-}
-
 /* Its end may be minutes away, and will only close its socket */
 static void abandon_attempt(void)
 {
@@ -295,6 +277,23 @@ void migration_handshake_connect_failed(Error **errp)
     }
     tls_end();
     watch_end();
+}
+
+void migration_handshake_not_connected(const Error *err)
+{
+    MigrationState *s = migrate_get_current();
+    bool cancelled = !err || s->state == MIGRATION_STATUS_CANCELLING;
+    const char *why = cancelled ? CANCELLED : error_get_pretty(err);
+
+    /* A conversation has told already */
+    if (source.wanted) {
+        source.wanted = false;
+        trace_migration_handshake_source_not_connected(why);
+        handshake_info_not_connected(HANDSHAKE_PURPOSE_MIGRATE, cancelled
+                                     ? MIGRATION_HANDSHAKE_STATUS_CANCELLED
+                                     : MIGRATION_HANDSHAKE_STATUS_FAILED,
+                                     why);
+    }
 }
 
 bool migration_handshake_tls_failed(QIOChannel *ioc)
@@ -382,7 +381,7 @@ bool migration_handshake_cancel(void)
     }
     if (source.wanted) {
         abandon_attempt();
-        report_no_conversation(NULL);
+        migration_handshake_not_connected(NULL);
         yank_unregister_instance(MIGRATION_YANK_INSTANCE);
     }
     return false;
@@ -494,7 +493,6 @@ static void end_bh(void *opaque)
 
 void migration_handshake_note_error(Error **errp)
 {
-    report_no_conversation(*errp);
     if (source.in_session) {
         if (migrate_get_current()->state == MIGRATION_STATUS_SETUP) {
             error_prepend(errp, "before the stream began: ");
@@ -568,7 +566,7 @@ bool migration_handshake_accept(QIOChannel *ioc)
 
 void migration_handshake_source_cleanup(void)
 {
-    report_no_conversation(NULL);
+    source.wanted = false;
     source.in_session = false;
     tls_end();
     watch_end();

@@ -147,6 +147,15 @@ bool migration_handshake_wanted(void);
 void migration_handshake_connect_failed(Error **errp);
 
 /**
+ * migration_handshake_not_connected: an attempt ends before its stream
+ * @err: why; NULL, or not used, if it was cancelled
+ *
+ * Called before the state shows it.  If there was no conversation that has told
+ * clients why, they are told now.
+ */
+void migration_handshake_not_connected(const Error *err);
+
+/**
  * migration_handshake_tls_failed: who connected to us does not get through TLS
  * @ioc: the channel, before TLS or after
  *
@@ -248,7 +257,6 @@ bool migration_handshake_end_tls(QIOChannel *ioc);
  * @errp: the error; advice is added if the destination does not take the stream
  *        because it wants a handshake
  *
- * If there was no conversation yet, clients are told that there will be none.
  * In session, connections on their way end, because the migration would wait
  * for them; and all channels are shut down, unless postcopy has begun.  Any
  * thread.

@@ -795,9 +795,10 @@ async def test_fd_that_is_no_good() -> None:
             before = fds(source)
             with pytest.raises(NotSeen, match="given"):
                 await begin_check(source, FD)
-            for end_of_pipe in os.pipe():
-                await source.give(end_of_pipe, "given")
-                os.close(end_of_pipe)
+            datagrams = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            for bad in (*os.pipe(), *(one.detach() for one in datagrams)):
+                await source.give(bad, "given")
+                os.close(bad)
                 with pytest.raises(NotSeen, match="bidirectional socket"):
                     await begin_check(source, FD)
             assert fds(source) == before

@@ -222,11 +222,15 @@ async def test_no_conversation(happen: NoConversation, tmp_path: Path) -> None:
         before = await check(source, inet(port))
         assert before["status"] == "accepted" and before["issues"]
         await set_capabilities(source, "events")
-        with source.events("MIGRATION_HANDSHAKE") as listener:
+        with source.events("MIGRATION_HANDSHAKE", "MIGRATION") as listener:
             status = await happen(source, tmp_path)
             migration = await end(source)
             await source.execute("query-status")        # no event could be behind that
-            event, = listener.clear()
+            *others, event, last = listener.clear()
+        # The migration's end is the last word, as after a conversation.
+        assert event["event"] == "MIGRATION_HANDSHAKE"
+        assert {other["event"] for other in (*others, last)} == {"MIGRATION"}
+        assert last["data"] == {"status": status}
         info = migration["handshake"]
         assert migration["status"] == info["status"] == status
         assert info["role"] == "source" and not info["check-only"]

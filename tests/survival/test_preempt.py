@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
-from machine import Lab, Machine, NotSeen
-from processes import (PROMPT, begin, end, inet, pc_lab, require_success, start_destination,
-                       start_source, wait_status)
+from machine import Lab, Machine, NotSeen, until
+from processes import (PROMPT, begin, end, inet, pc_lab, require_good_migration, require_success,
+                       set_capabilities, start_destination, start_source, unix, wait_status)
 from relay import Line, Relay
+from wire import FullListener
 
 SLOW = 64 << 10     # bytes a second: there has to be something left for postcopy
 
@@ -72,3 +75,32 @@ async def test_main_channel_ends_meanwhile() -> None:
         # The stream had begun, so that the destination goes as it does today.
         with contextlib.suppress(NotSeen):
             assert not await migration.destination.is_running()
+
+
+async def test_failure_that_comes_in_the_next_migration(tmp_path: Path) -> None:
+    """It is none of that one's, whose handshake goes on."""
+    async with pc_lab("pc-i440fx-7.2") as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        await set_capabilities(source, "postcopy-ram", "postcopy-preempt")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "one"))
+            listener.listen(0)      # has room for the main channel
+            await begin(source, unix(tmp_path / "one"), kind="main")
+            await asyncio.sleep(0.1)
+            await source.execute("migrate_cancel")
+            await wait_status(source, "cancelled")
+            await set_capabilities(source, "postcopy-ram", "postcopy-preempt", state=False)
+            async with FullListener.unix(tmp_path / "full"):
+                await begin(source, unix(tmp_path / "full"))
+                listener.close()
+
+                async def has_failed() -> bool:
+                    return "error-desc" in await source.migration()
+
+                await until("the failure", PROMPT, has_failed, every=0.001)
+                assert (await source.migration())["status"] == "setup"
+                assert (await source.handshake())["status"] == "in-progress"
+                await source.execute("migrate_cancel")
+                assert (await source.handshake())["status"] == "cancelled"
+        await require_good_migration(source, destination, port)

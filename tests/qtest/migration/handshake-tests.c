@@ -510,6 +510,18 @@ static void test_refused_incoming(void)
 }
 
 /* A pipe and a file as fd: on the source */
+/* @fd is closed */
+static void refuse_fd(QTestState *from, int fd)
+{
+    qtest_qmp_fds_assert_success(from, &fd, 1,
+                                 "{ 'execute': 'getfd',"
+                                 "  'arguments': { 'fdname': 'mig' }}");
+    close(fd);
+    assert_refused(from, "migrate",
+                   "{ 'channels': [ " HANDSHAKE(ADDR_FD) " ] }",
+                   "Channel type 'handshake' needs a bidirectional socket");
+}
+
 static void test_refused_fd(void)
 {
     QTestState *to = start_destination("");
@@ -517,24 +529,16 @@ static void test_refused_fd(void)
     int fds[2];
 
     g_assert_true(g_unix_open_pipe(fds, FD_CLOEXEC, NULL));
-    qtest_qmp_fds_assert_success(from, &fds[1], 1,
-                                 "{ 'execute': 'getfd',"
-                                 "  'arguments': { 'fdname': 'mig' }}");
+    refuse_fd(from, fds[1]);
     close(fds[0]);
-    close(fds[1]);
-    assert_refused(from, "migrate",
-                   "{ 'channels': [ " HANDSHAKE(ADDR_FD) " ] }",
-                   "Channel type 'handshake' needs a bidirectional socket");
 
     fds[0] = open("/dev/null", O_RDWR);
     g_assert_cmpint(fds[0], >=, 0);
-    qtest_qmp_fds_assert_success(from, fds, 1,
-                                 "{ 'execute': 'getfd',"
-                                 "  'arguments': { 'fdname': 'mig' }}");
-    close(fds[0]);
-    assert_refused(from, "migrate",
-                   "{ 'channels': [ " HANDSHAKE(ADDR_FD) " ] }",
-                   "Channel type 'handshake' needs a bidirectional socket");
+    refuse_fd(from, fds[0]);
+
+    g_assert_cmpint(qemu_socketpair(AF_UNIX, SOCK_DGRAM, 0, fds), ==, 0);
+    refuse_fd(from, fds[0]);
+    close(fds[1]);
 
     assert_good_migration(from, to);
     stop_both(from, to);
