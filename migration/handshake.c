@@ -45,7 +45,7 @@
 
 /* The outgoing migration */
 static struct {
-    bool wanted;                        /* and not yet held */
+    bool wanted;                        /* and neither held nor reported yet */
     bool single;                        /* no further connection is possible */
     MigrationHandshakeOptions *options;
     unsigned attempt;                   /* to connect */

@@ -87,7 +87,7 @@ async def test_failure_that_comes_in_the_next_migration(tmp_path: Path) -> None:
             listener.bind(str(tmp_path / "one"))
             listener.listen(0)      # has room for the main channel
             await begin(source, unix(tmp_path / "one"), kind="main")
-            await asyncio.sleep(0.1)
+            await wait_status(source, "active")
             await source.execute("migrate_cancel")
             await wait_status(source, "cancelled")
             await set_capabilities(source, "postcopy-ram", "postcopy-preempt", state=False)

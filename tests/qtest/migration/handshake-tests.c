@@ -509,7 +509,6 @@ static void test_refused_incoming(void)
     qtest_quit(to);
 }
 
-/* A pipe and a file as fd: on the source */
 /* @fd is closed */
 static void refuse_fd(QTestState *from, int fd)
 {
@@ -522,6 +521,7 @@ static void refuse_fd(QTestState *from, int fd)
                    "Channel type 'handshake' needs a bidirectional socket");
 }
 
+/* What is no stream as fd: on the source */
 static void test_refused_fd(void)
 {
     QTestState *to = start_destination("");
