@@ -207,9 +207,9 @@ async def require_listening(destination: Machine, limit: float = 2 * PROMPT) -> 
     assert (await destination.execute("query-status"))["status"] == "inmigrate"
 
 
-async def require_timeout(what: str, wait: Callable[[float], Awaitable[bool]]) -> None:
-    """A destination's patience has to end, and not too early."""
-    start = time.monotonic()
+async def require_timeout(what: str, wait: Callable[[float], Awaitable[bool]],
+                          start: float) -> None:
+    """A destination's patience, which began after `start`, has to end, and not too early."""
     assert await wait(TIMEOUT + LATE), what
     assert time.monotonic() - start > TIMEOUT - EARLY, f"{what}: too early"
 

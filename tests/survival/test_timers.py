@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 
 from machine import Lab, Machine
@@ -23,7 +24,7 @@ async def keep_sending(peer: Peer, data: bytes, pause: float) -> None:
         await peer.send_slowly(data, pause)
 
 
-async def silent_strangers() -> None:
+async def silent_strangers(started: asyncio.Barrier) -> None:
     """Whatever they have said before they fell silent, or however slowly they speak."""
     said = {
         "nothing": b"",
@@ -38,7 +39,9 @@ async def silent_strangers() -> None:
     async with pc_lab() as lab:
         source = await start_source(lab)
         destination, port = await start_destination(lab)
+        await started.wait()
         async with Watch(destination), contextlib.AsyncExitStack() as stack:
+            start = time.monotonic()
             peers = {}
             for what, words in said.items():
                 peers[what] = await Peer.connect(port)
@@ -48,18 +51,20 @@ async def silent_strangers() -> None:
             stack.callback(slow.close)
             speaking = asyncio.create_task(keep_sending(slow, header() + header(), 0.5))
             peers["one byte every half second"] = slow
-            await asyncio.gather(*(require_timeout(what, peer.ended)
+            await asyncio.gather(*(require_timeout(what, peer.ended, start)
                                    for what, peer in peers.items()))
             speaking.cancel()
         await require_good_migration(source, destination, port)
 
 
-async def silent_strangers_with_tls() -> None:
+async def silent_strangers_with_tls(started: asyncio.Barrier) -> None:
     """Before TLS, within it, and after it."""
     async with pc_lab() as lab:
         source = await start_source(lab, tls=True)
         destination, port = await start_destination(lab, tls=True)
+        await started.wait()
         async with Watch(destination), contextlib.AsyncExitStack() as stack:
+            start = time.monotonic()
             peers = {
                 "nothing": await join(port, stack),
                 "half of a TLS hello": await say(port, stack, tls_hello()[:100]),
@@ -69,7 +74,7 @@ async def silent_strangers_with_tls() -> None:
                 "a header after TLS": await join_tls(port, stack),
             }
             await peers["a header after TLS"].send(header())
-            await asyncio.gather(*(require_timeout(what, peer.ended)
+            await asyncio.gather(*(require_timeout(what, peer.ended, start)
                                    for what, peer in peers.items()))
         await require_good_migration(source, destination, port)
 
@@ -98,10 +103,14 @@ async def stream_and_no_channels(peer: Peer) -> None:
 async def end_behind_a_full_buffer(peer: Peer) -> None:
     """Its end cannot arrive: nothing is read while channels are missing."""
     await no_channels(peer)
-    peer.write(STREAM + bytes(64 * MIB))
+    peer.write(STREAM)
+    for _ in range(64):
+        peer.write(bytes(MIB))
+        await asyncio.sleep(0)      # who watches others must not wait for this
     peer.finish()
 
 
+HELD = (0, 1)       # channels that come before a QEMU dies
 GONE = [no_commit, half_a_commit, no_channels, stream_and_no_channels, end_behind_a_full_buffer]
 
 
@@ -111,26 +120,28 @@ async def is_free_in(destination: Machine, limit: float) -> bool:
 
 
 async def outlive(lab: Lab, number: int, leave: Callable[[Peer], Awaitable[None]],
-                  some_channels: bool = False) -> None:
+                  started: asyncio.Barrier) -> None:
     """The second source is told `busy` all the while; then its migration succeeds."""
     source = await start_source(lab, f"source {number}")
     destination, port = await start_destination(lab, f"destination {number}")
+    await started.wait()
     first = await Peer.connect(port)
     try:
         async with Watch(destination):
+            start = time.monotonic()
             await leave(first)
             busy = await migrate(source, port)
             assert busy["status"] == "failed"
             assert "another migration" in busy["error-desc"]
             await require_timeout(leave.__name__,
-                                  lambda limit: is_free_in(destination, limit))
+                                  lambda limit: is_free_in(destination, limit), start)
             assert await first.ended(PATIENCE)
             await require_good_migration(source, destination, port)
     finally:
         first.close()
 
 
-async def outlive_a_qemu(lab: Lab, number: int, held: int) -> None:
+async def outlive_a_qemu(lab: Lab, number: int, held: int, started: asyncio.Barrier) -> None:
     """A real source dies behind something that does not tell; `held` channels never arrive."""
     async def treat(line: Line) -> None:
         if line.number >= 1 + held:
@@ -143,7 +154,9 @@ async def outlive_a_qemu(lab: Lab, number: int, held: int) -> None:
     first = await start_source(lab, f"first source {number}")
     source = await start_source(lab, f"source {number}")
     destination, port = await start_destination(lab, f"destination {number}")
+    await started.wait()
     async with Relay(port, treat) as relay:
+        start = time.monotonic()
         await begin(first, inet(relay.port))
         while not (await destination.migration()).get("handshake"):
             await asyncio.sleep(0.01)
@@ -151,22 +164,24 @@ async def outlive_a_qemu(lab: Lab, number: int, held: int) -> None:
         busy = await migrate(source, port)
         assert "another migration" in busy["error-desc"]
         await require_timeout(f"a source with {held} channels",
-                              lambda limit: is_free_in(destination, limit))
+                              lambda limit: is_free_in(destination, limit), start)
         await require_good_migration(source, destination, port)
 
 
-async def dead_sources() -> None:
+async def dead_sources(started: asyncio.Barrier) -> None:
     """No end of stream tells that they are gone."""
     async with pc_lab() as lab:
-        await asyncio.gather(*(outlive(lab, number, leave) for number, leave in enumerate(GONE)),
-                             *(outlive_a_qemu(lab, len(GONE) + held, held) for held in (0, 1)))
+        await asyncio.gather(
+            *(outlive(lab, number, leave, started) for number, leave in enumerate(GONE)),
+            *(outlive_a_qemu(lab, len(GONE) + held, held, started) for held in HELD))
 
 
 async def test_timers() -> None:
-    """All who wait for half a minute."""
+    """All who wait for half a minute, once all QEMUs run: a busy machine answers late."""
+    started = asyncio.Barrier(2 + len(GONE) + len(HELD))
     async with asyncio.TaskGroup() as group:
         for wait in (silent_strangers, silent_strangers_with_tls, dead_sources):
-            group.create_task(wait())
+            group.create_task(wait(started))
 
 
 async def test_an_end_behind_unread_data() -> None:
