@@ -24,7 +24,7 @@ async def keep_sending(peer: Peer, data: bytes, pause: float) -> None:
         await peer.send_slowly(data, pause)
 
 
-async def silent_strangers(started: asyncio.Barrier) -> None:
+async def silent_strangers() -> None:
     """Whatever they have said before they fell silent, or however slowly they speak."""
     said = {
         "nothing": b"",
@@ -39,7 +39,6 @@ async def silent_strangers(started: asyncio.Barrier) -> None:
     async with pc_lab() as lab:
         source = await start_source(lab)
         destination, port = await start_destination(lab)
-        await started.wait()
         async with Watch(destination), contextlib.AsyncExitStack() as stack:
             start = time.monotonic()
             peers = {}
@@ -57,12 +56,11 @@ async def silent_strangers(started: asyncio.Barrier) -> None:
         await require_good_migration(source, destination, port)
 
 
-async def silent_strangers_with_tls(started: asyncio.Barrier) -> None:
+async def silent_strangers_with_tls() -> None:
     """Before TLS, within it, and after it."""
     async with pc_lab() as lab:
         source = await start_source(lab, tls=True)
         destination, port = await start_destination(lab, tls=True)
-        await started.wait()
         async with Watch(destination), contextlib.AsyncExitStack() as stack:
             start = time.monotonic()
             peers = {
@@ -110,7 +108,6 @@ async def end_behind_a_full_buffer(peer: Peer) -> None:
     peer.finish()
 
 
-HELD = (0, 1)       # channels that come before a QEMU dies
 GONE = [no_commit, half_a_commit, no_channels, stream_and_no_channels, end_behind_a_full_buffer]
 
 
@@ -119,12 +116,11 @@ async def is_free_in(destination: Machine, limit: float) -> bool:
     return True
 
 
-async def outlive(lab: Lab, number: int, leave: Callable[[Peer], Awaitable[None]],
-                  started: asyncio.Barrier) -> None:
+async def outlive(lab: Lab, number: int,
+                  leave: Callable[[Peer], Awaitable[None]]) -> None:
     """The second source is told `busy` all the while; then its migration succeeds."""
     source = await start_source(lab, f"source {number}")
     destination, port = await start_destination(lab, f"destination {number}")
-    await started.wait()
     first = await Peer.connect(port)
     try:
         async with Watch(destination):
@@ -141,7 +137,7 @@ async def outlive(lab: Lab, number: int, leave: Callable[[Peer], Awaitable[None]
         first.close()
 
 
-async def outlive_a_qemu(lab: Lab, number: int, held: int, started: asyncio.Barrier) -> None:
+async def outlive_a_qemu(lab: Lab, number: int, held: int) -> None:
     """A real source dies behind something that does not tell; `held` channels never arrive."""
     async def treat(line: Line) -> None:
         if line.number >= 1 + held:
@@ -154,7 +150,6 @@ async def outlive_a_qemu(lab: Lab, number: int, held: int, started: asyncio.Barr
     first = await start_source(lab, f"first source {number}")
     source = await start_source(lab, f"source {number}")
     destination, port = await start_destination(lab, f"destination {number}")
-    await started.wait()
     async with Relay(port, treat) as relay:
         start = time.monotonic()
         await begin(first, inet(relay.port))
@@ -168,20 +163,18 @@ async def outlive_a_qemu(lab: Lab, number: int, held: int, started: asyncio.Barr
         await require_good_migration(source, destination, port)
 
 
-async def dead_sources(started: asyncio.Barrier) -> None:
+async def dead_sources() -> None:
     """No end of stream tells that they are gone."""
     async with pc_lab() as lab:
-        await asyncio.gather(
-            *(outlive(lab, number, leave, started) for number, leave in enumerate(GONE)),
-            *(outlive_a_qemu(lab, len(GONE) + held, held, started) for held in HELD))
+        await asyncio.gather(*(outlive(lab, number, leave) for number, leave in enumerate(GONE)),
+                             *(outlive_a_qemu(lab, len(GONE) + held, held) for held in (0, 1)))
 
 
 async def test_timers() -> None:
-    """All who wait for half a minute, once all QEMUs run: a busy machine answers late."""
-    started = asyncio.Barrier(2 + len(GONE) + len(HELD))
+    """All who wait for half a minute."""
     async with asyncio.TaskGroup() as group:
         for wait in (silent_strangers, silent_strangers_with_tls, dead_sources):
-            group.create_task(wait(started))
+            group.create_task(wait())
 
 
 async def test_an_end_behind_unread_data() -> None:
