@@ -389,7 +389,6 @@ async def test_files(builds: Builds, machine: str, kind: str, directory: Path) -
         for name, binary in (("stock", builds.stock), ("again", builds.stock),
                              ("patched", builds.patched)))
     require_same(read(stock), read(again), read(patched))
-    assert stock.stat().st_size == patched.stat().st_size
     first, *others = await together_from(
         saved_again(binary, machine, path, directory / f"{path.name}-{name}", capabilities)
         for name, binary in (("stock", builds.stock), ("patched", builds.patched))
