@@ -228,6 +228,7 @@ class Relay:
         self._server: Optional[asyncio.Server] = None
         self.port = 0
         self.talk: list[tuple[str, int]] = []  # who spoke and how much, in order
+        self._tasks: list[Optional[asyncio.Task[None]]] = []
 
     async def __aenter__(self) -> Relay:
         self._server = await asyncio.start_server(self._connect, LOOPBACK, 0)
@@ -240,6 +241,7 @@ class Relay:
 
     async def _connect(self, reader: asyncio.StreamReader,
                        writer: asyncio.StreamWriter) -> None:
+        self._tasks.append(asyncio.current_task())  # asyncio's own reference is weak
         far_writer = None
         try:
             far_reader, far_writer = await asyncio.open_connection(LOOPBACK, self._target)

@@ -21,7 +21,7 @@ from guest import has_moved, life_of_guest, qemu_command, rounds_more, run, work
 from machine import LOOPBACK, Console, Json, Lab, Machine, Relay
 from migrations import (FACTS, PROMISED_BYTES, PROMISED_MS, Handshake, Refusal,
                         handshake_of, listen, migrate, require_completed)
-from show import LABEL_WIDTH, Checklist, heading, mib, paint, row, say, title_row
+from show import LABEL_WIDTH, Checklist, heading, mib, row, say, title_row
 
 CHECKS = {
     "boot": "the guest runs and finds its memory as it wrote it",

@@ -283,9 +283,11 @@ class Recorder(Port):
     def __init__(self, target: int):
         super().__init__()
         self._target = target
+        self._tasks: list[Optional[asyncio.Task[None]]] = []
         self.lines: list[Line] = []
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.append(asyncio.current_task())  # asyncio's own reference is weak
         line = Line()
         self.lines.append(line)
         far_reader, far_writer = await asyncio.open_connection(LOOPBACK, self._target)

@@ -39,6 +39,7 @@ class Recorder:
         self.port = 0
         self.connections: list[Connection] = []
         self._reaching = asyncio.Lock()
+        self._tasks: list[Optional[asyncio.Task[None]]] = []
 
     async def __aenter__(self) -> Recorder:
         if self._path:
@@ -61,6 +62,7 @@ class Recorder:
 
     async def _connect(self, reader: asyncio.StreamReader,
                        writer: asyncio.StreamWriter) -> None:
+        self._tasks.append(asyncio.current_task())  # asyncio's own reference is weak
         connection = Connection()
         self.connections.append(connection)
         far: Optional[asyncio.StreamWriter] = None
