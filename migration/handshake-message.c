@@ -287,22 +287,59 @@ char *handshake_text(const char *text)
     return g_string_free(copy, FALSE);
 }
 
-/* Takes @issue */
-static void issues_append(HandshakeIssues *issues,
+static void issues_drop_last(HandshakeIssues *issues)
+{
+    MigrationHandshakeIssueList **last = &issues->list;
+
+    while ((*last)->next) {
+        last = &(*last)->next;
+    }
+    g_clear_pointer(last, qapi_free_MigrationHandshakeIssueList);
+    issues->tail = last;
+    issues->listed--;
+    issues->omitted++;
+}
+
+/*
+ * Counts one more issue.  Returns whether it is to be listed: an error is, in
+ * the place of something that is none if need be.
+ */
+static bool issues_make_room(HandshakeIssues *issues,
+                             MigrationHandshakeSeverity severity)
+{
+    bool error = severity == MIGRATION_HANDSHAKE_SEVERITY_ERROR;
+
+    issues->errors += error;
+    issues->warnings += severity == MIGRATION_HANDSHAKE_SEVERITY_WARNING;
+
+    if (issues->listed < HANDSHAKE_ISSUES_MAX) {
+        return true;
+    }
+    if (error && issues->listed_errors < HANDSHAKE_ISSUES_MAX) {
+        issues_drop_last(issues);
+        return true;
+    }
+    issues->omitted++;
+    return false;
+}
+
+/* Takes @issue, for which there is room */
+static void issues_insert(HandshakeIssues *issues,
                           MigrationHandshakeIssue *issue)
 {
-    issues->errors += issue->severity == MIGRATION_HANDSHAKE_SEVERITY_ERROR;
-    issues->warnings += issue->severity == MIGRATION_HANDSHAKE_SEVERITY_WARNING;
+    bool error = issue->severity == MIGRATION_HANDSHAKE_SEVERITY_ERROR;
+    MigrationHandshakeIssueList **end = issues->tail ?: &issues->list;
+    MigrationHandshakeIssueList **at =
+        error ? issues->errors_tail ?: &issues->list : end;
 
-    if (issues->listed == HANDSHAKE_ISSUES_MAX) {
-        issues->omitted++;
-        qapi_free_MigrationHandshakeIssue(issue);
-        return;
+    QAPI_LIST_PREPEND(*at, issue);
+    if (at == end) {
+        issues->tail = &(*at)->next;
     }
-    if (!issues->tail) {
-        issues->tail = &issues->list;
+    if (error) {
+        issues->errors_tail = &(*at)->next;
+        issues->listed_errors++;
     }
-    QAPI_LIST_APPEND(issues->tail, issue);
     issues->listed++;
 }
 
@@ -311,26 +348,26 @@ void handshake_issue_add(HandshakeIssues *issues, const char *code,
                          const char *subject, const char *source,
                          const char *destination, const char *fmt, ...)
 {
-    MigrationHandshakeIssue *issue = g_new0(MigrationHandshakeIssue, 1);
+    MigrationHandshakeIssue *issue;
     g_autofree char *message = NULL;
     va_list ap;
 
-    issue->severity = severity;
-    if (issues->listed == HANDSHAKE_ISSUES_MAX) {
+    if (!issues_make_room(issues, severity)) {
         /* A peer may make it a great many: no text is made for nobody */
-        issues_append(issues, issue);
         return;
     }
     va_start(ap, fmt);
     message = g_strdup_vprintf(fmt, ap);
     va_end(ap);
 
+    issue = g_new0(MigrationHandshakeIssue, 1);
+    issue->severity = severity;
     issue->code = handshake_text(code);
     issue->subject = handshake_text(subject);
     issue->source = handshake_text(source);
     issue->destination = handshake_text(destination);
     issue->message = handshake_text(message);
-    issues_append(issues, issue);
+    issues_insert(issues, issue);
 }
 
 void handshake_issues_free(HandshakeIssues *issues)
@@ -1215,21 +1252,25 @@ static MigrationHandshakePeer *get_peer(const QDict *dict)
     return peer;
 }
 
-static MigrationHandshakeIssue *issue_from_dict(const QDict *dict)
+static void get_issue(const QDict *dict, HandshakeIssues *issues)
 {
-    MigrationHandshakeIssue *issue = g_new0(MigrationHandshakeIssue, 1);
-    g_autofree char *severity = text_member(dict, "severity", "");
+    g_autofree char *name = text_member(dict, "severity", "");
+    MigrationHandshakeSeverity severity =
+        qapi_enum_parse(&MigrationHandshakeSeverity_lookup, name,
+                        MIGRATION_HANDSHAKE_SEVERITY_WARNING, NULL);
+    MigrationHandshakeIssue *issue;
 
+    if (!issues_make_room(issues, severity)) {
+        return;
+    }
+    issue = g_new0(MigrationHandshakeIssue, 1);
+    issue->severity = severity;
     issue->code = text_member(dict, "code", "unknown");
     issue->subject = text_member(dict, "subject", NULL);
     issue->source = text_member(dict, "source", NULL);
     issue->destination = text_member(dict, "destination", NULL);
     issue->message = text_member(dict, "message", "no details were given");
-    issue->severity = qapi_enum_parse(&MigrationHandshakeSeverity_lookup,
-                                      severity,
-                                      MIGRATION_HANDSHAKE_SEVERITY_WARNING,
-                                      NULL);
-    return issue;
+    issues_insert(issues, issue);
 }
 
 static void get_issues(const QDict *dict, HandshakeIssues *issues)
@@ -1243,7 +1284,7 @@ static void get_issues(const QDict *dict, HandshakeIssues *issues)
         QDict *item = qobject_to(QDict, qlist_entry_obj(entry));
 
         if (item) {
-            issues_append(issues, issue_from_dict(item));
+            get_issue(item, issues);
         }
     }
     issues->omitted += MIN(more, INT32_MAX);

@@ -105,10 +105,12 @@ typedef struct HandshakeHello {
 typedef struct HandshakeIssues {
     MigrationHandshakeIssueList *list;      /* HANDSHAKE_ISSUES_MAX at most */
     MigrationHandshakeIssueList **tail;
+    MigrationHandshakeIssueList **errors_tail;  /* errors come first */
     unsigned listed;
+    unsigned listed_errors;
     unsigned omitted;                       /* found, but not in the list */
-    unsigned errors;                        /* omitted ones counted */
-    unsigned warnings;
+    unsigned errors;                        /* with those omitted here, and */
+    unsigned warnings;                      /* without those a peer omitted */
 } HandshakeIssues;
 
 /* Destination to source: ACCEPT or REJECT, told apart by the frame's type */

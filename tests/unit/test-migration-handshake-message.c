@@ -1173,8 +1173,7 @@ static void add_issues(HandshakeIssues *issues, int count, const char *text)
     for (int i = 0; i < count; i++) {
         g_autofree char *code = g_strdup_printf("%d", i);
 
-        handshake_issue_add(issues, code, i % 2 ? WARNING : ERROR, text, text,
-                            text, "%s", text);
+        handshake_issue_add(issues, code, ERROR, text, text, text, "%s", text);
     }
 }
 
@@ -1205,8 +1204,8 @@ static void test_issues_many(void)
     add_issues(&verdict->issues, 44, "x");
     g_assert_cmpuint(count_issues(&verdict->issues), ==, 256);
     g_assert_cmpuint(verdict->issues.omitted, ==, 44);
-    g_assert_cmpuint(verdict->issues.errors, ==, 150);
-    g_assert_cmpuint(verdict->issues.warnings, ==, 150);
+    g_assert_cmpuint(verdict->issues.errors, ==, 300);
+    g_assert_cmpuint(verdict->issues.warnings, ==, 0);
     summary = handshake_issues_summary(&verdict->issues);
     g_assert_cmpstr(summary, ==, "300 problems: x (0), ...");
 
@@ -1236,6 +1235,111 @@ static void test_issues_many_received(void)
     got = verdict_parse(text->str, false);
     g_assert_cmpuint(count_issues(&got->issues), ==, 256);
     g_assert_cmpuint(got->issues.omitted, ==, 54);
+}
+
+static void add_coded(HandshakeIssues *issues,
+                      MigrationHandshakeSeverity severity, int from, int to)
+{
+    for (int i = from; i < to; i++) {
+        g_autofree char *code =
+            g_strdup_printf("%s-%d", MigrationHandshakeSeverity_str(severity),
+                            i);
+
+        handshake_issue_add(issues, code, severity, NULL, NULL, NULL, "%s",
+                            code);
+    }
+}
+
+/* Looks for @count issues of @severity, in the order in which they came */
+static const MigrationHandshakeIssueList *
+expect_coded(const MigrationHandshakeIssueList *l,
+             MigrationHandshakeSeverity severity, int count)
+{
+    for (int i = 0; i < count; i++) {
+        g_autofree char *code =
+            g_strdup_printf("%s-%d", MigrationHandshakeSeverity_str(severity),
+                            i);
+
+        g_assert_nonnull(l);
+        g_assert_cmpstr(l->value->code, ==, code);
+        g_assert_cmpstr(l->value->message, ==, code);
+        g_assert_cmpint(l->value->severity, ==, severity);
+        l = l->next;
+    }
+    return l;
+}
+
+static void assert_ten_errors_first(const HandshakeIssues *issues)
+{
+    const MigrationHandshakeIssueList *l;
+    unsigned count = 10;
+
+    l = expect_coded(issues->list, ERROR, 10);
+    expect_coded(l, WARNING, 1);
+    for (; l; l = l->next) {
+        g_assert_cmpint(l->value->severity, !=, ERROR);
+        count++;
+    }
+    g_assert_cmpuint(count, ==, 256);
+    g_assert_cmpuint(issues->listed, ==, 256);
+    g_assert_cmpuint(issues->errors, ==, 10);
+}
+
+/* Whatever is left out for want of room, it is not an error */
+static void test_issues_errors_first(void)
+{
+    g_autoptr(HandshakeVerdict) verdict = handshake_verdict_new();
+    HandshakeIssues *issues = &verdict->issues;
+    const MigrationHandshakeIssueList *l;
+    g_autofree char *summary = NULL;
+    g_autofree char *text = NULL;
+    g_autoptr(HandshakeVerdict) got = NULL;
+
+    add_coded(issues, WARNING, 0, 1);
+    add_coded(issues, ERROR, 0, 2);
+    add_coded(issues, INFO, 0, 1);
+    l = expect_coded(expect_coded(issues->list, ERROR, 2), WARNING, 1);
+    g_assert_null(expect_coded(l, INFO, 1));
+
+    add_coded(issues, WARNING, 1, 300);
+    add_coded(issues, ERROR, 2, 10);
+    g_assert_cmpuint(issues->errors, ==, 10);
+    g_assert_cmpuint(issues->warnings, ==, 300);
+    g_assert_cmpuint(issues->omitted, ==, 311 - 256);
+    assert_ten_errors_first(issues);
+    text = handshake_verdict_to_json(verdict);
+    got = verdict_parse(text, false);
+    assert_ten_errors_first(&got->issues);
+    g_assert_cmpuint(got->issues.omitted, ==, 311 - 256);
+    summary = handshake_issues_summary(issues);
+    g_assert_cmpstr(summary, ==, "310 problems: error-0 (error-0), ...");
+
+    add_coded(issues, ERROR, 10, 300);
+    g_assert_null(expect_coded(issues->list, ERROR, 256));
+    g_assert_cmpuint(issues->listed, ==, 256);
+    g_assert_cmpuint(issues->errors, ==, 300);
+    g_assert_cmpuint(issues->omitted, ==, 601 - 256);
+
+    add_coded(issues, WARNING, 300, 301);
+    g_assert_null(expect_coded(issues->list, ERROR, 256));
+    g_assert_cmpuint(issues->omitted, ==, 602 - 256);
+}
+
+/* As a destination may send them that knows another order, and another bound */
+static void test_issues_errors_first_received(void)
+{
+    g_autoptr(HandshakeVerdict) got = NULL;
+    g_autoptr(GString) text = g_string_new("{\"issues\": [");
+
+    for (int i = 0; i < 300; i++) {
+        g_string_append_printf(text, "{\"code\": \"%d\"},", i);
+    }
+    g_string_append(text, "{\"code\": \"last\", \"severity\": \"error\"}]}");
+    got = verdict_parse(text->str, false);
+    g_assert_cmpuint(got->issues.listed, ==, 256);
+    g_assert_cmpuint(got->issues.omitted, ==, 45);
+    g_assert_cmpstr(got->issues.list->value->code, ==, "last");
+    g_assert_cmpstr(got->issues.list->next->value->code, ==, "0");
 }
 
 static void test_issues_omitted_huge(void)
@@ -2156,6 +2260,10 @@ int main(int argc, char **argv)
                     test_issues_many);
     g_test_add_func("/migration/handshake/message/issues/many-received",
                     test_issues_many_received);
+    g_test_add_func("/migration/handshake/message/issues/errors-first",
+                    test_issues_errors_first);
+    g_test_add_func("/migration/handshake/message/issues/errors-first-received",
+                    test_issues_errors_first_received);
     g_test_add_func("/migration/handshake/message/issues/omitted-huge",
                     test_issues_omitted_huge);
     g_test_add_func("/migration/handshake/message/fits/verdict",
