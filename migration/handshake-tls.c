@@ -16,6 +16,7 @@ struct HandshakeTls {
     int64_t since_ms;
     QEMUTimer *timer;
     bool timed_out;
+    bool given_up;                  /* by this side, for whatever reason */
 };
 
 static void timer_cb(void *opaque)
@@ -51,6 +52,7 @@ int64_t handshake_tls_since(const HandshakeTls *tls)
 
 void handshake_tls_cancel(HandshakeTls *tls)
 {
+    tls->given_up = true;
     qio_channel_shutdown(tls->raw, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
 }
 
@@ -61,6 +63,10 @@ void handshake_tls_explain(const HandshakeTls *tls, Error **errp)
         *errp = NULL;
         error_setg(errp, "no answer to TLS within %" PRIu32 " seconds; does "
                    "the destination have 'tls-creds' set?", tls->timeout);
+    } else if (tls->given_up) {
+        error_free(*errp);
+        *errp = NULL;
+        error_setg(errp, "TLS with the destination was interrupted");
     } else {
         error_prepend(errp, "TLS with the destination failed (set 'tls-creds' "
                       "on both sides or on none): ");

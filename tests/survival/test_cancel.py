@@ -232,6 +232,9 @@ async def interrupt(source: Machine, interruption: Interruption) -> None:
     info = await source.handshake()
     assert not info["check-only"]
     assert info["status"] == ("accepted" if before == "accepted" else interruption.status)
+    # Nobody's credentials are to blame.
+    assert "tls-creds" not in info.get("message", "") + (await source.migration()).get(
+        "error-desc", "")
     await until("the guest to run", PROMPT, source.is_running, every=0.001)
 
 
