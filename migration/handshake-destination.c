@@ -57,7 +57,7 @@ typedef struct HandshakeConn {
     bool collecting;                /* waits for the session's channels */
     bool answered;                  /* the last word has been sent */
     bool violated;                  /* after ACCEPT: no honest source */
-    int64_t start_ns;               /* 0 before the first byte */
+    int64_t start_ns;               /* 0 before the header */
     QemuUUID id;                    /* drawn with the verdict */
     GString *hello;                 /* complete, and not looked at yet */
     Error *malformed;               /* what is wrong with it as a message */

@@ -155,8 +155,8 @@ static bool is_offered(const HandshakeSource *hs, uint32_t version)
     return false;
 }
 
-/* Whether this side agrees to what the destination made of the offer */
-static bool agree(HandshakeSource *hs, Error **errp)
+/* Whether an ACCEPT answers our offer, which has to stand as it was made */
+static bool is_valid(const HandshakeSource *hs, Error **errp)
 {
     HandshakeVerdict *verdict = hs->verdict;
 
@@ -169,6 +169,16 @@ static bool agree(HandshakeSource *hs, Error **errp)
         error_setg(errp, "the destination accepted without a session");
         return false;
     }
+    return handshake_settings_check(errp) &&
+           handshake_policy_check_accept(hs->hello, verdict, errp) &&
+           handshake_offer_holds(hs->hello, errp);
+}
+
+/* Whether this side agrees to what the destination found and chose */
+static bool agree(const HandshakeSource *hs, Error **errp)
+{
+    const HandshakeVerdict *verdict = hs->verdict;
+
     if (hs->hello->warnings_as_errors &&
         (verdict->issues.warnings || verdict->issues.errors)) {
         g_autofree char *summary = handshake_issues_summary(&verdict->issues);
@@ -176,9 +186,7 @@ static bool agree(HandshakeSource *hs, Error **errp)
         error_setg(errp, "%s", summary);
         return false;
     }
-    return handshake_settings_check(errp) &&
-           handshake_policy_check_accept(hs->hello, verdict, errp) &&
-           can_do(verdict, errp) && handshake_offer_holds(hs->hello, errp);
+    return can_do(verdict, errp);
 }
 
 static bool coroutine_fn send_commit(HandshakeSource *hs, Error **errp)
@@ -261,7 +269,6 @@ static MigrationHandshakeStatus coroutine_fn converse(HandshakeSource *hs,
 {
     ERRP_GUARD();
     MigrationHandshakeStatus status = MIGRATION_HANDSHAKE_STATUS_ACCEPTED;
-    bool agreed;
 
     if (!send_hello(hs, errp) || !read_verdict(hs, errp)) {
         return explain_failure(hs, MIGRATION_HANDSHAKE_STATUS_FAILED, errp);
@@ -276,15 +283,16 @@ static MigrationHandshakeStatus coroutine_fn converse(HandshakeSource *hs,
         return MIGRATION_HANDSHAKE_STATUS_REJECTED;
     }
 
-    agreed = !hs->cancelled && agree(hs, errp);
-    if (!agreed) {
+    if (hs->cancelled || !is_valid(hs, errp)) {
+        status = explain_failure(hs, MIGRATION_HANDSHAKE_STATUS_FAILED, errp);
+    } else if (!agree(hs, errp)) {
         status = explain_failure(hs, MIGRATION_HANDSHAKE_STATUS_REJECTED, errp);
     }
     if (hs->info->check_only) {
         /* Nobody waits for our answer */
         return status;
     }
-    if (!agreed) {
+    if (status != MIGRATION_HANDSHAKE_STATUS_ACCEPTED) {
         send_abort(hs, error_get_pretty(*errp));
         return status;
     }
