@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from machine import Lab, Machine, until
 from processes import (PROMPT, STRICTLY, UUIDS, Options, begin, begin_check, check, end, inet,
                        migrate, pc_lab, require_listening, start_destination, start_source, verdict)
-from wire import FakeDestination
+from strangers import CONNECTIONS_MAX
+from wire import ACCEPT, SESSION, FakeDestination, Peer, frame, header
 
 PREFIX = "migration_handshake_"
 TWO_CHANNELS: Options = {"optional-capabilities": ["multifd"]}
@@ -133,6 +135,40 @@ async def test_nobody_answers(tmp_path: Path) -> None:
         await end(source)
         await require_story(log, ["source_connect", "source_hello", "source_end"])
         assert "within 1 seconds" in told(log)[-1][1]
+
+
+async def test_acceptance_that_is_none(tmp_path: Path) -> None:
+    """The source says so, and why."""
+    log = tmp_path / "source"
+    async with pc_lab() as lab, FakeDestination() as other:
+        source = await start_source(lab, options=traced(log))
+        await begin(source, inet(other.port), PLAIN)
+        peer = await other.next()
+        await peer.read_hello()
+        await peer.send(header(session=SESSION)
+                        + frame(ACCEPT, {"version": 7, "capabilities": ["return-path"]}))
+        await end(source)
+        await require_story(log, ["source_connect", "source_hello", "source_verdict",
+                                  "source_abort", "source_end"])
+        for name, reason in told(log)[-2:]:
+            assert "version 7" in reason, name
+
+
+async def test_too_many_connections(tmp_path: Path) -> None:
+    """Who has said nothing for the longest time makes room."""
+    log = tmp_path / "destination"
+    async with pc_lab() as lab, contextlib.AsyncExitStack() as stack:
+        _, port = await start_destination(lab, options=traced(log))
+        for _ in range(CONNECTIONS_MAX + 1):
+            peer = await Peer.connect(port)
+            stack.callback(peer.close)
+
+        async def evicted() -> bool:
+            return "destination_evict" in story(log)
+
+        await until("one to go", PROMPT, evicted, every=0.01)
+        assert story(log).count("destination_accept") == CONNECTIONS_MAX + 1
+        assert story(log).count("destination_evict") == 1
 
 
 async def test_cancelled_check(tmp_path: Path) -> None:
