@@ -315,7 +315,8 @@ static bool issues_make_room(HandshakeIssues *issues,
     if (issues->listed < HANDSHAKE_ISSUES_MAX) {
         return true;
     }
-    if (error && issues->listed_errors < HANDSHAKE_ISSUES_MAX) {
+    /* All errors before this one are listed, and something else that can go */
+    if (error && issues->errors <= HANDSHAKE_ISSUES_MAX) {
         issues_drop_last(issues);
         return true;
     }
@@ -338,7 +339,6 @@ static void issues_insert(HandshakeIssues *issues,
     }
     if (error) {
         issues->errors_tail = &(*at)->next;
-        issues->listed_errors++;
     }
     issues->listed++;
 }

@@ -107,7 +107,6 @@ typedef struct HandshakeIssues {
     MigrationHandshakeIssueList **tail;
     MigrationHandshakeIssueList **errors_tail;  /* errors come first */
     unsigned listed;
-    unsigned listed_errors;
     unsigned omitted;                       /* found, but not in the list */
     unsigned errors;                        /* with those omitted here, and */
     unsigned warnings;                      /* without those a peer omitted */
