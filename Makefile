@@ -27,7 +27,7 @@ series:
 	@scripts/series $(TARGET)
 
 check-series:
-	@scripts/series $(TARGET) --build=middle,last
+	@scripts/series $(TARGET) --test$(if $(PARTS),='$(PARTS)')
 
 refresh:
 	@scripts/refresh-patches $(TARGET)
@@ -62,8 +62,8 @@ help:
 #: make bench-libvirt      measures how long libvirt takes to set up a migration; takes root
 #: make fuzz               fuzzes the handshake, each target for SECONDS=60; SMOKE=1: a few
 #: make mutate             breaks the code on purpose, and sees the tests fail; ONLY=PATTERN
-#: make series             writes build/series/10.0/*.patch for git am, and checks it
-#: make check-series       and builds after its middle and its last patch
+#: make series             writes build/series/10.0/*/*.patch for git am, and checks it
+#: make check-series       and builds and tests after each of its parts; PARTS=1-fixes: some
 #: make refresh            the way back: patches/ from the commits in build/series/10.0-tree
 #: make help               lists these
 #: make clean              removes build/; the cache in ~/.cache/qemu-migration-handshake stays

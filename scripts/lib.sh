@@ -190,7 +190,7 @@ patches_of()
     local base=$1 bases
     [ "$1" != custom ] || base=$(cut -d. -f1,2 "$2/VERSION")
     [ ! -d "$top/patches/$base" ] || { echo "$top/patches/$base"; return; }
-    bases=$(cd "$top/patches" 2>/dev/null && echo *)
+    bases=$(cd "$top/patches" 2>/dev/null && echo [0-9]*)
     die "there are no patches for QEMU $base (found VERSION $(<"$2/VERSION"))" "Bases: ${bases:-none}"
 }
 
@@ -220,27 +220,79 @@ copy_files() { tar -C "$1" -c --no-recursion --verbatim-files-from -T - | tar -C
 
 ### Patches
 
+# read_parts DIR: sets parts to the names of the directories in it, and patches
+# to what stands in them, in order. Each part has a cover letter, for all bases.
+read_parts()
+{
+    local file part
+    parts=() patches=()
+    for part in "$1"/*/; do
+        part=${part%/}
+        [ -d "$part" ] || continue
+        for file in "$part"/*.patch; do
+            [ ! -f "$file" ] || patches+=("$file")
+        done
+        parts+=("${part##*/}")
+        [ -f "$(cover_of "${part##*/}")" ] ||
+            die "$(short "$part") has no cover letter: $(short "$(cover_of "${part##*/}")") is missing"
+    done
+    [ ${#patches[@]} -gt 0 ] || die "there is no patch in $(short "$1")"
+    for file in "$1"/*.patch; do
+        [ ! -f "$file" ] || die "$(short "$file") belongs to no part" "Move it into one of: ${parts[*]}"
+    done
+}
+
+# cover_of PART: its first line is the subject.
+cover_of() { printf '%s\n' "$top/patches/cover/$1.txt"; }
+
 # new_files PATCH...: the files of ours that the patches bring, named where
 # git am drops it.
 new_files() { [ $# -eq 0 ] || awk 'FNR == 1 { on = 0 } /^---$/ { on = 1 } /^diff --git / { on = 0 }
                                    on && sub(/^New-file: */, "")' "$@"; }
 
+# diffs_of [-v] LIST PATCH: of its diffs those of the files in LIST, or all others.
+# A file of ours stands in the repository as the last patch leaves it; patches
+# after the one that brings it say how they change it.
+diffs_of()
+{
+    local others=0
+    [ "$1" != -v ] || { others=1; shift; }
+    awk -v list="$1" -v others="$others" '
+        BEGIN { while ((getline name <list) > 0) listed[name] }
+        /^diff --git / { name = $4; sub(/^b\//, "", name); on = (name in listed) != others }
+        on' "$2"
+}
+
 # patched_files PATCH...
 patched_files() { [ $# -eq 0 ] || sed -n 's,^diff --git a/.* b/,,p' "$@" | sort -u; }
 
-# apply_patch DIR PATCH REJECTS VERSION: a fuzz of one line and any offset are
-# the drift of a point release.
+# apply_patch DIR PATCH REJECTS VERSION [LIST]: all of it, or what it does to files
+# that are not in LIST. A fuzz of one line and any offset are the drift of a point
+# release.
 apply_patch()
 {
-    grep -q '^diff --git ' "$2" || return 0
     mkdir -p "$(dirname "$3")"
-    ! patch -d "$1" -p1 -F1 -f --no-backup-if-mismatch <"$2" >"$3" 2>&1 || { rm "$3"; return; }
+    diffs_of -v "${5:-/dev/null}" "$2" >"$3.diff"
+    ! patch -d "$1" -p1 -F1 -f --no-backup-if-mismatch <"$3.diff" >"$3" 2>&1 || { rm "$3" "$3.diff"; return; }
     find "$1" -name '*.rej' -exec cat {} + >>"$3"
     die "$(short "$2") does not apply to QEMU $4:" \
         "$(awk '/^patching file/ { f = $3 } /FAILED at|ignored/ { print sep f ": " $0; sep = "       " }
                 /find file to patch/ { print sep $0; sep = "       " }' "$3")" \
         "No source tree was changed. Correct the patch's context; what was rejected is in" \
         "$(short "$3")"
+}
+
+# part_of PATCH
+part_of() { basename "$(dirname "$1")"; }
+
+# ranges_of_parts COMMIT: each part, the empty commit before it, and its last one.
+ranges_of_parts()
+{
+    git log --reverse --format='%H %s' "base..$1" | awk '
+        $2 == "part:" { if (part) print part, first, last; part = $3; first = $1 }
+        { last = $1 }
+        !part { print "a commit before the first part: " $0 >"/dev/stderr"; exit 1 }
+        END { if (part) print part, first, last }'
 }
 
 # series_git_environment: the series does not depend on the user's git.
@@ -252,3 +304,14 @@ series_git_environment()
     export GIT_COMMITTER_DATE=2000-01-01T00:00:00Z
     unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
 }
+
+### Tests, in the build directory
+
+# unit_tests: ours, and QEMU's own of what a patch changes.
+unit_tests()
+{
+    sed -nE 's,^build (tests/unit/test-(migration-handshake[^ :./]*|qobject-input-visitor)):.*,\1,p' build.ninja | sort -u
+}
+
+# list_qtests OPTION...
+list_qtests() { "$top/scripts/hide-broken-kvm" tests/qtest/migration-test --full "$@" -l | grep ^/; }
