@@ -73,3 +73,11 @@ def test_what_changes_a_file_of_ours_is_told_from_the_rest(tmp_path: Path) -> No
     for option, names in (("", ["ours.c"]), ("-v", ["theirs.c", "ours.c.c"])):
         result = lib(f'diffs_of {option} "$1/list" "$1/patch"', tmp_path)
         assert re.findall(r"^\+(\w.*)$", result.stdout, re.M) == names
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda base: base.name)
+def test_every_fix_says_what_it_fixes(base: Path) -> None:
+    for patch in (base / "1-fixes").iterdir():
+        message = patch.read_text().split("\n---\n")[0]
+        assert re.search(r'\n\nFixes: [0-9a-f]{12} \(".+"\)\n(Fixes: .*\n)*Signed-off-by: ', message), patch
+        assert "QEMU's master" in message, patch
