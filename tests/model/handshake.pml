@@ -1,33 +1,38 @@
 /*
  * A model of the migration handshake, for spin.
  *
- * It has the conversation of docs/interop/migration-handshake.rst in the way in
- * which migration/handshake-source.c and handshake-destination.c hold it: one
- * destination, one or two sources that try more than once, a stranger, and a
- * network, a user and timers that strike at any moment.  test_model.py says in
- * which bounded worlds spin looks at all states.
+ * It has the conversation of docs/interop/migration-handshake.rst: one
+ * destination, one or two sources that try more than once, the further channels
+ * of each attempt, a hostile peer, and a network, a user and timers that strike
+ * at any moment.  test_model.py says in which bounded worlds spin looks at all
+ * states.
  *
  * Abstractions:
  *
  * - A message comes as a whole or not at all.  One of which a part has come is
  *   like an end of the stream before it.
- * - A configuration is a set of two capabilities.  MULTIFD needs CHANNELS
- *   channels before the stream can be loaded; PREEMPT has one that may come at
- *   any time.  Nothing else of HELLO and ACCEPT is there.
- * - A digest is what its sender has seen: HELLO and ACCEPT.
+ * - A configuration is a set of two capabilities.  MULTIFD has CHANNELS further
+ *   channels, PREEMPT has one.  Nothing else of HELLO and ACCEPT is there.
+ *   Without CHANNELS, MULTIFD is a capability that has no channels.
+ * - The source opens its further channels in one step, and an answer is read at
+ *   once or never: one that is slow is a header that is slow.  A channel that has
+ *   been answered does not break before the migration has been delivered.
+ * - A digest is what its sender has seen: HELLO and ACCEPT.  A proxy alters
+ *   these; one that could alter COMMIT could make its digest right, too.
  * - Sessions are numbered by connection, and never repeat.
  * - A timer may run out at any moment.  So a message that comes too late is one
- *   that is still in its queue then.
- * - The stream is one message, sent when the source has stopped its guest.
- *
- * - Without CHANNELS, MULTIFD has none to wait for.
+ *   that is still in its queue then.  Where timers are TIMELY, only the source's
+ *   5 s without progress run out.
+ * - The stream is one message, sent when the source has stopped its guest.  SHUT
+ *   is what ends the return path when it has been loaded.
+ * - Both sides have the feature for a LAST WORD.
  *
  * Left out: TLS, versions, features, profiles, grease, malformed bytes other
- * than a stranger's, the bound on strangers, postcopy (where the source does not
- * own the guest to the end) and its recovery, and a peer that lies well: without
- * TLS, whoever speaks the protocol is a source.  What follows the point of no
- * return is a migration without handshake: it ends with the last word on the
- * return path or in failure, and the destination is not used again.
+ * than a hostile peer's, the bound on unauthenticated connections, postcopy
+ * (where the source does not own the guest to the end) and its recovery, and a
+ * peer that lies well: without TLS, whoever speaks the protocol is a source.
+ * What follows the point of no return is a migration without handshake: it ends
+ * with SHUT or in failure, and the destination is not used again.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -54,8 +59,8 @@
 #ifndef TOO_LONGS
 #define TOO_LONGS 0         /* 1: a HELLO may be refused before its end */
 #endif
-#ifndef STRANGERS
-#define STRANGERS 0         /* 0 or 1 */
+#ifndef HOSTILES
+#define HOSTILES 0          /* 0 or 1 */
 #endif
 #ifndef CHANGES
 #define CHANGES 0           /* how often QMP changes what the destination can */
@@ -64,21 +69,33 @@
 #define ALTERS 0            /* how many messages a proxy alters */
 #endif
 #ifndef FAULTS
-#define FAULTS 2            /* how many connections the network breaks at most */
+#define FAULTS 2            /* how many main channels the network breaks at most */
+#endif
+#ifndef TIMELY
+#define TIMELY 0            /* 1: nobody is so slow that a long timer runs out */
 #endif
 
-/* A mistake that spin has to find, see test_model.py; 0: none */
+/*
+ * A mistake that spin has to find, see test_model.py; 0: none.  With ANY_MISTAKE
+ * it is the environment of the search that has BROKEN, so that one verifier does
+ * for many.
+ */
 #ifndef BROKEN
 #define BROKEN 0
 #endif
+#ifdef ANY_MISTAKE
+hidden byte broken;
+#define MISTAKE(n) (broken == n)
+#else
 #define MISTAKE(n) (BROKEN == n)
+#endif
 
 /*
  * 1: the destination starts the guest by itself as soon as it has loaded it.  If
- * the connection breaks, or the user cancels, while its last word is on the way,
- * the guest runs twice.  That is so wherever there is a return path; no
- * handshake can mend it, since somebody always has the last word.  0: management
- * starts it with `cont` when it has seen the source complete.
+ * the connection breaks, or the user cancels, while SHUT is on the way, the guest
+ * runs twice.  That is so wherever there is a return path; no handshake can mend
+ * it, since somebody always has the last word.  0: management starts it with
+ * `cont` when it has seen the source complete.
  */
 #ifndef AUTOSTART
 #define AUTOSTART 0
@@ -87,27 +104,36 @@
 #define FIRST(i) ((i) * ATTEMPTS)       /* connection of source i */
 #define OWNER(c) ((c) >= ATTEMPTS)
 #if SOURCES == 1
-#define STRANGER ATTEMPTS               /* the connection after all of these */
+#define HOSTILE ATTEMPTS                /* the connection after all of these */
 #else
-#define STRANGER (ATTEMPTS + ATTEMPTS2)
+#define HOSTILE (ATTEMPTS + ATTEMPTS2)
 #endif
-#define LAST(i) ((i) == 0 -> ATTEMPTS : STRANGER)     /* and one more */
-#define CONNECTIONS (STRANGER + STRANGERS)
+#define LAST(i) ((i) == 0 -> ATTEMPTS : HOSTILE)      /* and one more */
+#define CONNECTIONS (HOSTILE + HOSTILES)
 #define SLOTS (CHANNELS + 1)            /* multifd, then preempt */
 
 #define MULTIFD 1
 #define PREEMPT 2
 #define NOTHING 255                     /* no configuration, not even {} */
+#if CHANNELS
+#define WITH_CHANNELS (MULTIFD | PREEMPT)
+#else
+#define WITH_CHANNELS PREEMPT
+#endif
+#define CAPABILITY(k) ((k) < CHANNELS -> MULTIFD : PREEMPT)
 
-/* HELLO in a byte */
+/* HELLO in a byte, and COMMIT: what its sender has seen of ACCEPT, `without` */
 #define OFFER(check, required, optional) ((check) * 16 + (required) * 4 + (optional))
 #define IS_CHECK(h) ((h) / 16)
 #define REQUIRED(h) (((h) / 4) & 3)
 #define OPTIONAL(h) ((h) & 3)
+#define COMMITS(effective, without) ((effective) * 4 + (without))
+#define ACCEPTED(x) ((x) / 4)
+#define WITHOUT(x) ((x) & 3)
 #define WITHIN(a, b) (((a) & ~(b)) == 0)
 
 mtype:message = { HELLO, COMMIT, ABORT, STREAM, NONSENSE, TOO_LONG, REST,
-                  ACCEPT, REJECT, LAST_WORD };
+                  ACCEPT, REJECT, LAST_WORD, SHUT };
 mtype:reason = { BUSY, UNABLE, BAD };
 
 /* A connection: what is on its way, what the network does, who has closed */
@@ -119,12 +145,12 @@ bool src_closed[CONNECTIONS];
 bool dst_shut[CONNECTIONS];             /* nothing more to send, still reads */
 bool dst_closed[CONNECTIONS];
 
-/* The destination */
-mtype:stage = { NOBODY, HEADER, COMMITTING, COLLECTING,
-                LOADING, DRAINING, GONE };
+/* The destination.  DECIDING: COMMIT has been read, and neither is the set with
+   the loader nor the session over; what is never to be seen. */
+mtype:stage = { NOBODY, HEADER, COMMITTING, DECIDING, LOADING, DRAINING, GONE };
 mtype:stage stage[CONNECTIONS] = NOBODY;
 byte session;                           /* connection + 1, 0: free */
-byte agreed;                            /* its configuration */
+byte agreed;                            /* what its ACCEPT said */
 byte slot[SLOTS];                       /* the channels of which session */
 byte loader[SLOTS];                     /* the same, once given to the loader */
 byte can = MULTIFD | PREEMPT;
@@ -134,25 +160,38 @@ bool listening = true;
 byte loaded;                            /* whose guest: source + 1 */
 byte loaded_with = NOTHING;             /* in which configuration */
 byte runs_there;                        /* likewise */
-bool told[CONNECTIONS];                 /* REJECT has gone out */
+bool said[CONNECTIONS];                 /* REJECT or LAST WORD has gone out */
 
 /* The sources */
-mtype:phase = { IDLE, CONNECTING, WAITING, OPENING, LEAVING, ENDED };
+mtype:phase = { IDLE, CONNECTING, WAITING, OPENING, SENDING, LEAVING, ENDED };
 mtype:phase phase[SOURCES] = IDLE;
 mtype:outcome = { NONE, COMPLETED, FAILED, CANCELLED, REFUSED, CHECKED };
 mtype:outcome outcome[SOURCES] = NONE;  /* of the last attempt */
+mtype:cause = { UNEXPLAINED, UNREACHABLE, CONNECTION_LOST, TIME_OUT, DISAGREEMENT,
+                NO_CHANNEL, ITS_LAST_WORD };
 byte current[SOURCES];                  /* connection */
 byte src_applied[SOURCES] = NOTHING;
 bool runs_here[SOURCES] = true;
 bool owns[SOURCES] = true;
 bool was_busy[SOURCES];
 byte offer[CONNECTIONS];
-byte committed[CONNECTIONS] = NOTHING;
+byte committed[CONNECTIONS] = NOTHING;  /* ACCEPT's set, less `without` */
 
-/* Other channels of a connection's session */
-mtype:flight = { UNOPENED, ON_ITS_WAY, OPENED };
+/* Further channels of a connection's session.  NOWHERE: no answer will come. */
+mtype:flight = { UNOPENED, ON_ITS_WAY, NOWHERE, ANSWERED };
 typedef Flights { mtype:flight at[SLOTS] = UNOPENED };
 Flights flight[CONNECTIONS];
+
+/* Those capabilities of a set of which a channel has not been answered */
+#define UNANSWERED_AT(c, k) (flight[c].at[k] != ANSWERED -> CAPABILITY(k) : 0)
+#if CHANNELS == 0
+#define UNANSWERED(c, set) ((set) & UNANSWERED_AT(c, 0))
+#elif CHANNELS == 1
+#define UNANSWERED(c, set) ((set) & (UNANSWERED_AT(c, 0) | UNANSWERED_AT(c, 1)))
+#else
+#define UNANSWERED(c, set) \
+    ((set) & (UNANSWERED_AT(c, 0) | UNANSWERED_AT(c, 1) | UNANSWERED_AT(c, 2)))
+#endif
 
 /* Environment */
 byte faults;
@@ -165,7 +204,9 @@ byte alters = ALTERS;
  *
  * What is set by whoever finds a violation on the spot: */
 bool dishonest;                         /* a peer met what no honest one sends */
-bool untold;                            /* a refusal got lost on its way */
+bool unheard;                           /* what was said, or due, got lost */
+bool unexplained;                       /* an attempt failed without a reason */
+bool needless;                          /* one failed for what was optional */
 
 /* The configuration that a destination applies is the one that the source of
    its session has sent COMMIT for, and has itself. */
@@ -173,60 +214,82 @@ bool untold;                            /* a refusal got lost on its way */
     (applied == NOTHING || (session != 0 && committed[session - 1] == applied))
 #define SAME_AT_SOURCE(i) \
     (applied == NOTHING || session != current[i] + 1 || \
-     (phase[i] != OPENING && phase[i] != LEAVING) || src_applied[i] == applied)
+     (phase[i] != SENDING && phase[i] != LEAVING) || src_applied[i] == applied)
 
-/* A source commits to nothing that it has not offered, and to all it needs. */
+/* A source commits to nothing that it has not offered, and to all it needs, */
 #define WITHIN_OFFER(c) \
     (committed[c] == NOTHING || \
      (WITHIN(committed[c], REQUIRED(offer[c]) | OPTIONAL(offer[c])) && \
       WITHIN(REQUIRED(offer[c]), committed[c])))
+/* and to nothing that it has not seen working. */
+#define PROVEN(i) \
+    ((phase[i] != SENDING && phase[i] != LEAVING) || \
+     UNANSWERED(current[i], committed[current[i]]) == 0)
 
 /* A guest never runs on both sides, */
 #define ONE_OWNER(i) (!(runs_here[i] && runs_there == i + 1))
 /* a source never gives away a guest that the destination has not got, */
 #define NOT_LOST(i) (owns[i] || loaded == i + 1)
-/* and it runs on at the source until that has sent all of it, and again when the
-   attempt ends in another way than completed. */
-#define RUNS_ON(i) (phase[i] == LEAVING || outcome[i] == COMPLETED || runs_here[i])
+/* and it runs on at the source until that has sent COMMIT and then all of it,
+   and again when the attempt ends in another way than completed. */
+#define RUNS_ON(i) \
+    (runs_here[i] || outcome[i] == COMPLETED || \
+     (phase[i] == LEAVING && committed[current[i]] != NOTHING))
 
-/* The session is held by a conversation that goes on, or by the migration. */
+/* A session is of a conversation that goes on, or of the migration; */
 #define SESSION_ALIVE \
     (session == 0 || \
-     stage[session - 1] == COMMITTING || stage[session - 1] == COLLECTING || \
+     stage[session - 1] == COMMITTING || stage[session - 1] == DECIDING || \
      stage[session - 1] == LOADING)
-/* What is loaded has the session. */
+/* there is one at most; */
+#define ONE_SESSION(c) \
+    ((stage[c] != COMMITTING && stage[c] != LOADING) || session == c + 1)
+/* what is loaded has it; */
 #define SESSION_LOADS \
     (applied == NOTHING || (session != 0 && stage[session - 1] == LOADING))
-
-/* None begins when the guest has come, or is lost on its way. */
+/* and none begins when the guest has come, or is lost on its way. */
 #define NONE_TOO_LATE (session == 0 || listening)
 
-/* Nothing that a peer does before a migration is delivered ends the listener. */
+/* After COMMIT the destination waits for nothing. */
+#define DECIDES_AT_ONCE(c) (stage[c] != DECIDING)
+
+/* Nothing that a peer does before a migration is delivered ends the listener, */
 #define LISTENS (listening || delivered)
+/* and nothing is applied for a COMMIT that is none. */
+#define LAWFUL (HOSTILES == 0 || applied == NOTHING || session != HOSTILE + 1)
 
-/* A check has no session, applies nothing on either side, and says nothing
-   more. */
+/* A check has no session, opens no further channel, applies nothing on either
+   side, and says nothing more. */
 #define CHECK_HARMLESS(c) \
-    (!IS_CHECK(offer[c]) || (session != c + 1 && committed[c] == NOTHING))
+    (!IS_CHECK(offer[c]) || \
+     (session != c + 1 && committed[c] == NOTHING && flight[c].at[0] == UNOPENED))
 
-/* The loader gets no channel of another session, */
-#define OWN_CHANNEL(k) (loader[k] == 0 || loader[k] == session)
-/* and all of multifd's before anything else. */
+/* A session has no channel of another one, and no more has the loader, */
+#define OWN_CHANNEL(k) \
+    ((slot[k] == 0 || slot[k] == session) && (loader[k] == 0 || loader[k] == session))
+/* which gets all that it needs before anything else, */
 #define CHANNEL_THERE(k) \
-    (applied == NOTHING || !(applied & MULTIFD) || loader[k] != 0)
+    (applied == NOTHING || !(applied & CAPABILITY(k)) || loader[k] != 0)
+/* and none that it does not need. */
+#define NO_CHANNEL_MORE(k) \
+    (loader[k] == 0 || (applied != NOTHING && (applied & CAPABILITY(k))))
 
 /* The destination applies only what it can do then, */
 #define ABLE (applied == NOTHING || WITHIN(applied, can))
 /* and has its own settings whenever no migration is being loaded; */
-#define DST_GIVES_BACK (applied == NOTHING || delivered)
+#define DST_RESTORES (applied == NOTHING || delivered)
 /* so has a source between attempts. */
-#define SRC_GIVES_BACK(i) \
-    (phase[i] == OPENING || phase[i] == LEAVING || src_applied[i] == NOTHING)
+#define SRC_RESTORES(i) \
+    (phase[i] == SENDING || phase[i] == LEAVING || src_applied[i] == NOTHING)
 
 /* Where the network does no harm, nobody meets what the protocol forbids, */
 #define HONEST (!dishonest)
-/* and a refused source learns why. */
-#define TOLD (!untold)
+/* and a source that is refused, or whose COMMIT is, learns why. */
+#define HEARD (!unheard)
+/* A source that fails knows why, */
+#define EXPLAINED (!unexplained)
+/* and does not for what was only optional. */
+#define OPTIONAL_IS_OPTIONAL (!needless)
 
 /*
  * Everything ends, whatever is lost, if timers run out: no state but that of a
@@ -248,17 +311,24 @@ ltl session_is_free_again { [] (session != 0 -> <> (session == 0)) }
  */
 ltl never_with_channels { [] !(!owns[0] && loaded_with == (MULTIFD | PREEMPT)) }
 ltl never_without_channels { [] !(!owns[0] && loaded_with == 0) }
-ltl never_overtakes { [] !(slot[0] != 0 && stage[session - 1] == COMMITTING) }
+ltl never_without_one { [] !(!owns[0] && loaded_with == PREEMPT) }
+ltl never_too_late { [] !(stage[0] == LOADING && flight[0].at[0] == ON_ITS_WAY) }
+ltl never_there_in_vain {
+    [] !(slot[0] == 1 && phase[0] == SENDING && src_applied[0] == PREEMPT)
+}
 ltl never_of_an_old_session {
     [] !(session == 2 && flight[0].at[0] == ON_ITS_WAY && flight[1].at[0] == ON_ITS_WAY)
 }
 ltl never_at_second_attempt { [] !(!owns[0] && current[0] == 1) }
+ltl never_after_a_last_word {
+    [] !(stage[0] == DRAINING && committed[0] != NOTHING && stage[1] == LOADING)
+}
 ltl never_after_busy { [] !(was_busy[SOURCES - 1] && !owns[SOURCES - 1]) }
-ltl never_after_a_stranger {
+ltl never_after_a_hostile {
     [] !(was_busy[0] && !owns[0] && stage[CONNECTIONS - 1] == GONE)
 }
 ltl never_ends_in_vain { [] !(ENDED_ALL && listening && runs_here[0]) }
-ltl never_without_the_last_word { [] !(ENDED_ALL && loaded == 1 && runs_here[0]) }
+ltl never_without_shut { [] !(ENDED_ALL && loaded == 1 && runs_here[0]) }
 
 /* --- Connections ------------------------------------------------------- */
 
@@ -349,7 +419,7 @@ inline forget(c)
     :: src_closed[c] && dst_closed[c] ->
        net[c] = INTACT;
        dst_shut[c] = false;
-       told[c] = false;
+       said[c] = false;
        offer[c] = 0;
        committed[c] = NOTHING
     :: else -> skip
@@ -375,19 +445,38 @@ inline session_drop(c)
     fi
 }
 
-inline reject(c, why)
+/* The last thing that it says; it is to be heard before this side closes */
+inline say(c, m, why)
 {
     if
-    :: net[c] == INTACT && !src_closed[c] -> told[c] = true
+    :: net[c] == INTACT && !src_closed[c] -> said[c] = true
     :: else -> skip
     fi;
-    dst_send(c, REJECT, why, 0);
+    dst_send(c, m, why, 0);
     stage[c] = DRAINING
 }
 
-#define ALL_CHANNELS(eff) \
-    (!((eff) & MULTIFD) || CHANNELS == 0 || MISTAKE(8) || \
-     (slot[0] != 0 && (CHANNELS < 2 || slot[CHANNELS - 1] != 0)))
+/* What COMMIT may leave out */
+#define MAY_BE_LEFT_OUT(without, hello, eff) \
+    ((WITHIN(without, eff) || MISTAKE(32)) && \
+     (WITHIN(without, ~REQUIRED(hello)) || MISTAKE(31)) && \
+     (WITHIN(without, WITH_CHANNELS) || MISTAKE(33)) && \
+     ((without) == 0 || !MISTAKE(40)))
+
+#define MISSING_AT(k, eff) (((eff) & CAPABILITY(k)) && slot[k] == 0)
+#if CHANNELS == 0
+#define MISSING(eff) MISSING_AT(0, eff)
+#elif CHANNELS == 1
+#define MISSING(eff) (MISSING_AT(0, eff) || MISSING_AT(1, eff))
+#else
+#define MISSING(eff) (MISSING_AT(0, eff) || MISSING_AT(1, eff) || MISSING_AT(2, eff))
+#endif
+
+/* A COMMIT of an honest source, for this very ACCEPT */
+#define IS_RIGHT(x, y) \
+    ((MISTAKE(3) || ((x) == hello && ACCEPTED(y) == eff)) && \
+     MAY_BE_LEFT_OUT(WITHOUT(y), hello, eff) && \
+     (MISTAKE(8) || !MISSING(eff & ~WITHOUT(y))))
 
 /*
  * One connection whose header is for "main": a coroutine in QEMU.  Between HELLO
@@ -397,7 +486,7 @@ proctype Conversation(byte c)
 {
     mtype:message m;
     byte x, y, k;
-    byte hello, eff;
+    byte hello, eff, without;
 
 end:
     stage[c] == HEADER;
@@ -410,23 +499,23 @@ end:
            to_dst[c] ? m, hello, _;
            if
            :: m == HELLO -> skip
-           :: m == TOO_LONG -> reject(c, BAD); goto drain
+           :: m == TOO_LONG -> say(c, REJECT, BAD); goto drain
            :: m != HELLO && m != TOO_LONG ->
-              dishonest = dishonest || c != STRANGER;
+              dishonest = dishonest || c != HOSTILE;
               listening = listening && !MISTAKE(16);
               goto over
            fi
         :: DST_SEES_END(c) -> goto over
         :: MAY_BREAK(c) -> break_off(c, CUT); goto over
-        :: true -> goto over                            /* HELLO timer */
+        :: !TIMELY -> goto over                         /* HELLO timer */
         fi;
 
         if
-        :: session != 0 && !MISTAKE(15) -> reject(c, BUSY); goto drain
+        :: session != 0 && !MISTAKE(15) -> say(c, REJECT, BUSY); goto drain
         :: session == 0 || MISTAKE(15) -> skip
         fi;
         if
-        :: !WITHIN(REQUIRED(hello), can) -> reject(c, UNABLE); goto drain
+        :: !WITHIN(REQUIRED(hello), can) -> say(c, REJECT, UNABLE); goto drain
         :: WITHIN(REQUIRED(hello), can) -> eff = REQUIRED(hello) | (OPTIONAL(hello) & can)
         fi;
         if
@@ -436,6 +525,7 @@ end:
         if
         :: dst_send(c, ACCEPT, c + 1, eff)
         :: alters > 0 -> alters--; dst_send(c, ACCEPT, c + 1, eff ^ PREEMPT)
+        :: alters > 0 -> alters--; dst_send(c, ACCEPT, c + 1, eff ^ MULTIFD)
         fi;
         if
         :: IS_CHECK(hello) -> stage[c] = DRAINING; goto drain
@@ -443,35 +533,37 @@ end:
         fi
     };
 
-    /* COMMIT or ABORT */
+    /* Channels take their places meanwhile, see below; each restarts the timer */
     atomic {
         if
         :: DST_CAN_READ(c) && !MISTAKE(1) ->
            to_dst[c] ? m, x, y;
            if
-           :: m == COMMIT && (MISTAKE(3) || (x == hello && y == eff)) ->
-              stage[c] = COLLECTING
-           :: m == COMMIT && !MISTAKE(3) && (x != hello || y != eff) ->
-              dishonest = dishonest || (ALTERS == 0 && c != STRANGER);
-              goto over
+           :: m == COMMIT -> stage[c] = DECIDING
            :: m == ABORT -> goto over
            :: m != COMMIT && m != ABORT ->
-              dishonest = dishonest || c != STRANGER;
+              dishonest = dishonest || c != HOSTILE;
               goto over
            fi
-        :: MISTAKE(1) -> stage[c] = COLLECTING
+        :: MISTAKE(1) -> stage[c] = DECIDING; x = hello; y = COMMITS(eff, 0)
         :: DST_SEES_END(c) -> goto over
         :: MAY_BREAK(c) -> break_off(c, CUT); goto over
-        :: !MISTAKE(6) -> goto over                     /* COMMIT timer */
+        :: !TIMELY && !MISTAKE(6) -> goto over          /* COMMIT timer */
         fi;
 
-        /* Other channels; what comes on this one now is the stream */
+        /* What comes on this one now is the stream */
+        without = WITHOUT(y);
         if
-        :: ALL_CHANNELS(eff) -> skip
-        :: !ALL_CHANNELS(eff) && DST_SEES_GONE(c) -> goto over
-        :: !ALL_CHANNELS(eff) && MAY_BREAK(c) -> break_off(c, CUT); goto over
-        :: !ALL_CHANNELS(eff) && !MISTAKE(10) -> goto over      /* timer */
+        :: IS_RIGHT(x, y) -> skip
+        :: MISTAKE(10) && !IS_RIGHT(x, y) && DST_SEES_GONE(c) -> goto over
+        :: !IS_RIGHT(x, y) && !MISTAKE(10) ->
+           dishonest = dishonest || (ALTERS == 0 && c != HOSTILE);
+           goto unable
         fi;
+        eff = (MISTAKE(28) -> eff : eff & ~without);
+        for (k : 0 .. SLOTS - 1) {      /* channels that are not needed are closed */
+            slot[k] = ((eff & CAPABILITY(k)) || MISTAKE(29) -> slot[k] : 0)
+        }
 
         /* QMP may have changed something: the last chance to fail */
         if
@@ -479,9 +571,9 @@ end:
            applied = eff;
            if
            :: delivered = true
-           :: applied = (MISTAKE(13) -> applied : NOTHING); goto over /* prepare */
+           :: applied = (MISTAKE(13) -> applied : NOTHING); goto unable /* prepare */
            fi
-        :: !WITHIN(eff, can) && !MISTAKE(12) -> goto over
+        :: !WITHIN(eff, can) && !MISTAKE(12) -> goto unable
         fi;
         stage[c] = LOADING;
         for (k : 0 .. SLOTS - 1) {
@@ -503,7 +595,7 @@ end:
               loaded = OWNER(c) + 1;
               loaded_with = applied;
               runs_there = (AUTOSTART -> loaded : 0);
-              dst_send(c, LAST_WORD, 0, 0)
+              dst_send(c, SHUT, 0, 0)
            :: else -> skip
            fi
         :: true -> skip                                 /* it fails */
@@ -517,6 +609,21 @@ end:
         goto over
     };
 
+    atomic {
+        skip;
+unable:
+        if
+        :: MISTAKE(36) -> goto over
+        :: !MISTAKE(36) -> skip
+        fi;
+        if
+        :: !MISTAKE(37) -> session_drop(c)
+        :: MISTAKE(37) -> skip
+        fi;
+        listening = listening && !MISTAKE(35);
+        say(c, LAST_WORD, UNABLE)
+    };
+
 drain:
     if
     :: MISTAKE(11) -> goto over
@@ -527,38 +634,53 @@ drain:
     :: atomic { DST_SEES_END(c) -> break }
     :: atomic { MAY_BREAK(c) -> break_off(c, CUT); break }
     /* It is long enough for whoever is there to read what was said */
-    :: atomic { net[c] == SILENT || c == STRANGER -> break }
-    :: atomic { !listening -> told[c] = false; break }
+    :: atomic { net[c] == SILENT || c == HOSTILE -> break }
+    :: atomic { !listening -> said[c] = false; break }
     od;
 
     atomic {
         skip;
 over:
+        /* It has read COMMIT, could not go on, and said nothing */
+        unheard = unheard || (stage[c] == DECIDING && c != HOSTILE);
         session_drop(c);
         dst_close(c);
         stage[c] = GONE;
+        m = 0; x = 0; y = 0; k = 0;     /* fewer states: nobody looks at them */
+        hello = 0; eff = 0; without = 0;
         goto end
     }
 }
 
-/* A connection whose header names another channel; it is dropped alone */
+/*
+ * A connection whose header names another channel.  It gets a place and is
+ * answered, which may get lost; or it is dropped alone.
+ */
+#define HAS_PLACE(c, k) \
+    (session != 0 && (session == c + 1 || MISTAKE(7)) && slot[k] == 0 && \
+     WITHIN(CAPABILITY(k), agreed) && \
+     (stage[session - 1] == COMMITTING || MISTAKE(30)))
+
 inline arrive(c, k)
 {
-    flight[c].at[k] = (src_closed[c] -> UNOPENED : OPENED);
     if
-    :: session != 0 && (session == c + 1 || MISTAKE(7)) && slot[k] == 0 &&
-       WITHIN((k < CHANNELS -> MULTIFD : PREEMPT), agreed) ->
+    :: HAS_PLACE(c, k) ->
        slot[k] = c + 1;
        if
-       :: stage[session - 1] == LOADING -> loader[k] = slot[k]
+       :: stage[session - 1] == LOADING -> loader[k] = slot[k]  /* MISTAKE(30) */
        :: else -> skip
+       fi;
+       if
+       :: flight[c].at[k] = ANSWERED
+       :: flight[c].at[k] = NOWHERE
        fi
-    :: else -> skip
-    fi
+    :: !HAS_PLACE(c, k) -> flight[c].at[k] = NOWHERE
+    fi;
+    flight[c].at[k] = (src_closed[c] -> UNOPENED : flight[c].at[k])
 }
 
 #define ARRIVE_AT(c, k) \
-    :: d_step { flight[c].at[k] == ON_ITS_WAY -> arrive(c, k) }
+    :: atomic { flight[c].at[k] == ON_ITS_WAY -> arrive(c, k) }
 #if CHANNELS == 0
 #define ARRIVE(c) ARRIVE_AT(c, 0)
 #elif CHANNELS == 1
@@ -572,13 +694,13 @@ active proctype Others()
 end:
     do
     ARRIVE(0)
-#if STRANGER > 1
+#if HOSTILE > 1
     ARRIVE(1)
 #endif
-#if STRANGER > 2
+#if HOSTILE > 2
     ARRIVE(2)
 #endif
-#if STRANGER > 3
+#if HOSTILE > 3
     ARRIVE(3)
 #endif
     od
@@ -622,21 +744,34 @@ inline say_hello(c, h)
     (MISTAKE(9) || \
      (WITHIN(eff, REQUIRED(h) | OPTIONAL(h)) && WITHIN(REQUIRED(h), eff)))
 
+/* Each way in which a channel may not get through, and the one in which it may */
 inline open(c, k)
 {
     if
-    :: flight[c].at[k] = ON_ITS_WAY
-    :: flight[c].at[k] = OPENED         /* it leads nowhere */
+    :: !WITHIN(CAPABILITY(k), eff) -> skip
+    :: WITHIN(CAPABILITY(k), eff) ->
+       if
+       :: flight[c].at[k] = ON_ITS_WAY
+       :: flight[c].at[k] = NOWHERE                     /* swallowed */
+       :: flight[c].at[k] = NOWHERE;                    /* refused */
+          without = without | CAPABILITY(k)
+       :: flight[c].at[k] = (MISTAKE(23) -> ANSWERED : NOWHERE);    /* not by it */
+          without = without | (MISTAKE(23) -> 0 : CAPABILITY(k))
+       fi
     fi
 }
 
-#define TO_OPEN(c, k) (src_applied[i] & (k < CHANNELS -> MULTIFD : PREEMPT) && \
-                       flight[c].at[k] == UNOPENED)
+inline fail(why)
+{
+    outcome[i] = FAILED;
+    cause = why
+}
 
 proctype Source(byte i)
 {
     mtype:message m;
-    byte x, k, eff, hello;
+    mtype:cause cause = UNEXPLAINED;
+    byte x, k, eff, hello, without;
     byte c = FIRST(i);
 
     do
@@ -646,14 +781,15 @@ proctype Source(byte i)
            current[i] = c;
            phase[i] = CONNECTING;
            if
-           :: !listening -> outcome[i] = FAILED; goto over
+           :: !listening -> fail(UNREACHABLE); goto over
            :: cancels -> outcome[i] = CANCELLED; goto over
            :: listening -> stage[c] = HEADER
            fi;
            if
            :: PLAIN -> hello = OFFER(0, 0, 0)
            :: !PLAIN -> hello = OFFER(0, 0, MULTIFD | PREEMPT)
-           :: !PLAIN -> hello = OFFER(0, MULTIFD, 0)
+           :: !PLAIN -> hello = OFFER(0, MULTIFD, PREEMPT)
+           :: !PLAIN -> hello = OFFER(0, PREEMPT, MULTIFD)
            :: CHECKS -> hello = OFFER(1, 0, MULTIFD | PREEMPT)
            fi;
            offer[c] = hello;
@@ -673,12 +809,15 @@ proctype Source(byte i)
            :: SRC_CAN_READ(c) ->
               to_src[c] ? m, x, eff;
               if
-              :: m == ACCEPT && IS_CHECK(hello) -> outcome[i] = CHECKED; goto over
-              :: m == ACCEPT && !IS_CHECK(hello) && AGREES(hello, eff) -> skip
-              :: m == ACCEPT && !IS_CHECK(hello) ->
-                 /* It does not agree, or can itself no longer do what it said */
+              :: m == ACCEPT && IS_CHECK(hello) && !MISTAKE(39) ->
+                 outcome[i] = CHECKED;
+                 goto over
+              :: m == ACCEPT && (!IS_CHECK(hello) || MISTAKE(39)) && AGREES(hello, eff) ->
+                 skip
+              :: m == ACCEPT && !IS_CHECK(hello) && !AGREES(hello, eff) ->
+                 /* Or it can itself no longer do what it said */
                  src_send(c, ABORT, 0, 0);
-                 outcome[i] = FAILED;
+                 fail(DISAGREEMENT);
                  goto over
               :: m == REJECT ->
                  was_busy[i] = was_busy[i] || x == BUSY;
@@ -687,67 +826,108 @@ proctype Source(byte i)
               :: m != ACCEPT && m != REJECT -> dishonest = true; goto over
               fi
            :: SRC_SEES_END(c) ->
-              untold = untold || (net[c] == RESET && told[c]);
-              outcome[i] = FAILED;
+              unheard = unheard || (net[c] == RESET && said[c]);
+              fail(CONNECTION_LOST);
               goto over
-           :: MAY_BREAK(c) -> break_off(c, CUT); outcome[i] = FAILED; goto over
-           :: !MISTAKE(17) -> outcome[i] = FAILED; goto over        /* timer */
+           :: MAY_BREAK(c) -> break_off(c, CUT); fail(CONNECTION_LOST); goto over
+           :: !TIMELY && !MISTAKE(17) -> fail(TIME_OUT); goto over
            :: cancels -> outcome[i] = CANCELLED; goto over
            fi;
-           src_applied[i] = eff;
-           committed[c] = eff;
-           src_send(c, COMMIT, hello, eff);
-           phase[i] = OPENING
-       };
-
-       do
-       :: atomic { TO_OPEN(c, 0) -> open(c, 0) }
+           phase[i] = OPENING;
+           runs_here[i] = !MISTAKE(34);
 #if CHANNELS > 0
-       :: atomic { TO_OPEN(c, 1) -> open(c, 1) }
+           open(c, 0);
 #endif
 #if CHANNELS > 1
-       :: atomic { TO_OPEN(c, 2) -> open(c, 2) }
+           open(c, 1);
 #endif
-       :: atomic {
-              CHANNELS == 0 ||
-              !(TO_OPEN(c, 0) || (CHANNELS == 2 && TO_OPEN(c, 1))) ->
-              src_send(c, STREAM, 0, 0);
-              runs_here[i] = false;
-              phase[i] = LEAVING;
-              break
-          }
-       :: atomic { SRC_SEES_END(c) -> outcome[i] = FAILED; goto over }
-       :: atomic { MAY_BREAK(c) -> break_off(c, CUT); outcome[i] = FAILED; goto over }
-       :: atomic { cancels -> outcome[i] = CANCELLED; goto over }
-       od;
+           open(c, CHANNELS)
+       };
+
+       /* COMMIT, once each channel has been answered or does not count */
+       atomic {
+           if
+           :: UNANSWERED(c, eff & ~without) == 0 || (REQUIRED(hello) & without) -> skip
+           :: UNANSWERED(c, eff & ~without) != 0 && !MISTAKE(22) ->
+              without = without | UNANSWERED(c, eff)    /* 5 s without progress */
+           :: MISTAKE(21) -> skip
+           :: SRC_SEES_END(c) -> fail(CONNECTION_LOST); goto over
+           :: MAY_BREAK(c) -> break_off(c, CUT); fail(CONNECTION_LOST); goto over
+           :: !TIMELY -> fail(TIME_OUT); goto over          /* the user's own */
+           :: cancels -> outcome[i] = CANCELLED; goto over
+           fi;
+           if
+           :: (REQUIRED(hello) & without) && !MISTAKE(24) ->
+              src_send(c, ABORT, 0, 0);
+              fail(NO_CHANNEL);
+              cause = (MISTAKE(26) -> UNEXPLAINED : cause);
+              goto over
+           :: MISTAKE(25) && without != 0 -> fail(NO_CHANNEL); goto over
+           :: else -> skip
+           fi;
+           committed[c] = eff & ~without;
+           src_applied[i] = (MISTAKE(27) -> eff : committed[c]);
+           src_send(c, COMMIT, hello, COMMITS(eff, without));
+           phase[i] = SENDING
+       };
+
+       /* The guest runs until its memory has been sent */
+       atomic {
+           if
+           :: src_send(c, STREAM, 0, 0)
+           :: SRC_CAN_READ(c) -> goto answer
+           :: SRC_SEES_END(c) ->
+              unheard = unheard || (net[c] == RESET && said[c]);
+              fail(CONNECTION_LOST);
+              goto over
+           :: MAY_BREAK(c) -> break_off(c, CUT); fail(CONNECTION_LOST); goto over
+           :: cancels -> outcome[i] = CANCELLED; goto over
+           fi;
+           runs_here[i] = false;
+           phase[i] = LEAVING
+       };
 
        atomic {
            if
            :: SRC_CAN_READ(c) ->
+answer:
               to_src[c] ? m, _, _;
-              dishonest = dishonest || m != LAST_WORD;
-              outcome[i] = COMPLETED;
-              owns[i] = false
+              if
+              :: m == LAST_WORD && !MISTAKE(38) -> fail(ITS_LAST_WORD)
+              :: m == SHUT || (m == LAST_WORD && MISTAKE(38)) ->
+                 outcome[i] = COMPLETED;
+                 owns[i] = false
+              :: m != LAST_WORD && m != SHUT -> dishonest = true
+              fi
            :: MISTAKE(14) -> outcome[i] = COMPLETED; owns[i] = false
-           :: SRC_SEES_END(c) -> outcome[i] = FAILED
-           :: MAY_BREAK(c) -> break_off(c, CUT); outcome[i] = FAILED
-           :: net[c] == SILENT -> outcome[i] = FAILED               /* TCP's timer */
+           :: SRC_SEES_END(c) ->
+              unheard = unheard || (net[c] == RESET && said[c]);
+              fail(CONNECTION_LOST)
+           :: MAY_BREAK(c) -> break_off(c, CUT); fail(CONNECTION_LOST)
+           :: net[c] == SILENT -> fail(TIME_OUT)                    /* TCP's timer */
            :: cancels -> outcome[i] = CANCELLED
            fi;
 over:
+           unexplained = unexplained || (outcome[i] == FAILED && cause == UNEXPLAINED);
+           needless = needless ||
+               (outcome[i] == FAILED && committed[c] == NOTHING &&
+                !(REQUIRED(hello) & without) &&
+                (cause == NO_CHANNEL || (TIMELY && listening)));
            if
            :: stage[c] != NOBODY -> src_close(c)
            :: stage[c] == NOBODY -> skip
            fi;
            for (k : 0 .. SLOTS - 1) {
                if
-               :: flight[c].at[k] == OPENED -> flight[c].at[k] = UNOPENED
-               :: flight[c].at[k] != OPENED -> skip
+               :: flight[c].at[k] != ON_ITS_WAY -> flight[c].at[k] = UNOPENED
+               :: flight[c].at[k] == ON_ITS_WAY -> skip
                fi
            };
            runs_here[i] = owns[i];
            src_applied[i] = (MISTAKE(18) -> src_applied[i] : NOTHING);
            outcome[i] = (outcome[i] == COMPLETED -> COMPLETED : NONE);
+           m = 0; cause = UNEXPLAINED; x = 0; k = 0;
+           eff = 0; hello = 0; without = 0;
            phase[i] = IDLE;
            c++
        }
@@ -755,28 +935,43 @@ over:
     phase[i] = ENDED
 }
 
-#if STRANGERS
-/* Says nothing, nonsense, or HELLO and something that is not COMMIT; stays */
-active proctype Stranger()
+#if HOSTILES
+/*
+ * Says nothing, nonsense, or HELLO and nothing more, or something that is not
+ * COMMIT, or is one that leaves out what it must not, or that comes too early;
+ * stays or goes.
+ */
+active proctype Hostile()
 {
+    byte hello, eff, without;
+
 end:
-    atomic { listening -> stage[STRANGER] = HEADER };
+    atomic { listening -> stage[HOSTILE] = HEADER };
     atomic {
         if
-        :: skip
-        :: src_send(STRANGER, NONSENSE, 0, 0)
-        :: src_send(STRANGER, HELLO, OFFER(0, 0, MULTIFD), 0)
-        fi
-    };
-    atomic {
+        :: goto said_it
+        :: src_send(HOSTILE, NONSENSE, 0, 0); goto said_it
+        :: without = MULTIFD                            /* is not effective */
+        :: hello = OFFER(0, MULTIFD, 0);
+           eff = MULTIFD;
+           without = MULTIFD                            /* is required */
+        :: hello = OFFER(0, 0, MULTIFD);
+           eff = MULTIFD;
+           without = (CHANNELS > 0 -> 0 : MULTIFD)      /* is missing; has none */
+        fi;
+        src_send(HOSTILE, HELLO, hello, 0);
         if
         :: skip
-        :: src_send(STRANGER, COMMIT, 0, NOTHING)
-        :: src_send(STRANGER, STREAM, 0, 0)
-        fi
+        :: src_send(HOSTILE, STREAM, 0, 0)
+        :: src_send(HOSTILE, COMMIT, hello, NOTHING)
+        :: committed[HOSTILE] = eff & ~without;
+           src_send(HOSTILE, COMMIT, hello, COMMITS(eff, without))
+        fi;
+        hello = 0; eff = 0; without = 0
     };
+said_it:
     if
-    :: atomic { src_close(STRANGER) }
+    :: atomic { src_close(HOSTILE) }
     :: skip
     fi
 }
@@ -788,6 +983,9 @@ init
 
     /* Faults and cancellations may happen; nobody may depend on them to go on */
     atomic {
+#ifdef ANY_MISTAKE
+        c_code { broken = atoi(getenv("BROKEN")); };
+#endif
         select(faults : 0 .. FAULTS);
         select(j : 0 .. 1);
         cancels = j;
@@ -796,7 +994,8 @@ init
         };
         for (j : 0 .. SOURCES - 1) {
             run Source(j)
-        }
+        };
+        run Watch()                     /* the last one is the first to look */
     }
 }
 
@@ -805,113 +1004,106 @@ init
 /* Not part of the state; spin prints the name of the one that fails */
 hidden byte agreement = true;
 hidden byte within_offer = true;
+hidden byte proven = true;
 hidden byte one_owner = true;
 hidden byte not_lost = true;
 hidden byte runs_on = true;
 hidden byte session_alive = true;
+hidden byte one_session = true;
 hidden byte session_loads = true;
 hidden byte none_too_late = true;
+hidden byte decides_at_once = true;
 hidden byte listens = true;
+hidden byte lawful = true;
 hidden byte check_harmless = true;
 hidden byte own_channels = true;
 hidden byte all_channels = true;
+hidden byte only_agreed = true;
 hidden byte able = true;
-hidden byte gives_back = true;
+hidden byte restored = true;
 hidden byte honest = true;
-hidden byte told_why = true;
+hidden byte heard = true;
+hidden byte explained = true;
+hidden byte optional_is_optional = true;
 
 #if SOURCES == 1
 #define EACH_SOURCE(p) (p(0))
 #else
 #define EACH_SOURCE(p) (p(0) && p(1))
 #endif
-#if STRANGER == 1
+#if HOSTILE == 1
 #define EACH_ATTEMPT(p) (p(0))
-#elif STRANGER == 2
+#elif HOSTILE == 2
 #define EACH_ATTEMPT(p) (p(0) && p(1))
-#elif STRANGER == 3
+#elif HOSTILE == 3
 #define EACH_ATTEMPT(p) (p(0) && p(1) && p(2))
 #else
 #define EACH_ATTEMPT(p) (p(0) && p(1) && p(2) && p(3))
 #endif
+#if HOSTILES
+#define EACH_CONNECTION(p) (EACH_ATTEMPT(p) && p(HOSTILE))
+#else
+#define EACH_CONNECTION(p) EACH_ATTEMPT(p)
+#endif
 #if CHANNELS == 0
-#define EACH_MULTIFD(p) true
 #define EACH_SLOT(p) (p(0))
 #elif CHANNELS == 1
-#define EACH_MULTIFD(p) (p(0))
 #define EACH_SLOT(p) (p(0) && p(1))
 #else
-#define EACH_MULTIFD(p) (p(0) && p(1))
 #define EACH_SLOT(p) (p(0) && p(1) && p(2))
 #endif
 
-active proctype Watch()
+proctype Watch()
 {
 end:
-    do
-    :: atomic {
-           !EACH_ATTEMPT(CHECK_HARMLESS) ->
-           check_harmless = false; assert(check_harmless)
-       }
-    :: atomic {
-           !SESSION_ALIVE ->
-           session_alive = false; assert(session_alive)
-       }
-    :: atomic {
-           !SESSION_LOADS ->
-           session_loads = false; assert(session_loads)
-       }
-    :: atomic {
-           !(DST_GIVES_BACK && EACH_SOURCE(SRC_GIVES_BACK)) ->
-           gives_back = false; assert(gives_back)
-       }
-    :: atomic {
-           !(AGREEMENT && EACH_SOURCE(SAME_AT_SOURCE)) ->
-           agreement = false; assert(agreement)
-       }
-    :: atomic {
-           !EACH_ATTEMPT(WITHIN_OFFER) ->
-           within_offer = false; assert(within_offer)
-       }
-    :: atomic {
-           !EACH_SOURCE(ONE_OWNER) ->
-           one_owner = false; assert(one_owner)
-       }
-    :: atomic {
-           !EACH_SOURCE(NOT_LOST) ->
-           not_lost = false; assert(not_lost)
-       }
-    :: atomic {
-           !EACH_SOURCE(RUNS_ON) ->
-           runs_on = false; assert(runs_on)
-       }
-    :: atomic {
-           !NONE_TOO_LATE ->
-           none_too_late = false; assert(none_too_late)
-       }
-    :: atomic {
-           !LISTENS ->
-           listens = false; assert(listens)
-       }
-    :: atomic {
-           !EACH_SLOT(OWN_CHANNEL) ->
-           own_channels = false; assert(own_channels)
-       }
-    :: atomic {
-           !EACH_MULTIFD(CHANNEL_THERE) ->
-           all_channels = false; assert(all_channels)
-       }
-    :: atomic {
-           !ABLE ->
-           able = false; assert(able)
-       }
-    :: atomic {
-           !HONEST ->
-           honest = false; assert(honest)
-       }
-    :: atomic {
-           !TOLD ->
-           told_why = false; assert(told_why)
-       }
-    od
+    atomic {
+        !(EACH_ATTEMPT(CHECK_HARMLESS) &&
+          SESSION_ALIVE &&
+          EACH_CONNECTION(ONE_SESSION) &&
+          SESSION_LOADS &&
+          DST_RESTORES && EACH_SOURCE(SRC_RESTORES) &&
+          EACH_CONNECTION(DECIDES_AT_ONCE) &&
+          AGREEMENT && EACH_SOURCE(SAME_AT_SOURCE) &&
+          EACH_ATTEMPT(WITHIN_OFFER) &&
+          EACH_SOURCE(PROVEN) &&
+          EACH_SOURCE(ONE_OWNER) &&
+          EACH_SOURCE(NOT_LOST) &&
+          EACH_SOURCE(RUNS_ON) &&
+          NONE_TOO_LATE &&
+          LISTENS &&
+          EACH_SLOT(OWN_CHANNEL) &&
+          EACH_SLOT(CHANNEL_THERE) &&
+          EACH_SLOT(NO_CHANNEL_MORE) &&
+          LAWFUL &&
+          ABLE &&
+          HONEST &&
+          HEARD &&
+          EXPLAINED &&
+          OPTIONAL_IS_OPTIONAL) ->
+        if
+        :: !EACH_ATTEMPT(CHECK_HARMLESS) -> check_harmless = false; assert(check_harmless)
+        :: !SESSION_ALIVE -> session_alive = false; assert(session_alive)
+        :: !EACH_CONNECTION(ONE_SESSION) -> one_session = false; assert(one_session)
+        :: !SESSION_LOADS -> session_loads = false; assert(session_loads)
+        :: !(DST_RESTORES && EACH_SOURCE(SRC_RESTORES)) -> restored = false; assert(restored)
+        :: !EACH_CONNECTION(DECIDES_AT_ONCE) -> decides_at_once = false; assert(decides_at_once)
+        :: !(AGREEMENT && EACH_SOURCE(SAME_AT_SOURCE)) -> agreement = false; assert(agreement)
+        :: !EACH_ATTEMPT(WITHIN_OFFER) -> within_offer = false; assert(within_offer)
+        :: !EACH_SOURCE(PROVEN) -> proven = false; assert(proven)
+        :: !EACH_SOURCE(ONE_OWNER) -> one_owner = false; assert(one_owner)
+        :: !EACH_SOURCE(NOT_LOST) -> not_lost = false; assert(not_lost)
+        :: !EACH_SOURCE(RUNS_ON) -> runs_on = false; assert(runs_on)
+        :: !NONE_TOO_LATE -> none_too_late = false; assert(none_too_late)
+        :: !LISTENS -> listens = false; assert(listens)
+        :: !EACH_SLOT(OWN_CHANNEL) -> own_channels = false; assert(own_channels)
+        :: !EACH_SLOT(CHANNEL_THERE) -> all_channels = false; assert(all_channels)
+        :: !EACH_SLOT(NO_CHANNEL_MORE) -> only_agreed = false; assert(only_agreed)
+        :: !LAWFUL -> lawful = false; assert(lawful)
+        :: !ABLE -> able = false; assert(able)
+        :: !HONEST -> honest = false; assert(honest)
+        :: !HEARD -> heard = false; assert(heard)
+        :: !EXPLAINED -> explained = false; assert(explained)
+        :: !OPTIONAL_IS_OPTIONAL -> optional_is_optional = false; assert(optional_is_optional)
+        fi
+    }
 }
