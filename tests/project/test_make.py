@@ -50,7 +50,7 @@ def test_binaries_stand_where_other_programs_look_for_them() -> None:
         result = subprocess.run([TOP / "build/10.0" / name, "--version"],
                                 capture_output=True, text=True, check=True)
         assert "version 10.0" in result.stdout
-    assert (TOP / "build/10.0/src/migration/handshake.c").is_symlink()
+    assert (TOP / "build/10.0/src/migration/handshake/handshake.c").is_symlink()
 
 
 def test_demo_sees_all_that_it_is_about() -> None:

@@ -152,13 +152,15 @@ static const IssueTest tests[] = {
     }, {
         .code = "parameter-unknown", .subject = "multifd-warp",
         .source = "9", .destination = "unknown",
-        SCRIPTED(REQUIRED("'multifd'") ", 'parameters': {"
-                 "  'multifd': { 'multifd-warp': 9 } }"),
+        SCRIPTED(REQUIRED("'multifd'") ", 'parameters': [ {"
+                 "  'capability': 'multifd', 'name': 'multifd-warp',"
+                 "  'value': '9' } ]"),
     }, {
         .code = "parameter-value", .subject = "multifd-channels",
         .source = "0", .destination = "not possible",
-        SCRIPTED(REQUIRED("'multifd'") ", 'parameters': {"
-                 "  'multifd': { 'multifd-channels': 0 } }"),
+        SCRIPTED(REQUIRED("'multifd'") ", 'parameters': [ {"
+                 "  'capability': 'multifd', 'name': 'multifd-channels',"
+                 "  'value': '0' } ]"),
     }, {
         .code = "transport", .subject = "multifd",
         .source = "needs further channels",
@@ -624,8 +626,12 @@ static QDict *assert_agreed(QTestState *from, QTestState *to)
 {
     for (int side = 0; ; side++) {
         QDict *info = wait_handshake(side ? from : to, "accepted");
-        QList *issues = qdict_get_qlist(info, "issues");
+        QList *issues;
 
+        if (qdict_get_bool(info, "check-only")) {
+            drop_untried(info);
+        }
+        issues = qdict_get_qlist(info, "issues");
         if (!qlist_empty(issues)) {
             g_autoptr(GString) json = qobject_to_json(QOBJECT(issues));
 
@@ -857,8 +863,38 @@ static void test_failover_rom(void)
     do_test_failover("", false);
 }
 
+/* What the two machines cannot do with each other is refused, or declined */
+static void test_machine_property(void)
+{
+    QTestState *to = start_destination("");
+    QTestState *from = start_source(
+        "-global migration.multifd-flush-after-each-section=on");
+    QDict *info;
+
+    migrate_set_capability(from, "multifd", true);
+    migrate_to(from, to, NULL);
+    qobject_unref(wait_status(from, "failed"));
+    info = wait_handshake(from, "rejected");
+    g_assert_nonnull(find_issue(info, "stream-format"));
+    qobject_unref(info);
+    migrate_set_capability(from, "multifd", false);
+
+    assert_good_migration(from, to);
+    info = wait_handshake(from, "accepted");
+    g_assert_nonnull(strstr(declined_reason(info, "multifd"),
+                            "multifd-flush-after-each-section"));
+    g_assert_null(find_issue(info, "stream-format"));
+    qobject_unref(info);
+    stop_both(from, to);
+}
+
 void migration_test_add_handshake_issues(MigrationTestEnv *env)
 {
+    if (!env->is_x86) {
+        return;
+    }
+    migration_test_add("/migration/handshake/issues/machine-property",
+                       test_machine_property);
     has_uffd = env->has_uffd;
 
     for (int i = 0; i < ARRAY_SIZE(tests); i++) {

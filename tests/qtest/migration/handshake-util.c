@@ -180,18 +180,34 @@ bool capability_is_on(QTestState *who, const char *capability)
     return on;
 }
 
-void wait_capability_off(QTestState *who, const char *capability)
-{
-    for (int i = 0; capability_is_on(who, capability); i++) {
-        g_assert_cmpint(i, <, PATIENCE / 10);
-        g_usleep(10 * 1000);
-    }
-}
-
 void wait_completed(QTestState *from, QTestState *to)
 {
     qobject_unref(wait_status(from, "completed"));
     qobject_unref(wait_status(to, "completed"));
+}
+
+void drop_untried(QDict *answer)
+{
+    QList *issues = qdict_get_qlist(answer, "issues");
+    QList *rest = qlist_new();
+    const QListEntry *entry;
+    bool found = false;
+
+    QLIST_FOREACH_ENTRY(issues, entry) {
+        QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (!strcmp(qdict_get_str(issue, "code"), "channels-untried")) {
+            g_assert_cmpstr(qdict_get_str(issue, "severity"), ==, "info");
+            g_assert_false(found);
+            found = true;
+        } else {
+            qlist_append_obj(rest, qobject_ref(QOBJECT(issue)));
+        }
+    }
+    g_assert_true(found == (list_contains(answer, "capabilities", "multifd") ||
+                            list_contains(answer, "capabilities",
+                                          "postcopy-preempt")));
+    qdict_put(answer, "issues", rest);
 }
 
 QDict *check_to_port(QTestState *from, const char *port, const char *options)
@@ -209,6 +225,7 @@ QDict *check_to_port(QTestState *from, const char *port, const char *options)
         g_assert_cmpstr(qdict_get_str(info, "role"), ==, "source");
         qobject_unref(rsp);
         if (strcmp(qdict_get_str(info, "status"), "in-progress")) {
+            drop_untried(info);
             return info;
         }
         qobject_unref(info);
@@ -226,10 +243,13 @@ QDict *check_to(QTestState *from, QTestState *to, const char *options)
 
 QDict *check_profile(QTestState *to, QDict *profile, QDict *options)
 {
-    return qtest_qmp_assert_success_ref(to,
+    QDict *answer = qtest_qmp_assert_success_ref(to,
         "{ 'execute': 'check-migrate-profile',"
         "  'arguments': { 'profile': %p, 'options': %p } }", profile,
         options ?: qdict_new());
+
+    drop_untried(answer);
+    return answer;
 }
 
 QDict *query_profile(QTestState *from)
@@ -320,6 +340,17 @@ void silent_peer_accept(SilentPeer *peer)
     g_assert_cmpint(ldl_be_p(header), ==, 0x514d4853);
 }
 
+void silent_peer_wait_others(SilentPeer *peer)
+{
+    struct timeval limit = { .tv_sec = PATIENCE / 1000 };
+    fd_set set;
+
+    FD_ZERO(&set);
+    FD_SET(peer->listener, &set);
+    g_assert_cmpint(select(peer->listener + 1, &set, NULL, NULL, &limit), ==,
+                    1);
+}
+
 void silent_peer_drop_others(SilentPeer *peer)
 {
     int fd;
@@ -390,6 +421,37 @@ GByteArray *read_to_end(int fd)
     return buf;
 }
 
+/* Members without meaning, see docs/interop/migration-handshake.rst */
+static void drop_grease(QObject *obj)
+{
+    QDict *dict = qobject_to(QDict, obj);
+    QList *list = qobject_to(QList, obj);
+    const QListEntry *item;
+    const QDictEntry *entry, *next;
+
+    for (entry = dict ? qdict_first(dict) : NULL; entry; entry = next) {
+        next = qdict_next(dict, entry);
+        if (g_str_has_prefix(qdict_entry_key(entry), "grease-")) {
+            qdict_del(dict, qdict_entry_key(entry));
+        } else {
+            drop_grease(qdict_entry_value(entry));
+        }
+    }
+    if (list) {
+        QLIST_FOREACH_ENTRY(list, item) {
+            drop_grease(qlist_entry_obj(item));
+        }
+    }
+}
+
+static QDict *parse_message(const char *json)
+{
+    QObject *obj = qobject_from_json(json, &error_abort);
+
+    drop_grease(obj);
+    return qobject_to(QDict, obj);
+}
+
 /* The verdict's text, after header and frames of other types */
 QDict *parse_answer(const GByteArray *buf, uint16_t *type)
 {
@@ -407,10 +469,22 @@ QDict *parse_answer(const GByteArray *buf, uint16_t *type)
             g_autofree char *json = g_strndup((char *)buf->data + pos, length);
 
             g_assert_cmpint(pos + length, ==, buf->len);
-            return qobject_to(QDict, qobject_from_json(json, &error_abort));
+            return parse_message(json);
         }
         pos += length;
     }
+}
+
+/* The text of the first frame in @buf, which is of that type */
+QDict *parse_frame(const GByteArray *buf, uint16_t type)
+{
+    g_autofree char *json = NULL;
+
+    g_assert_cmpint(buf->len, >, 8);
+    g_assert_cmpint(lduw_be_p(buf->data + 4), ==, type);
+    g_assert_cmpint(8 + ldl_be_p(buf->data), ==, buf->len);
+    json = g_strndup((char *)buf->data + 8, ldl_be_p(buf->data));
+    return parse_message(json);
 }
 
 void source_say_hello(ScriptedSource *source, const char *port,
@@ -449,20 +523,35 @@ QDict *source_read_verdict(ScriptedSource *source, uint16_t *type)
         json = g_malloc0(length + 1);
         source_read(source, json, length);
         if (*type <= 5) {
-            return qobject_to(QDict, qobject_from_json(json, &error_abort));
+            return parse_message(json);
         }
     }
 }
 
-void source_say_commit(ScriptedSource *source)
+static void source_say_commit_and(ScriptedSource *source, const char *more)
 {
     g_autoptr(GByteArray) buf = g_byte_array_new();
     g_autofree char *json =
-        g_strdup_printf("{ \"digest\": \"%s\" }",
-                        g_checksum_get_string(source->transcript));
+        g_strdup_printf("{ \"digest\": \"%s\"%s }",
+                        g_checksum_get_string(source->transcript), more);
 
     put_frame(buf, FRAME_COMMIT, json);
     send_all(source->fd, buf->data, buf->len);
+}
+
+void source_say_commit(ScriptedSource *source)
+{
+    source_say_commit_and(source, "");
+}
+
+void source_say_commit_without(ScriptedSource *source, const char *capability,
+                               const char *reason)
+{
+    g_autofree char *without =
+        g_strdup_printf(", \"without\": [ { \"capability\": \"%s\","
+                        " \"reason\": \"%s\" } ]", capability, reason);
+
+    source_say_commit_and(source, without);
 }
 
 void source_close(ScriptedSource *source)

@@ -54,10 +54,13 @@ bool list_contains(QDict *dict, const char *member, const char *item);
 
 bool capability_is_on(QTestState *who, const char *capability);
 
-/* What was negotiated goes off when a failed migration has been cleaned up */
-void wait_capability_off(QTestState *who, const char *capability);
-
 void wait_completed(QTestState *from, QTestState *to);
+
+/*
+ * What a check says of channels that it does not try, if a migration would: not
+ * what a migration says
+ */
+void drop_untried(QDict *answer);
 
 /*
  * A check that no migration follows, with options as for migrate_to_port().
@@ -95,6 +98,9 @@ void silent_peer_start(SilentPeer *peer);
 /* Returns when HELLO has begun to come */
 void silent_peer_accept(SilentPeer *peer);
 
+/* Returns when somebody has connected besides */
+void silent_peer_wait_others(SilentPeer *peer);
+
 /* Whoever has connected besides */
 void silent_peer_drop_others(SilentPeer *peer);
 
@@ -105,6 +111,7 @@ void silent_peer_stop(SilentPeer *peer);
 #define FRAME_REJECT    3
 #define FRAME_COMMIT    4
 #define FRAME_ABORT     5
+#define FRAME_LAST_WORD 10
 
 #define GOOD_HELLO \
     "{ \"versions\": [1], \"purpose\": \"migrate\", \"required\": [] }"
@@ -121,6 +128,9 @@ GByteArray *read_to_end(int fd);
 
 /* The verdict's text, after header and frames of other types */
 QDict *parse_answer(const GByteArray *buf, uint16_t *type);
+
+/* The text of the only frame in @buf, which must be of that type */
+QDict *parse_frame(const GByteArray *buf, uint16_t type);
 
 /* A source that goes as far as you like */
 typedef struct ScriptedSource {
@@ -140,12 +150,9 @@ void source_claim_session(ScriptedSource *source, const char *port,
                           const char *hello);
 
 void source_say_commit(ScriptedSource *source);
+void source_say_commit_without(ScriptedSource *source, const char *capability,
+                               const char *reason);
 
 void source_close(ScriptedSource *source);
-
-void migration_test_add_handshake_channels(MigrationTestEnv *env);
-void migration_test_add_handshake_check(MigrationTestEnv *env);
-void migration_test_add_handshake_issues(MigrationTestEnv *env);
-void migration_test_add_handshake_peer(MigrationTestEnv *env);
 
 #endif

@@ -1,0 +1,178 @@
+/*
+ * Migration handshake: what the rest of migration calls
+ *
+ * Before a migration over a channel of type 'handshake', source and
+ * destination talk; see docs/devel/migration/handshake.rst.
+ *
+ * All functions are called in the main thread with the BQL held unless they
+ * say otherwise.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_HANDSHAKE_H
+#define QEMU_MIGRATION_HANDSHAKE_H
+
+#include "migration.h"
+#include "qapi/qapi-types-migration.h"
+
+/**
+ * migration_handshake_init: get ready for handshakes
+ * migration_handshake_finalize: free what that has made
+ * @s: the migration state that it hangs on
+ */
+void migration_handshake_init(MigrationState *s);
+void migration_handshake_finalize(MigrationState *s);
+
+/* The outgoing side */
+
+/**
+ * migration_handshake_validate_outgoing: validate the arguments of 'migrate'
+ * @channels: the channel list, or NULL
+ * @resume: whether a paused migration is to be resumed
+ * @options: the argument 'handshake', or NULL
+ *
+ * Lists without a channel of type 'handshake' are none of our business, unless
+ * @options are given, or a check is running.
+ *
+ * Returns: true if they are good, false with @errp set if not
+ */
+bool
+migration_handshake_validate_outgoing(const MigrationChannelList *channels,
+                                      bool resume,
+                                      const MigrationHandshakeOptions *options,
+                                      Error **errp);
+
+/**
+ * migration_handshake_start: connect and shake hands
+ * @addr: the address of the channel of type 'handshake'
+ * @options: the argument 'handshake' of 'migrate', or NULL
+ *
+ * Both have been validated.  Unless it is a check, a migration has been
+ * prepared, and migration_connect() is called at the end.
+ *
+ * Returns: true if it has begun, false with @errp set if not
+ */
+bool migration_handshake_start(SocketAddress *addr,
+                               const MigrationHandshakeOptions *options,
+                               Error **errp);
+
+/**
+ * migration_handshake_cancel: end the handshake in progress, if there is one
+ *
+ * Any thread with the BQL held.
+ *
+ * Returns: whether there is one that belongs to a migration; its end, which
+ *          comes soon, completes the cancellation
+ */
+bool migration_handshake_cancel(void);
+
+/**
+ * migration_handshake_take_channel: a channel that the handshake has opened
+ * @name: what it is for, "multifd" or "preempt"
+ * @index: which one of that name
+ *
+ * Called on a source by any thread of a migration that is running.  The channel
+ * is non-blocking, and its next byte is the first one of its contents.
+ *
+ * Returns: a reference to it; NULL without a handshake, or if it was taken
+ */
+QIOChannel *migration_handshake_take_channel(const char *name, uint32_t index);
+
+/**
+ * migration_handshake_read_frame: read what is no message of the return path
+ * @rp: the return path
+ * @type: the message's type, which is not one
+ * @len: its length
+ *
+ * After a handshake, a message of type 0 is a frame: the destination may say
+ * why it cannot load.  Called by the return path's thread.
+ *
+ * Returns: true if it was a frame to be skipped; false with @errp set
+ */
+bool migration_handshake_read_frame(QEMUFile *rp, uint16_t type, uint16_t len,
+                                    Error **errp);
+
+/**
+ * migration_handshake_note_error: the outgoing migration has its first error
+ * @s: the migration
+ * @errp: the error; advice is added if the destination does not take the stream
+ *        because it wants a handshake
+ *
+ * After a handshake all channels are shut down, unless postcopy has begun: some
+ * thread may wait for a destination that cannot answer any more.  Any thread.
+ */
+void migration_handshake_note_error(MigrationState *s, Error **errp);
+
+/**
+ * migration_handshake_explain_channel: explain why a channel has failed
+ * @ioc: a channel of an outgoing migration
+ * @errp: the error; advice is added if there was no handshake and the
+ *        destination wants one
+ *
+ * Any thread.
+ */
+void migration_handshake_explain_channel(QIOChannel *ioc, Error **errp);
+
+/**
+ * migration_handshake_check_stream: before a stream counts as loaded
+ * @f: the main channel
+ *
+ * Without a return path, all of a small stream may have been sent before the
+ * connection breaks.  Makes @f fail if there was no handshake and the
+ * destination wants one.  Called in the migration thread.
+ */
+void migration_handshake_check_stream(QEMUFile *f);
+
+/**
+ * migration_handshake_outgoing_cleanup: the outgoing migration is over
+ *
+ * What was negotiated for it is no longer in force.
+ */
+void migration_handshake_outgoing_cleanup(void);
+
+/* The incoming side */
+
+/**
+ * migration_handshake_listen: say how incoming connections begin
+ * @channel: the channel that is about to be listened on; NULL if there was no
+ *           channel list, as for 'migrate-recover', which runs out of band
+ *
+ * Returns: true if it will do, false with @errp set if not
+ */
+bool migration_handshake_listen(const MigrationChannel *channel, Error **errp);
+
+/**
+ * migration_handshake_accept: take a connection from a listener
+ * @ioc: the connection, before TLS
+ *
+ * Returns: true if it begins with a handshake, which takes care of it
+ */
+bool migration_handshake_accept(QIOChannel *ioc);
+
+/**
+ * migration_handshake_incoming_cleanup: the incoming migration is over
+ *
+ * What was negotiated for it is no longer in force.  Any thread with the BQL
+ * held.
+ */
+void migration_handshake_incoming_cleanup(void);
+
+/* What people see */
+
+/**
+ * migration_handshake_info: what query-migrate shows
+ *
+ * Returns: to be freed by the caller; NULL if there was no handshake
+ */
+MigrationHandshakeInfo *migration_handshake_info(void);
+
+/**
+ * migration_handshake_print: what "info migrate" prints of a handshake
+ * @mon: the monitor to print to
+ * @info: what query-migrate shows of it, or NULL
+ */
+void migration_handshake_print(Monitor *mon,
+                               const MigrationHandshakeInfo *info);
+
+#endif

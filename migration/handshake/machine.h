@@ -1,0 +1,69 @@
+/*
+ * Migration handshake: what machines are, and whether a guest can move
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QEMU_MIGRATION_HANDSHAKE_MACHINE_H
+#define QEMU_MIGRATION_HANDSHAKE_MACHINE_H
+
+#include "message.h"
+
+/**
+ * handshake_profile_new: what this machine is
+ * @role: as a source, what it will send; as a destination, what it can read
+ *
+ * Facts about the machine are in it, settings are not.
+ *
+ * Called with the BQL held, outside of coroutines.
+ *
+ * Returns: the profile, to be freed by the caller
+ */
+MigrationProfile *handshake_profile_new(MigrationHandshakeRole role);
+
+/**
+ * handshake_peer_new: how a machine describes itself to the other side
+ * @profile: a machine's profile, be it of a peer; if NULL, this machine
+ *
+ * Called with the BQL held.
+ *
+ * Returns: texts as they may be shown to people, to be freed by the caller
+ */
+MigrationHandshakePeer *handshake_peer_new(const MigrationProfile *profile);
+
+/**
+ * handshake_compare: whether a guest can move from one machine to another
+ * @source: the profile of the machine that the guest runs on
+ * @destination: this machine, as handshake_profile_new() has described it
+ * @effective: capabilities that the migration would use
+ * @issues: everything that differs and matters is added
+ *
+ * A member that either profile lacks is not compared.  An error is given only
+ * where the migration stream would provably fail or lose the guest.
+ *
+ * Called with the BQL held, since sections are looked up by
+ * qemu_savevm_resolve_section(); pure otherwise.
+ */
+void handshake_compare(const MigrationProfile *source,
+                       const MigrationProfile *destination,
+                       const strList *effective, HandshakeIssues *issues);
+
+/**
+ * handshake_compare_capability: whether two machines go together with a
+ *                               capability
+ * @source: the profile of the machine that the guest runs on
+ * @destination: the profile of the machine that it is to run on
+ * @capability: its name
+ *
+ * What handshake_compare() would give as an error only because of @capability
+ * is no reason to refuse a migration that can do without it.
+ *
+ * Pure; any thread.
+ *
+ * Returns: true if they do, false with @errp set if not
+ */
+bool handshake_compare_capability(const MigrationProfile *source,
+                                  const MigrationProfile *destination,
+                                  const char *capability, Error **errp);
+
+#endif

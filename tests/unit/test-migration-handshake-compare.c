@@ -1,0 +1,976 @@
+/*
+ * Migration handshake: what is found in two profiles
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qapi/qapi-visit-migration-handshake.h"
+#include "qapi/qobject-input-visitor.h"
+#include "qapi/util.h"
+#include "qobject/qdict.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "migration/handshake/machine.h"
+#include "migration/savevm.h"
+
+/* A machine that all others are variations of */
+static const char base[] =
+    "{ 'qemu-version': '10.0.0', 'package': 'Debian', 'name': 'guest',"
+    "  'arch': 'x86_64', 'machine': 'pc-q35-10.0',"
+    "  'page-size': 4096, 'host-page-size': 4096,"
+    "  'uuid': '00112233-4455-6677-8899-aabbccddeeff',"
+    "  'capabilities': [ 'events' ],"
+    "  'stream': { 'send-configuration': true, 'send-section-footer': true,"
+    "              'suppress-vmdesc': true, 'store-global-state': true,"
+    "              'multifd-flush-after-each-section': true,"
+    "              'x-preempt-pre-7-2': true, 'send-switchover-start': true,"
+    "              'multifd-clean-tls-termination': true },"
+    "  'sections': [ { 'name': 'timer', 'version': 2,"
+    "                  'minimum-version': 2 } ],"
+    "  'ram-blocks': [ { 'name': 'pc.ram', 'size': 1048576,"
+    "                    'page-size': 4096 } ] }";
+
+static const char *const capabilities[] = {
+    "return-path", "multifd", "postcopy-ram", "postcopy-preempt",
+    "x-ignore-shared", "switchover-ack", "of-a-later-version", "",
+};
+
+static unsigned resolve_count;
+
+/* A few names that this machine has for something else */
+bool qemu_savevm_resolve_section(const char **name, uint32_t *instance)
+{
+    resolve_count++;
+    if (!strcmp(*name, "0000:00:03.0/virtio-net")) {
+        *name = "virtio-net";               /* an alias */
+        *instance = *instance == 3 ? 0 : 9;
+        return true;
+    }
+    if (!strcmp(*name, "slirp")) {
+        *name = "net-user";                 /* its former name */
+        return true;
+    }
+    /* What is found may not be in the profile */
+    return !strcmp(*name, "here-and-gone");
+}
+
+/* Objects are merged, lists are appended, null takes a member away */
+static void vary(QDict *to, const QDict *from)
+{
+    const QDictEntry *e;
+
+    for (e = qdict_first(from); e; e = qdict_next(from, e)) {
+        const char *key = qdict_entry_key(e);
+        QObject *value = qdict_entry_value(e);
+        QObject *old = qdict_get(to, key);
+        const QListEntry *item;
+
+        if (qobject_type(value) == QTYPE_QNULL) {
+            qdict_del(to, key);
+        } else if (old && qobject_type(value) == QTYPE_QDICT) {
+            vary(qobject_to(QDict, old), qobject_to(QDict, value));
+        } else if (old && qobject_type(value) == QTYPE_QLIST) {
+            QLIST_FOREACH_ENTRY(qobject_to(QList, value), item) {
+                qlist_append_obj(qobject_to(QList, old),
+                                 qobject_ref(qlist_entry_obj(item)));
+            }
+        } else {
+            qdict_put_obj(to, key, qobject_ref(value));
+        }
+    }
+}
+
+static QDict *dict_from(const char *json)
+{
+    return qobject_to(QDict, qobject_from_json(json, &error_abort));
+}
+
+/* @base with up to two variations */
+static MigrationProfile *profile_from(const char *one, const char *two)
+{
+    const char *const variations[] = { one, two };
+    g_autoptr(QDict) dict = dict_from(base);
+    MigrationProfile *profile;
+    Visitor *v;
+
+    for (int i = 0; i < ARRAY_SIZE(variations); i++) {
+        if (variations[i]) {
+            g_autoptr(QDict) other = dict_from(variations[i]);
+
+            vary(dict, other);
+        }
+    }
+    v = qobject_input_visitor_new(QOBJECT(dict));
+    visit_type_MigrationProfile(v, NULL, &profile, &error_abort);
+    visit_free(v);
+    return profile;
+}
+
+static strList *names_from(const char *text)
+{
+    g_auto(GStrv) names = g_strsplit(text ?: "", ",", -1);
+    strList *list = NULL;
+    strList **tail = &list;
+
+    for (int i = 0; names[i]; i++) {
+        QAPI_LIST_APPEND(tail, g_strdup(names[i]));
+    }
+    return list;
+}
+
+/* A person must find in the sentence what it is about */
+static void check_sentence(const MigrationHandshakeIssue *issue)
+{
+    if (!g_strcmp0(issue->source, "missing") ||
+        !g_strcmp0(issue->destination, "missing") ||
+        !issue->source || !issue->destination) {
+        g_assert(!issue->subject || strstr(issue->message, issue->subject));
+    } else {
+        g_assert_nonnull(strstr(issue->message, issue->source));
+        g_assert_nonnull(strstr(issue->message, issue->destination));
+    }
+    g_assert_cmpstr(issue->message, !=, "");
+}
+
+/* One a line: severity code subject: source -> destination */
+static char *issues_text(const HandshakeIssues *issues)
+{
+    g_autoptr(GString) text = g_string_new(NULL);
+    const MigrationHandshakeIssueList *l;
+
+    for (l = issues->list; l; l = l->next) {
+        const MigrationHandshakeIssue *issue = l->value;
+
+        g_string_append_printf(text, "%s %s %s: %s -> %s\n",
+                               issue->severity, issue->code,
+                               issue->subject ?: "-", issue->source ?: "-",
+                               issue->destination ?: "-");
+        check_sentence(issue);
+    }
+    return g_strdup(text->str);
+}
+
+static unsigned count_errors(const MigrationProfile *src,
+                             const MigrationProfile *dst,
+                             const strList *effective)
+{
+    HandshakeIssues issues = { 0 };
+    unsigned errors;
+
+    handshake_compare(src, dst, effective, &issues);
+    errors = issues.errors;
+    handshake_issues_free(&issues);
+    return errors;
+}
+
+/* A capability is in the way exactly if it makes an error more */
+static void check_capabilities(const MigrationProfile *src,
+                               const MigrationProfile *dst)
+{
+    unsigned errors = count_errors(src, dst, NULL);
+
+    for (int i = 0; i < ARRAY_SIZE(capabilities); i++) {
+        strList one = { .value = (char *)capabilities[i] };
+        unsigned with = count_errors(src, dst, &one);
+        g_autoptr(Error) err = NULL;
+        bool ok = handshake_compare_capability(src, dst, capabilities[i],
+                                               &err);
+
+        g_assert_cmpuint(with, >=, errors);
+        g_assert(ok == (with == errors));
+        g_assert(ok == !err);
+    }
+}
+
+static void check_profiles(const MigrationProfile *src,
+                           const MigrationProfile *dst, const char *effective,
+                           const char *expected)
+{
+    g_autoptr(strList) names = names_from(effective);
+    HandshakeIssues issues = { 0 };
+    g_autofree char *text = NULL;
+
+    handshake_compare(src, dst, names, &issues);
+    text = issues_text(&issues);
+    g_assert_cmpstr(text, ==, expected ?: "");
+    g_assert_cmpuint(issues.listed, ==, issues.errors + issues.warnings);
+    handshake_issues_free(&issues);
+    check_capabilities(src, dst);
+}
+
+/* The profiles are variations of @base; NULL: nothing is different, or found */
+static void check(const char *src, const char *dst, const char *effective,
+                  const char *expected)
+{
+    g_autoptr(MigrationProfile) a = profile_from(src, NULL);
+    g_autoptr(MigrationProfile) b = profile_from(dst, NULL);
+
+    check_profiles(a, b, effective, expected);
+}
+
+/* One member with another value, on either side */
+static void check_value(const char *member, const char *a, const char *b,
+                        const char *issue)
+{
+    g_autofree char *src = g_strdup_printf("{ '%s': '%s' }", member, a);
+    g_autofree char *dst = g_strdup_printf("{ '%s': '%s' }", member, b);
+    g_autofree char *there = g_strdup_printf("%s: %s -> %s\n", issue, a, b);
+    g_autofree char *back = g_strdup_printf("%s: %s -> %s\n", issue, b, a);
+
+    check(src, dst, NULL, there);
+    check(dst, src, NULL, back);
+    check(src, src, NULL, NULL);
+    check(dst, dst, NULL, NULL);
+}
+
+static void test_same(void)
+{
+    check(NULL, NULL, NULL, NULL);
+    check("{ 'capabilities': [ 'validate-uuid' ] }", NULL,
+          "multifd,postcopy-ram,postcopy-preempt,x-ignore-shared", NULL);
+    /* Nothing depends on these */
+    check(NULL, "{ 'qemu-version': '11.1.0', 'package': 'qemu-kvm-11',"
+                "  'name': 'other', 'host-page-size': 65536,"
+                "  'capabilities': [ 'xbzrle' ],"
+                "  'required-capabilities': [ 'multifd' ] }", NULL, NULL);
+}
+
+static void test_arch(void)
+{
+    static const char *const related[][2] = {
+        { "x86_64", "i386" }, { "aarch64", "arm" }, { "ppc64", "ppc" },
+        { "riscv64", "riscv32" }, { "mips", "mipsel" },
+        { "mips64", "mips64el" }, { "mips", "mips64el" },
+        { "sparc", "sparc64" },
+    };
+    static const char *const foreign[][2] = {
+        { "x86_64", "aarch64" }, { "x86_64", "arm" }, { "i386", "ppc" },
+        { "s390x", "x86_64" }, { "microblaze", "microblazeel" },
+        { "mips", "sparc" }, { "x86_64", "x86" }, { "x86_64", "X86_64" },
+        { "x86_64", "" }, { "what", "ever" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(related); i++) {
+        check_value("arch", related[i][0], related[i][1],
+                    "warning arch arch");
+    }
+    for (int i = 0; i < ARRAY_SIZE(foreign); i++) {
+        check_value("arch", foreign[i][0], foreign[i][1], "error arch arch");
+    }
+}
+
+static void test_machine(void)
+{
+    static const char *const machines[][2] = {
+        { "pc-q35-10.0", "pc-i440fx-10.0" },
+        { "pc-q35-10.0", "pc-q35-9.2" },
+        /* The stream's own check stops at the shorter one's end */
+        { "pc-q35-4.0", "pc-q35-4.0.1" },
+        { "pc-q35-1", "pc-q35-10.0" },
+        { "pc-q35-10.0", "" },
+        { "none", "None" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(machines); i++) {
+        check_value("machine", machines[i][0], machines[i][1],
+                    "error machine-type machine");
+    }
+}
+
+static void test_page_size(void)
+{
+    check(NULL, "{ 'page-size': 65536 }", NULL,
+          "error page-size page-size: 4096 -> 65536\n");
+    check("{ 'page-size': 18446744073709551615 }", NULL, NULL,
+          "error page-size page-size: 18446744073709551615 -> 4096\n");
+}
+
+#define THIS_UUID   "00112233-4455-6677-8899-aabbccddeeff"
+#define OTHER_UUID  "ffeeddcc-bbaa-9988-7766-554433221100"
+
+static void test_uuid(void)
+{
+    check_value("uuid", THIS_UUID, OTHER_UUID, "warning uuid uuid");
+    /* The source is the one that puts it into the stream */
+    check(NULL, "{ 'uuid': '" OTHER_UUID "',"
+                "  'capabilities': [ 'validate-uuid' ] }", NULL,
+          "warning uuid uuid: " THIS_UUID " -> " OTHER_UUID "\n");
+    check("{ 'uuid': '" OTHER_UUID "',"
+          "  'capabilities': [ 'validate-uuid' ] }", NULL, NULL,
+          "error uuid uuid: " OTHER_UUID " -> " THIS_UUID "\n");
+    /* Where none was set there is nothing to compare */
+    check("{ 'capabilities': [ 'validate-uuid' ] }", "{ 'uuid': null }",
+          NULL, NULL);
+    check("{ 'capabilities': [ 'validate-uuid' ], 'uuid': null }", NULL,
+          NULL, NULL);
+    /* The case of the digits is no difference */
+    check("{ 'uuid': '00112233-4455-6677-8899-AABBCCDDEEFF' }", NULL,
+          NULL, NULL);
+}
+
+static void test_stream(void)
+{
+    static const struct {
+        const char *name;
+        const char *capability;
+    } properties[] = {
+        { "send-configuration" },
+        { "send-section-footer" },
+        { "suppress-vmdesc" },
+        { "multifd-flush-after-each-section", "multifd" },
+        { "x-preempt-pre-7-2", "postcopy-preempt" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(properties); i++) {
+        const char *name = properties[i].name;
+        const char *capability = properties[i].capability;
+        g_autofree char *off = g_strdup_printf(
+            "{ 'stream': { '%s': false }, 'capabilities': [ '%s' ] }", name,
+            capability ?: "return-path");
+        g_autofree char *absent = g_strdup_printf(
+            "{ 'stream': { '%s': null } }", name);
+        g_autofree char *there = g_strdup_printf(
+            "error stream-format %s: true -> false\n", name);
+        g_autofree char *back = g_strdup_printf(
+            "error stream-format %s: false -> true\n", name);
+
+        check(NULL, off, capability, there);
+        check(off, NULL, capability, back);
+        if (capability) {
+            /* Neither without one, nor with another one */
+            check(NULL, off, NULL, NULL);
+            check(off, NULL, "postcopy-ram", NULL);
+        }
+        check(absent, off, capability, NULL);
+        check(off, absent, capability, NULL);
+        check(off, "{ 'stream': null }", capability, NULL);
+        check(off, off, capability, NULL);
+    }
+}
+
+/* A reader that copes with either is not asked */
+static void test_stream_tolerated(void)
+{
+    const char *off = "{ 'stream': { 'store-global-state': false,"
+                      "              'send-switchover-start': false,"
+                      "              'multifd-clean-tls-termination': false }"
+                      "}";
+
+    check(NULL, off, "multifd,postcopy-ram,postcopy-preempt", NULL);
+    check(off, NULL, "multifd,postcopy-ram,postcopy-preempt", NULL);
+}
+
+/* Two profiles that differ in everything but one member that a side lacks */
+static void test_absent(void)
+{
+    static const struct {
+        const char *member;
+        const char *issue;
+    } members[] = {
+        { "arch", "error arch arch: x86_64 -> s390x\n" },
+        { "machine", "error machine-type machine: pc-q35-10.0 -> virt\n" },
+        { "page-size", "error page-size page-size: 4096 -> 8192\n" },
+        { "stream", "error stream-format send-configuration: true -> false\n" },
+        { "uuid", "warning uuid uuid: " THIS_UUID " -> " OTHER_UUID "\n" },
+        { "sections", "warning section-extra extra: missing -> present\n" },
+        { "ram-blocks", "warning ram-block-extra more: missing -> 4096\n" },
+        { "name", "" },
+    };
+    const char *other =
+        "{ 'arch': 's390x', 'machine': 'virt', 'page-size': 8192,"
+        "  'uuid': '" OTHER_UUID "', 'name': 'other',"
+        "  'stream': { 'send-configuration': false },"
+        "  'sections': [ { 'name': 'extra', 'version': 1 } ],"
+        "  'ram-blocks': [ { 'name': 'more', 'size': 4096,"
+        "                    'page-size': 4096 } ] }";
+
+    for (int i = 0; i < ARRAY_SIZE(members); i++) {
+        g_autofree char *without = g_strdup_printf("{ '%s': null }",
+                                                   members[i].member);
+        g_autoptr(MigrationProfile) src = profile_from(without, NULL);
+        g_autoptr(MigrationProfile) dst = profile_from(other, NULL);
+        g_autoptr(MigrationProfile) same = profile_from(NULL, NULL);
+        g_autoptr(MigrationProfile) less = profile_from(other, without);
+        g_autoptr(GString) expected = g_string_new(NULL);
+
+        for (int j = 0; j < ARRAY_SIZE(members); j++) {
+            g_string_append(expected, i == j ? "" : members[j].issue);
+        }
+        check_profiles(src, dst, NULL, expected->str);
+        check_profiles(same, less, NULL, expected->str);
+    }
+}
+
+/* A peer of whom nothing is known, and one that lists nothing */
+static void test_empty(void)
+{
+    g_autoptr(MigrationProfile) nothing = g_new0(MigrationProfile, 1);
+    g_autoptr(MigrationProfile) machine = profile_from(NULL, NULL);
+    const char *all = "multifd,postcopy-ram,postcopy-preempt,x-ignore-shared";
+
+    check_profiles(nothing, nothing, all, NULL);
+    check_profiles(nothing, machine, all, NULL);
+    check_profiles(machine, nothing, all, NULL);
+    nothing->has_sections = true;
+    nothing->has_ram_blocks = true;
+    check_profiles(nothing, machine, all, NULL);
+    check_profiles(machine, nothing, NULL,
+                   "error section-missing timer: version 2 -> missing\n"
+                   "error ram-block-missing pc.ram: 1048576 -> missing\n");
+}
+
+/* All of it, errors first; and it is added to what was there */
+static void test_all(void)
+{
+    g_autoptr(MigrationProfile) src = profile_from(NULL, NULL);
+    g_autoptr(MigrationProfile) dst = profile_from(
+        "{ 'uuid': '" OTHER_UUID "', 'arch': 'i386', 'machine': 'virt' }",
+        NULL);
+    HandshakeIssues issues = { 0 };
+
+    for (int i = 1; i <= 2; i++) {
+        handshake_compare(src, dst, NULL, &issues);
+        g_assert_cmpuint(issues.errors, ==, i);
+        g_assert_cmpuint(issues.warnings, ==, 2 * i);
+        g_assert_cmpstr(issues.list->value->code, ==, "machine-type");
+    }
+    handshake_issues_free(&issues);
+}
+
+/* What a hostile peer says of itself does not get far */
+static void test_hostile(void)
+{
+    g_autoptr(MigrationProfile) src = profile_from(NULL, NULL);
+    g_autoptr(MigrationProfile) dst = profile_from(NULL, NULL);
+    const MigrationHandshakeIssueList *l;
+    HandshakeIssues issues = { 0 };
+
+    g_free(src->machine);
+    src->machine = g_strnfill(400000, 'm');
+    g_free(src->arch);
+    src->arch = g_strdup("x86\n64\033[2J");
+    handshake_compare(src, dst, NULL, &issues);
+    g_assert_cmpuint(issues.listed, ==, 2);
+    for (l = issues.list; l; l = l->next) {
+        g_assert_cmpuint(strlen(l->value->source), <=, 1024);
+        g_assert_cmpuint(strlen(l->value->message), <=, 1024);
+        g_assert_null(strpbrk(l->value->source, "\n\033"));
+        g_assert_null(strpbrk(l->value->message, "\n\033"));
+    }
+    handshake_issues_free(&issues);
+}
+
+#define SECTION(more)   "{ 'sections': [ { 'name': 'apic', " more " } ] }"
+
+static void test_section_missing(void)
+{
+    check(SECTION("'version': 11"), NULL, NULL,
+          "error section-missing apic: version 11 -> missing\n");
+    check(SECTION("'version': 11, 'conditional': true"), NULL, NULL,
+          "warning section-missing apic: version 11 -> missing\n");
+    /* It is there if it would read, whether or not it would write */
+    check(SECTION("'version': 11"), SECTION("'version': 11"), NULL, NULL);
+    check(SECTION("'version': 11"),
+          SECTION("'version': 11, 'conditional': true"), NULL, NULL);
+}
+
+static void test_section_extra(void)
+{
+    check(NULL, SECTION("'version': 1"), NULL,
+          "warning section-extra apic: missing -> present\n");
+    /* The source may have it as well, and not send it either */
+    check(NULL, SECTION("'version': 1, 'conditional': true"), NULL, NULL);
+}
+
+static void test_section_instances(void)
+{
+    check(SECTION("'version': 1, 'instances': [ 0, 1, 2, 3 ]"),
+          SECTION("'version': 1, 'instances': [ 3, 2, 1, 0 ]"), NULL, NULL);
+    /* No list is instance 0; an empty one is none */
+    check(SECTION("'version': 1"), SECTION("'version': 1, 'instances': [ 0 ]"),
+          NULL, NULL);
+    check(SECTION("'version': 1, 'instances': []"), NULL, NULL, NULL);
+    /* They need not be grouped in the same way */
+    check(SECTION("'version': 1, 'instances': [ 0, 1, 2 ]"),
+          "{ 'sections': [ { 'name': 'apic', 'version': 1 },"
+          "  { 'name': 'apic', 'version': 1, 'instances': [ 1, 2 ],"
+          "    'conditional': true } ] }", NULL, NULL);
+
+    /* One CPU more */
+    check(SECTION("'version': 1, 'instances': [ 0, 1, 4294967295 ]"),
+          SECTION("'version': 1, 'instances': [ 0, 1 ]"), NULL,
+          "error section-missing apic 4294967295: version 1 -> missing\n");
+    check(SECTION("'version': 1, 'instances': [ 0, 1 ]"),
+          SECTION("'version': 1, 'instances': [ 0, 1, 2 ]"), NULL,
+          "warning section-extra apic 2: missing -> present\n");
+    check(SECTION("'version': 1, 'instances': [ 0, 1 ]"),
+          SECTION("'version': 2, 'minimum-version': 2,"
+                  "'instances': [ 0, 1 ]"), NULL,
+          "error section-version apic: 1 -> 2\n"
+          "error section-version apic 1: 1 -> 2\n");
+    /* Names may look like it */
+    check("{ 'sections': [ { 'name': 'cpu 1', 'version': 1 } ] }",
+          "{ 'sections': [ { 'name': 'cpu', 'version': 1,"
+          "                  'instances': [ 1 ] } ] }", NULL,
+          "error section-missing cpu 1: version 1 -> missing\n"
+          "warning section-extra cpu 1: missing -> present\n");
+}
+
+static void test_section_version(void)
+{
+    static const struct {
+        uint32_t sent, minimum, version;
+        const char *range;      /* that is read; NULL if it fits */
+    } table[] = {
+        { 3, 3, 3, NULL },
+        { 3, 1, 3, NULL },
+        { 1, 1, 3, NULL },
+        { 2, 1, 3, NULL },
+        { 0, 0, 0, NULL },
+        { UINT32_MAX, 0, UINT32_MAX, NULL },
+        { 4, 3, 3, "3" },
+        { 4, 1, 3, "1 to 3" },
+        { 2, 3, 3, "3" },
+        { 1, 2, 3, "2 to 3" },
+        { 0, 1, 1, "1" },
+        { UINT32_MAX, 0, 1, "0 to 1" },
+        { 0, 1, UINT32_MAX, "1 to 4294967295" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(table); i++) {
+        g_autofree char *src = g_strdup_printf(
+            SECTION("'version': %u, 'minimum-version': %u"),
+            table[i].sent, table[i].sent / 2);
+        g_autofree char *maybe = g_strdup_printf(
+            SECTION("'version': %u, 'conditional': true"), table[i].sent);
+        g_autofree char *dst = g_strdup_printf(
+            SECTION("'version': %u, 'minimum-version': %u"),
+            table[i].version, table[i].minimum);
+        g_autofree char *error = g_strdup_printf(
+            "error section-version apic: %u -> %s\n",
+            table[i].sent, table[i].range);
+        g_autofree char *warning = g_strdup_printf(
+            "warning section-version apic: %u -> %s\n",
+            table[i].sent, table[i].range);
+
+        check(src, dst, NULL, table[i].range ? error : NULL);
+        check(maybe, dst, NULL, table[i].range ? warning : NULL);
+    }
+    /* Who does not say how old it may be takes any */
+    check(SECTION("'version': 0"), SECTION("'version': 9"), NULL, NULL);
+}
+
+static void test_section_resolved(void)
+{
+    const char *src =
+        "{ 'sections': [ { 'name': '0000:00:03.0/virtio-net', 'version': 11,"
+        "                  'instances': [ 3, 5 ] },"
+        "                { 'name': 'slirp', 'version': 4 } ] }";
+    const char *dst =
+        "{ 'sections': [ { 'name': 'virtio-net', 'version': 11 },"
+        "                { 'name': 'net-user', 'version': 4 } ] }";
+
+    /* People know the name that the source has for it */
+    check(src, dst, NULL, "error section-missing 0000:00:03.0/virtio-net 5: "
+          "version 11 -> missing\n");
+    check(src, "{ 'sections': [ { 'name': 'virtio-net', 'version': 11 },"
+               "  { 'name': 'virtio-net', 'version': 10,"
+               "    'instances': [ 9 ] },"
+               "  { 'name': 'net-user', 'version': 4 } ] }", NULL,
+          "error section-version 0000:00:03.0/virtio-net 5: 11 -> 0 to 10\n");
+    check("{ 'sections': [ { 'name': 'here-and-gone', 'version': 1 } ] }",
+          NULL, NULL,
+          "error section-missing here-and-gone: version 1 -> missing\n");
+
+    /* Where the names are the same, nobody is asked: it takes time */
+    resolve_count = 0;
+    check(src, src, NULL, NULL);
+    g_assert_cmpuint(resolve_count, ==, 0);
+}
+
+/* @count instances of a section that does not exist */
+static MigrationProfile *flood(const char *name, int count, bool same)
+{
+    MigrationProfile *profile = profile_from(NULL, NULL);
+    MigrationProfileSection *section = g_new0(MigrationProfileSection, 1);
+
+    section->name = g_strdup(name);
+    section->version = 1;
+    section->has_instances = true;
+    for (int i = 0; i < count; i++) {
+        QAPI_LIST_PREPEND(section->instances, same ? 3 : i);
+    }
+    QAPI_LIST_PREPEND(profile->sections, section);
+    return profile;
+}
+
+#define FLOOD   16384
+
+/* A peer's list may be long, and each look-up takes the loader's time */
+static void test_section_flood(void)
+{
+    static const char *const names[] = { "warp", "0000:00:03.0/virtio-net" };
+    g_autoptr(MigrationProfile) dst = profile_from(
+        "{ 'sections': [ { 'name': 'virtio-net', 'version': 1 } ] }", NULL);
+
+    for (int i = 0; i < ARRAY_SIZE(names); i++) {
+        g_autoptr(MigrationProfile) src = flood(names[i], FLOOD, i);
+        HandshakeIssues issues = { 0 };
+
+        resolve_count = 0;
+        handshake_compare(src, dst, NULL, &issues);
+        g_assert_cmpuint(resolve_count, <=, HANDSHAKE_ISSUES_MAX + 1);
+        g_assert_cmpuint(issues.listed, ==, HANDSHAKE_ISSUES_MAX);
+        g_assert_cmpuint(issues.errors + issues.warnings, ==,
+                         issues.listed + issues.omitted);
+        handshake_issues_free(&issues);
+    }
+}
+
+/* That time grows no faster than a machine does */
+static void test_speed(void)
+{
+    g_autoptr(MigrationProfile) src = flood("apic", FLOOD, false);
+    g_autoptr(MigrationProfile) dst = flood("apic", FLOOD, false);
+    clock_t best = 0;
+
+    for (int i = 0; i < 2048; i++) {
+        MigrationProfileRAMBlock *a = g_new0(MigrationProfileRAMBlock, 1);
+        MigrationProfileRAMBlock *b = g_new0(MigrationProfileRAMBlock, 1);
+
+        a->name = g_strdup_printf("ram%d", i);
+        b->name = g_strdup(a->name);
+        QAPI_LIST_PREPEND(src->ram_blocks, a);
+        QAPI_LIST_PREPEND(dst->ram_blocks, b);
+    }
+    for (int i = 0; i < 10; i++) {
+        g_autoptr(strList) effective = names_from("postcopy-ram");
+        HandshakeIssues issues = { 0 };
+        clock_t time = clock();
+
+        handshake_compare(src, dst, effective, &issues);
+        time = clock() - time;
+        g_assert_null(issues.list);
+        best = i ? MIN(best, time) : time;
+    }
+    g_test_message("%d sections and 2048 RAM blocks: %.2f ms of CPU time",
+                   FLOOD, best * 1000.0 / CLOCKS_PER_SEC);
+#ifndef QEMU_SANITIZE_ADDRESS
+    g_assert_cmpint(best, <, CLOCKS_PER_SEC / 10);
+#endif
+}
+
+#define BLOCK(name, more) \
+    "{ 'ram-blocks': [ { 'name': '" name "', 'page-size': 4096, " more " } ] }"
+
+static void test_ram_missing(void)
+{
+    check(BLOCK("vram", "'size': 16777216"), NULL, NULL,
+          "error ram-block-missing vram: 16777216 -> missing\n");
+    check(NULL, BLOCK("vram", "'size': 16777216"), NULL,
+          "warning ram-block-extra vram: missing -> 16777216\n");
+    /* That of a device which is on its way out may be gone in time */
+    check(BLOCK("rom", "'size': 262144, 'conditional': true"), NULL, NULL,
+          "warning ram-block-missing rom: 262144 -> missing\n");
+}
+
+static void test_ram_size(void)
+{
+    static const struct {
+        uint64_t sent;
+        uint64_t size, max;     /* here; max 0: it is not resizeable */
+        uint64_t target, host;  /* page sizes here; 0: unknown */
+        const char *text;       /* what is here; NULL if it fits */
+    } table[] = {
+        { 8192, 8192, 0, 4096, 4096, NULL },
+        { 0, 0, 0, 4096, 4096, NULL },
+        { 8192, 4096, 0, 4096, 4096, "4096" },
+        { 4096, 8192, 0, 4096, 4096, "8192" },
+        /* One of smaller pages is enlarged ... */
+        { 4097, 8192, 0, 4096, 4096, NULL },
+        { 5000, 65536, 0, 4096, 65536, NULL },
+        { 5000, 65536, 0, 65536, 4096, NULL },
+        { 5000, 8192, 0, 4096, 0, NULL },
+        /* ... no further than that */
+        { 5000, 65536, 0, 4096, 4096, "65536" },
+        { 65537, 65536, 0, 4096, 65536, "65536" },
+        { 5000, 8192, 0, 0, 0, "8192" },
+        { 5000, 5000, 0, 0, 0, NULL },
+        /* One that may grow or shrink */
+        { 4096, 8192, 65536, 4096, 4096, NULL },
+        { 65536, 8192, 65536, 4096, 4096, NULL },
+        { 61441, 8192, 65536, 4096, 4096, NULL },
+        { 0, 8192, 65536, 4096, 4096, NULL },
+        { 65537, 8192, 65536, 4096, 4096, "at most 65536" },
+        { 65536 + 4096, 8192, 65536, 4096, 65536, "at most 65536" },
+        { UINT64_MAX, 8192, UINT64_MAX, 4096, 4096, NULL },
+        { UINT64_MAX, 8192, 65536, 4096, 4096, "at most 65536" },
+        { UINT64_MAX, 8192, 0, 4096, 4096, "8192" },
+        { UINT64_MAX - 4094, 0, 0, 4096, 4096, "0" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(table); i++) {
+        /* It is the destination that puts it into its memory */
+        g_autofree char *src = g_strdup_printf(
+            "{ 'page-size': %" PRIu64 ", 'host-page-size': 1048576,"
+            "  'ram-blocks': [ { 'name': 'rom', 'size': %" PRIu64 ","
+            "  'resizeable': true, 'max-size': 18446744073709551615 } ] }",
+            table[i].target, table[i].sent);
+        g_autofree char *dst = g_strdup_printf(
+            "{ 'page-size': %" PRIu64 ", 'host-page-size': %" PRIu64 ","
+            "  'ram-blocks': [ { 'name': 'rom', 'size': %" PRIu64 ","
+            "  'resizeable': %s, 'max-size': %" PRIu64 " } ] }",
+            table[i].target, table[i].host, table[i].size,
+            table[i].max ? "true" : "false", table[i].max ?: table[i].size);
+        g_autofree char *issue = g_strdup_printf(
+            "error ram-block-size rom: %" PRIu64 " -> %s\n",
+            table[i].sent, table[i].text);
+
+        check(src, dst, NULL, table[i].text ? issue : NULL);
+    }
+    /* Who does not say how large it can be cannot be larger */
+    check(BLOCK("rom", "'size': 8192"),
+          BLOCK("rom", "'size': 4096, 'resizeable': true"), NULL,
+          "error ram-block-size rom: 8192 -> at most 4096\n");
+}
+
+static void test_ram_page_size(void)
+{
+    const char *large = "{ 'ram-blocks': [ { 'name': 'dimm', 'size': 8388608,"
+                        "                    'page-size': 2097152 } ] }";
+    const char *small = BLOCK("dimm", "'size': 8388608");
+    const char *unknown = "{ 'ram-blocks': [ { 'name': 'dimm',"
+                          "                    'size': 8388608 } ] }";
+
+    /* Precopy does not care */
+    check(large, small, "multifd", NULL);
+    check(large, small, "postcopy-ram",
+          "error ram-block-page-size dimm: 2097152 -> 4096\n");
+    check(small, large, "multifd,postcopy-ram",
+          "error ram-block-page-size dimm: 4096 -> 2097152\n");
+    check(large, unknown, "postcopy-ram", NULL);
+    check(unknown, large, "postcopy-ram", NULL);
+    check(large, large, "postcopy-ram", NULL);
+
+    /* It has all sizes in one number, which has to be the same */
+    check(NULL, large, "postcopy-ram",
+          "error ram-block-page-size all RAM blocks: 4096 -> 2101248\n"
+          "warning ram-block-extra dimm: missing -> 8388608\n");
+    check(NULL, small, "postcopy-ram",
+          "warning ram-block-extra dimm: missing -> 8388608\n");
+    check(NULL, unknown, "postcopy-ram",
+          "warning ram-block-extra dimm: missing -> 8388608\n");
+}
+
+#define SHARED  "'size': 4096, 'shared-file': true"
+
+static void test_ignore_shared(void)
+{
+    check(BLOCK("file", SHARED), BLOCK("file", "'size': 4096"),
+          "postcopy-ram", NULL);
+    check(BLOCK("file", SHARED), BLOCK("file", "'size': 4096"),
+          "x-ignore-shared", "error capability-unsupported x-ignore-shared: "
+          "a shared file -> not a shared file\n");
+    check(BLOCK("file", "'size': 4096"), BLOCK("file", SHARED),
+          "x-ignore-shared", "error capability-unsupported x-ignore-shared: "
+          "not a shared file -> a shared file\n");
+
+    /* A device's memory may have its contents elsewhere: ivshmem */
+    check(BLOCK("0000:00:04.0/shm", SHARED),
+          BLOCK("0000:00:04.0/shm", "'size': 4096"),
+          "x-ignore-shared", "warning capability-unsupported "
+          "x-ignore-shared: a shared file -> not a shared file\n");
+    check(BLOCK("0000:00:04.0/shm", "'size': 4096"),
+          BLOCK("0000:00:04.0/shm", SHARED),
+          "x-ignore-shared", "error capability-unsupported "
+          "x-ignore-shared: not a shared file -> a shared file\n");
+    /* This is the RAM of an older machine */
+    check(BLOCK("/objects/ram", SHARED), BLOCK("/objects/ram", "'size': 4096"),
+          "x-ignore-shared", "error capability-unsupported x-ignore-shared: "
+          "a shared file -> not a shared file\n");
+
+    /* It must be at the same place */
+    check(BLOCK("file", SHARED ", 'address': 4294967296"),
+          BLOCK("file", SHARED ", 'address': 0"), "x-ignore-shared",
+          "error capability-unsupported x-ignore-shared: "
+          "at 0x100000000 -> at 0x0\n");
+    check(BLOCK("file", SHARED ", 'address': 4096"),
+          BLOCK("file", SHARED ", 'address': 4096"), "x-ignore-shared", NULL);
+    check(BLOCK("file", SHARED ", 'address': 4096"),
+          BLOCK("file", SHARED), "x-ignore-shared", NULL);
+
+    /* What one side has alone is not about the capability */
+    check(BLOCK("file", SHARED), NULL, "x-ignore-shared",
+          "error ram-block-missing file: 4096 -> missing\n");
+}
+
+/* Why not, in so many words */
+static void test_capability(void)
+{
+    g_autoptr(MigrationProfile) src = profile_from(
+        BLOCK("file", SHARED), "{ 'stream': { 'x-preempt-pre-7-2': false } }");
+    g_autoptr(MigrationProfile) dst = profile_from(
+        "{ 'ram-blocks': [ { 'name': 'file', 'size': 4096,"
+        "                    'page-size': 65536 } ] }", NULL);
+    static const char *const reasons[][2] = {
+        { "postcopy-ram", "those of 'file' have 4096 bytes" },
+        { "postcopy-preempt", "'x-preempt-pre-7-2' is false on the source" },
+        { "x-ignore-shared", "block 'file' is a shared file on the source" },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(reasons); i++) {
+        g_autoptr(Error) err = NULL;
+
+        g_assert_false(handshake_compare_capability(src, dst, reasons[i][0],
+                                                    &err));
+        g_assert_nonnull(strstr(error_get_pretty(err), reasons[i][1]));
+    }
+    g_assert_true(handshake_compare_capability(src, dst, "multifd",
+                                               &error_abort));
+}
+
+static void test_unmigratable(void)
+{
+    check("{ 'unmigratable': [ 'nvme', 'b' ] }", NULL, NULL,
+          "error unmigratable nvme: not migratable -> -\n"
+          "error unmigratable b: not migratable -> -\n");
+    check(NULL, "{ 'unmigratable': [ 'nvme' ] }", NULL,
+          "error unmigratable nvme: - -> not migratable\n");
+    /* What blocks the source keeps it there; here it does not matter */
+    check("{ 'blockers': [ 'not today', 'nor tomorrow' ] }", NULL, NULL,
+          "error unmigratable -: blocked -> -\n"
+          "error unmigratable -: blocked -> -\n");
+    check(NULL, "{ 'blockers': [ 'not today' ] }", NULL, NULL);
+}
+
+static bool coin(void)
+{
+    return g_test_rand_bit();
+}
+
+/* Small numbers meet each other; and those at the ends */
+static uint32_t random_number(void)
+{
+    return g_test_rand_int_range(0, 20) ? g_test_rand_int_range(0, 6)
+                                        : UINT32_MAX;
+}
+
+static char *random_name(void)
+{
+    static const char *const names[] = {
+        "ram", "timer", "cpu", "slirp", "0000:00:03.0/virtio-net", "\xc3\xa4",
+    };
+
+    return g_strdup(names[g_test_rand_int_range(0, ARRAY_SIZE(names))]);
+}
+
+static MigrationProfileSection *random_section(void)
+{
+    MigrationProfileSection *section = g_new0(MigrationProfileSection, 1);
+
+    section->name = random_name();
+    section->version = random_number();
+    section->minimum_version = random_number();
+    section->conditional = coin();
+    section->has_instances = coin();
+    while (section->has_instances && coin()) {
+        QAPI_LIST_PREPEND(section->instances, random_number());
+    }
+    return section;
+}
+
+static MigrationProfileRAMBlock *random_block(void)
+{
+    MigrationProfileRAMBlock *block = g_new0(MigrationProfileRAMBlock, 1);
+
+    block->name = random_name();
+    block->size = random_number();
+    block->page_size = random_number() * 4096;
+    block->resizeable = coin();
+    block->has_max_size = coin();
+    block->max_size = random_number();
+    block->conditional = coin();
+    block->shared_file = coin();
+    block->has_address = coin();
+    block->address = random_number();
+    return block;
+}
+
+static MigrationProfile *random_profile(void)
+{
+    MigrationProfile *profile = profile_from(
+        coin() ? "{ 'uuid': null }" : "{ 'capabilities': [ 'multifd' ] }",
+        coin() ? "{ 'page-size': 65536, 'arch': 'arm' }"
+               : "{ 'stream': { 'suppress-vmdesc': false } }");
+
+    while (g_test_rand_int_range(0, 6)) {
+        QAPI_LIST_PREPEND(profile->sections, random_section());
+        QAPI_LIST_PREPEND(profile->ram_blocks, random_block());
+    }
+    return profile;
+}
+
+/* Whatever two machines are like, the answer is the same, and well-formed */
+static void test_random(void)
+{
+    for (int i = 0; i < 2000; i++) {
+        g_autoptr(MigrationProfile) src = random_profile();
+        g_autoptr(MigrationProfile) dst = random_profile();
+        g_autoptr(strList) effective =
+            names_from(coin() ? "postcopy-ram,x-ignore-shared" : "multifd");
+        HandshakeIssues issues = { 0 };
+        g_autofree char *text = NULL;
+
+        handshake_compare(src, dst, effective, &issues);
+        text = issues_text(&issues);
+        handshake_issues_free(&issues);
+        check_profiles(src, dst,
+                       effective->next ? "postcopy-ram,x-ignore-shared"
+                                       : "multifd", text);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        void (*func)(void);
+    } tests[] = {
+        { "same", test_same },
+        { "arch", test_arch },
+        { "machine", test_machine },
+        { "page-size", test_page_size },
+        { "uuid", test_uuid },
+        { "stream", test_stream },
+        { "stream/tolerated", test_stream_tolerated },
+        { "absent", test_absent },
+        { "empty", test_empty },
+        { "all", test_all },
+        { "hostile", test_hostile },
+        { "section/missing", test_section_missing },
+        { "section/extra", test_section_extra },
+        { "section/instances", test_section_instances },
+        { "section/version", test_section_version },
+        { "section/resolved", test_section_resolved },
+        { "section/flood", test_section_flood },
+        { "ram/missing", test_ram_missing },
+        { "ram/size", test_ram_size },
+        { "ram/page-size", test_ram_page_size },
+        { "ram/ignore-shared", test_ignore_shared },
+        { "capability", test_capability },
+        { "unmigratable", test_unmigratable },
+        { "random", test_random },
+        { "speed", test_speed },
+    };
+
+    g_test_init(&argc, &argv, NULL);
+    for (int i = 0; i < ARRAY_SIZE(tests); i++) {
+        g_autofree char *path =
+            g_strdup_printf("/migration/handshake/compare/%s", tests[i].name);
+
+        g_test_add_func(path, tests[i].func);
+    }
+    return g_test_run();
+}
