@@ -11,9 +11,10 @@ from typing import Any, Optional, TypeVar, Union
 from machine import LOOPBACK, Machine, until
 from processes import Lab, small_lab, start_destination
 from qmhs import Incomplete
-from qmhs.frames import ACCEPT, COMMIT, HELLO, VERDICTS, Frame, Header, digest, message
-from qmhs.messages import Accept, Reject, Verdict, read_verdict
-from qmhs.roles import Inbox
+from qmhs.frames import (ACCEPT, COMMIT, HELLO, VERDICTS, Frame, Header, decode_header, digest,
+                         message)
+from qmhs.messages import Accept, Parameter, Reason, Reject, Verdict, read_verdict
+from qmhs.roles import Inbox, ReturnPath
 from qmhs.strictjson import Object, compose, parse
 
 Words = Union[bytes, Header, Frame]
@@ -23,13 +24,21 @@ SILENCE = 0.05          # after which nothing more is expected
 PIECE = 1 << 16
 MINIMUM: Object = {"versions": [1], "purpose": "migrate", "required": []}
 CHECK: Object = {**MINIMUM, "purpose": "check"}
-CAN_ALL: Object = {**MINIMUM, "features": ["named-channels"]}
+FEATURES = ["named-channels", "late-error"]
+CAN_ALL: Object = {**MINIMUM, "features": FEATURES}
 
 
 def changed(value: Object, **members: Any) -> Object:
     """None takes a member away."""
     members = {name.replace("_", "-"): new for name, new in members.items()}
     return {name: new for name, new in {**value, **members}.items() if new is not None}
+
+
+def multifd(count: object = 2, compression: str = "none", everything: bool = False) -> list[Object]:
+    """Parameters; without those that go without saying, unless everything is wanted."""
+    values = {"multifd-channels": (str(count), "2"), "multifd-compression": (compression, "none")}
+    return [Parameter("multifd", name, value).write()
+            for name, (value, usual) in values.items() if everything or value != usual]
 
 
 def raw(value: Any) -> bytes:
@@ -108,6 +117,31 @@ class Talk:
             self.inbox.put(data)
         return self.inbox.rest
 
+    async def last_word(self) -> Reason:
+        """It is the last one: the end follows."""
+        path = ReturnPath()
+        path.put(await self.rest())
+        return path.take_last_word()
+
+    async def any_header(self) -> Header:
+        """Of another channel."""
+        while True:
+            with contextlib.suppress(Incomplete):
+                return self.inbox.take_any_header()
+            await self._more()
+
+    async def is_answered(self) -> bool:
+        """Another channel: with its own header, and not a byte more. Or it ends without one."""
+        data = await self._hear()
+        if not data:
+            return False
+        self.inbox.put(data)
+        header = await self.any_header()
+        said, _ = decode_header(self.said)
+        assert (header.session, header.name, header.index) == (
+            said.session, said.name, said.index) and not self.inbox.rest
+        return True
+
     async def is_silent(self) -> bool:
         """Neither a byte nor an end."""
         try:
@@ -171,13 +205,41 @@ def codes(verdict: Verdict) -> list[tuple[str, str]]:
             if issue.severity == "error"]
 
 
-async def committed(talk: Talk) -> bytes:
-    """Agree with a destination. Returns the session."""
+async def session_of(talk: Talk) -> bytes:
+    """Read ACCEPT. Returns the session."""
     accept = await talk.verdict()
     assert isinstance(accept, Accept), accept
-    await talk.say(message(COMMIT, {"digest": digest(talk.said, talk.inbox.read)}))
     assert talk.inbox.header
     return talk.inbox.header.session
+
+
+async def commit(talk: Talk, *without: str) -> None:
+    await talk.say(message(COMMIT, changed(
+        {"digest": digest(talk.said, talk.inbox.read)},
+        without=[{"capability": name, "reason": "why"} for name in without] or None)))
+
+
+async def committed(talk: Talk, *without: str) -> None:
+    """Agree with a destination, without any other channel."""
+    await session_of(talk)
+    await commit(talk, *without)
+
+
+@contextlib.asynccontextmanager
+async def join(port: int, header: Header) -> AsyncIterator[Talk]:
+    """Another channel, which has got its place."""
+    async with call(port) as talk:
+        await talk.say(header)
+        assert await talk.is_answered()
+        yield talk
+
+
+@contextlib.asynccontextmanager
+async def joined(port: int, session: bytes, count: int = 2) -> AsyncIterator[list[Talk]]:
+    """All multifd channels."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(join(port, Header(session, "multifd", index)))
+               for index in range(count)]
 
 
 @contextlib.asynccontextmanager
@@ -276,17 +338,24 @@ class Line:
 
 
 class Recorder(Port):
-    """Stands between two QEMUs and keeps all that they say, up to a bound."""
+    """Stands between two QEMUs and keeps all that they say, up to a bound.
+
+    It may carry so many connections and no more, as some forwarders do.
+    """
 
     KEPT = 1 << 20
 
-    def __init__(self, target: int):
+    def __init__(self, target: int, most: int = 1 << 10):
         super().__init__()
         self._target = target
+        self._most = most
         self._tasks: list[Optional[asyncio.Task[None]]] = []
         self.lines: list[Line] = []
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self.lines) == self._most:
+            writer.close()
+            return
         self._tasks.append(asyncio.current_task())  # asyncio's own reference is weak
         line = Line()
         self.lines.append(line)

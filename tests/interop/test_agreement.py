@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import pytest
 from conftest import QEMU
 from machine import Machine
 from processes import Lab, start_destination, start_source
 from qmhs import grease
-from qmhs.messages import Accept, Hello, RamBlock, Section, Verdict
+from qmhs.messages import Accept, Hello, Parameter, RamBlock, Section, Verdict
 from qmhs.negotiation import (COMPRESSIONS, NEGOTIABLE, RETURN_PATH, Here, Judgement, Reader, judge)
 from qmhs.strictjson import Object
-from talk import CHECK, changed, judged
+from talk import CHECK, changed, judged, multifd
 
 UUID = "6a2f1f0e-52c3-4b8e-9d0c-1d3f5a7b9c11"
 LOCAL = ("auto-converge", "xbzrle", "events", "pause-before-switchover")
@@ -35,30 +35,29 @@ async def learn(source: Machine, port: int) -> Here:
     """
     hello = Hello.read(await source.execute("query-migrate-profile"))
     profile = hello.profile
-    works = set()
+    found = set()
     for size in range(len(NEGOTIABLE) + 1):
         for names in combinations(NEGOTIABLE, size):
             if isinstance(await judged(port, wanting(names)), Accept):
-                works.add(frozenset(names))
+                found.add(frozenset(names))
     compressions = [name for name in COMPRESSIONS if isinstance(
-        await judged(port, wanting(["multifd"], {"multifd-compression": name})), Accept)]
-    assert frozenset(["multifd"]) in works and "none" in compressions
-    assert frozenset(NEGOTIABLE) not in works
+        await judged(port, wanting(["multifd"], multifd(2, name, everything=True))), Accept)]
+    assert frozenset(["multifd"]) in found and "none" in compressions
+    assert frozenset(NEGOTIABLE) not in found
 
-    def work(capabilities: Sequence[str]) -> bool:
-        return frozenset(capabilities) - {RETURN_PATH} in works
+    def possible(capabilities: Collection[str]) -> bool:
+        return frozenset(capabilities) - {RETURN_PATH} in found
 
-    return Here(profile.peer, others=LOCAL, works=work, compressions=compressions,
+    return Here(profile.peer, others=LOCAL, possible=possible, compressions=compressions,
                 page_size=profile.page_size, host_page_size=profile.host_page_size or 4096,
                 uuid=UUID, stream=profile.stream, ram_blocks=profile.ram_blocks,
                 sections={(item.name, instance): Reader(item.version, 0, not item.conditional)
-                          for item in profile.sections or [] for instance in item.every_instance})
+                          for item in profile.sections for instance in item.every_instance})
 
 
-def wanting(names: Sequence[str], multifd: Any = None) -> Object:
+def wanting(names: Sequence[str], parameters: Optional[list[Object]] = None) -> Object:
     return changed(CHECK, features=["named-channels"], profile=changed(
-        {"required-capabilities": list(names)},
-        parameters=None if multifd is None else {"multifd": multifd}))
+        {"required-capabilities": list(names)}, parameters=parameters))
 
 
 class Dice:
@@ -71,10 +70,10 @@ class Dice:
     def hello(self) -> Object:
         dice = self._random
         return {
-            "versions": self._some([1, 1, 7, 2570, "1", 1 << 40], 3) or [1],
+            "versions": self._some([1, 1, 7, 2570, (1 << 32) - 1], 3) or [1],
             "purpose": dice.choice(["check"] * 9 + ["resume"]),
-            "required": self._some(["named-channels"] * 9 + ["late-error"], 1),
-            "features": self._some(["named-channels"] * 4 + ["x-new", 7], 3),
+            "required": self._some(["named-channels", "late-error"] * 5 + ["one-owner"], 1),
+            "features": self._some(["named-channels"] * 4 + ["late-error", "x-new"], 3),
             "optional-capabilities": self._capabilities(5),
             "warnings-as-errors": dice.random() < 0.2,
             "profile": self._profile(), **grease.member()}
@@ -87,7 +86,7 @@ class Dice:
 
     def _profile(self) -> Object:
         profile: Object = {"required-capabilities": self._capabilities(3),
-                           "capabilities": self._some(["validate-uuid", "events", 7], 2),
+                           "capabilities": self._some(["validate-uuid", "events", "x-new"], 2),
                            "parameters": self._parameters(), "stream": self._stream()}
         peer = self._here.peer
         choices: dict[str, list[Any]] = {
@@ -100,22 +99,24 @@ class Dice:
                 profile[name] = self._random.choice(values)
         return profile
 
-    def _parameters(self) -> Object:
+    def _parameters(self) -> list[Object]:
         dice = self._random
-        multifd: Any = {}
+        items: list[Object] = []
         if dice.random() < 0.5:
-            multifd["multifd-channels"] = dice.choice([1, 2, 255, 2, 2, 0, 256, "2", True])
+            items += multifd(dice.choice([1, 2, 255, 2, 2, 0, 256, "x", ""]), everything=True)[:1]
         if dice.random() < 0.5:
-            multifd["multifd-compression"] = dice.choice([*COMPRESSIONS, "none", "none", 7, "x"])
-        if dice.random() < 0.1:
-            multifd["x-new"] = None
-        groups = {"multifd": dice.choice([multifd] * 9 + [[], 7]),
-                  "dirty-bitmaps": dice.choice([{}, {}, {"x": 1}, None]), RETURN_PATH: {"x": 1}}
-        return {name: group for name, group in groups.items() if dice.random() < 0.4}
+            items += multifd(compression=dice.choice([*COMPRESSIONS, "none", "none", "x"]),
+                             everything=True)[1:]
+        items += self._some([Parameter(name, "x", "1").write() for name in (
+            "multifd", "dirty-bitmaps", RETURN_PATH, RETURN_PATH, "x-new", "x-new")], 1)
+        if items and dice.random() < 0.1:
+            items.append(dice.choice(items))
+        dice.shuffle(items)
+        return items
 
     def _stream(self) -> Object:
-        values = {name: value if self._random.random() < 0.95 else self._random.choice([
-            not value, 7, None]) for name, value in self._here.stream.items()}
+        values = {name: value if self._random.random() < 0.95 else not value
+                  for name, value in self._here.stream.items()}
         return {**values, "x-new": 1}
 
     def _sections(self) -> list[Any]:
@@ -126,8 +127,9 @@ class Dice:
             if dice.random() > 0.02:
                 items.append(Section(name, reader.version + newer, [instance],
                                      dice.random() < 0.3).write())
-        return items + self._some([Section("nobody", 1).write(), {"x": 1}, 7,
-                                   Section("perhaps", 1, [], True).write()], 2)
+        return items + self._some([Section("nobody", 1).write(),
+                                   {"name": "none", "version": 1, "instances": []},
+                                   Section("perhaps", 1, None, True).write()], 2)
 
     def _ram_blocks(self) -> list[Any]:
         dice = self._random
@@ -138,7 +140,7 @@ class Dice:
             if dice.random() > 0.02:
                 items.append(RamBlock(block.name, size, page_size=page,
                                       shared_file=dice.random() < 0.02).write())
-        return items + self._some([RamBlock("nobody", 1).write(), {"x": 1},
+        return items + self._some([RamBlock("nobody", 1, page_size=1 << 20).write(),
                                    RamBlock("perhaps", 1, conditional=True).write()], 1)
 
 
@@ -151,11 +153,11 @@ def told(verdict: Union[Verdict, Judgement]) -> set[tuple[Any, Any, Any]]:
 def require_same(hello: Object, verdict: Verdict, ours: Judgement) -> None:
     assert isinstance(verdict, Accept) == ours.is_accepted, hello
     assert told(verdict) == told(ours), hello
-    assert [name for name in verdict.features if not grease.is_name(name)] == list(
-        dict.fromkeys(ours.features)), hello
+    assert sorted(name for name in verdict.features if not grease.is_name(name)) == sorted(
+        set(ours.features)), hello
     if isinstance(verdict, Accept):
         assert verdict.version == ours.version
-        assert verdict.capabilities == ours.capabilities, hello
+        assert sorted(verdict.capabilities) == sorted(ours.capabilities), hello
         assert verdict.parameters == ours.parameters, hello
         assert {item.capability for item in verdict.declined} == {
             item.capability for item in ours.declined}, hello
@@ -163,7 +165,7 @@ def require_same(hello: Object, verdict: Verdict, ours: Judgement) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 async def test_same_verdict(seed: int) -> None:
-    """Verdict, issues, effective capabilities and their order, parameters, what is declined."""
+    """Verdict, issues, effective capabilities, parameters in their order, what is declined."""
     async with Lab([str(QEMU), "-nodefaults", "-display", "none", "-machine", "pc", "-m", "16",
                     "-uuid", UUID], "qtest") as lab:
         source = await start_source(lab)

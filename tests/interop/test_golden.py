@@ -14,24 +14,23 @@ from processes import begin, inet, require_refused, start_destination, start_sou
 from qmhs import grease
 from qmhs.frames import COMMIT, HELLO, Frame, Header, digest
 from qmhs.messages import Accept, Reject, Verdict
-from qmhs.negotiation import objections
+from qmhs.negotiation import CHANNELS, objections, other_channels
 from qmhs.transcript import decode
 from talk import Listener, Talk, call, require_free, require_loading
 from test_as_destination import Call
 from test_qmhs import dumps
-from transcripts import Transcript, golden
+from transcripts import RECIPES, Transcript, golden
 
 GOLDEN = golden()
 every = pytest.mark.parametrize("name", GOLDEN)
 
 
 def test_there_are_some() -> None:
-    assert {"vector", "10.0-accept", "10.0-multifd", "10.0-reject", "10.0-check",
-            "10.0-abort"} <= set(GOLDEN)
+    assert {"vector", *(f"10.0-{name}" for name in RECIPES)} <= set(GOLDEN)
 
 
 def test_vector_is_that_of_the_specification() -> None:
-    hello, accept, commit, _ = dumps()
+    hello, accept, commit, *_ = dumps()
     main = GOLDEN["vector"].main
     assert (main.source, main.destination) == (hello + commit + b"QEVM", accept)
 
@@ -56,7 +55,12 @@ def test_it_is_read_in_full(name: str) -> None:
     if talk.abort:
         assert talk.abort.message
     for other in transcript.channels[1:]:
-        assert Header(session, other.name, other.index).encode() == other.source
+        header = Header(session, other.name, other.index).encode()
+        assert header == other.source == other.destination
+    if not talk.last_word and talk.commit and isinstance(talk.verdict, Accept):
+        dropped = {item.capability for item in talk.commit.without}
+        assert sorted((other.name, other.index) for other in transcript.channels[1:]) == (
+            other_channels(set(talk.verdict.capabilities) - dropped, talk.verdict.parameters))
 
 
 @every
@@ -75,6 +79,9 @@ async def test_a_destination_understands_its_source(name: str) -> None:
             if recorded.commit:
                 async with contextlib.AsyncExitStack() as lines:
                     await commit_again(transcript, talk, port, lines)
+                    if recorded.last_word:
+                        assert await talk.last_word() == recorded.last_word
+                        return await require_free(destination, port)
                     return await require_loading(destination)
             await talk.say(*recorded.source.frames[-1:] if recorded.abort else ())
             talk.end()
@@ -88,14 +95,15 @@ async def commit_again(transcript: Transcript, talk: Talk, port: int,
     frames = recorded.source.frames
     after = frames[[frame.type for frame in frames].index(HELLO) + 1:]
     assert recorded.commit and talk.inbox.header
-    old, new = recorded.commit.digest, digest(talk.said, talk.inbox.read)
-    await talk.say(*(frame if frame.type != COMMIT else Frame(
-        COMMIT, frame.payload.replace(old.encode(), new.encode()), frame.flags)
-        for frame in after))
     for other in transcript.channels[1:]:
         session = recorded.destination.header.session
         line = await lines.enter_async_context(call(port))
         await line.say(other.source.replace(session, talk.inbox.header.session))
+        assert await line.is_answered()
+    old, new = recorded.commit.digest, digest(talk.said, talk.inbox.read)
+    await talk.say(*(frame if frame.type != COMMIT else Frame(
+        COMMIT, frame.payload.replace(old.encode(), new.encode()), frame.flags)
+        for frame in after))
 
 
 def require_same_verdict(verdict: Verdict, recorded: Verdict) -> None:
@@ -130,8 +138,7 @@ async def test_a_source_understands_its_destination(name: str) -> None:
         one = Call(source, talk, listener, hello, offer)
         await talk.say(recorded.destination.handshake)
         if recorded.commit:
-            await one.commit()
-            return await require_channels(transcript, listener)
+            return await require_commit(transcript, one)
         if recorded.abort:
             await one.abort()
             return None
@@ -149,8 +156,23 @@ async def test_a_source_understands_its_destination(name: str) -> None:
             (issue.code, issue.severity, issue.message) for issue in recorded.verdict.issues]
 
 
-async def require_channels(transcript: Transcript, listener: Listener) -> None:
-    """The same ones, with the session that was recorded."""
-    headers = {await (await listener.next()).hear(64) for _ in transcript.channels[1:]}
-    assert headers == {other.source for other in transcript.channels[1:]}
-    assert not listener.waiting
+async def require_commit(transcript: Transcript, one: Call) -> None:
+    """After the same channels, with the session that was recorded; what was refused still is."""
+    recorded = decode(transcript.main.source, transcript.main.destination)
+    assert recorded.commit and isinstance(recorded.verdict, Accept)
+    dropped = [item.capability for item in recorded.commit.without]
+    kept = {(other.name, other.index): other for other in transcript.channels[1:]}
+    for _ in other_channels(recorded.verdict.capabilities, recorded.verdict.parameters):
+        line = await one.listener.next()
+        header = await line.any_header()
+        other = kept.get((header.name, header.index))
+        if other:
+            assert line.inbox.everything == other.source
+        if any(CHANNELS[name] == header.name for name in dropped):
+            line.close()
+            break                   # the others may not even have come
+        await line.say(other.destination if other else header)
+    await one.commit(*dropped)
+    if recorded.last_word:
+        await one.talk.say(recorded.destination.rest)
+        await require_refused(one.source, recorded.last_word.message or "")

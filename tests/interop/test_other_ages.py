@@ -15,17 +15,15 @@ import pytest
 from processes import NO_MULTIFD, pc_lab, set_channels, start_destination, start_source
 from qmhs import grease
 from qmhs.frames import ACCEPT, COMMIT, HELLO, REJECT, Frame, Header, digest, message
-from qmhs.messages import Accept, Hello
+from qmhs.messages import Accept, Combination, Hello, Parameter
 from qmhs.strictjson import Object
-from talk import (CAN_ALL, CHECK, MINIMUM, accepted, ask, call, changed, codes, committed,
-                  loading_destination, qemu_destination, refused, require_free, require_loading)
-from test_as_destination import SESSION, calling
+from talk import (CAN_ALL, CHECK, FEATURES, MINIMUM, accepted, ask, call, changed, codes,
+                  committed, loading_destination, multifd, qemu_destination, refused,
+                  require_free, require_loading, session_of)
+from test_as_destination import GOOD_WORD, SESSION, calling
 
 FUTURE_FRAMES = [Frame(0x0100 + number, bytes(number), 2 * number) for number in range(16)]
-STRANGE_ITEMS: list[Any] = [None, True, -1, {"later": [{}]}, [], [["later"]]]
-# Where an unknown item is refused, or adds to what is asked for.
-NO_ITEMS = ("required", "required-capabilities", "sections", "ram-blocks")
-NO_MEMBERS = ("parameters", "multifd")
+STRANGE: list[Any] = [None, True, -1, {"later": [{}]}, [], [["later"]]]
 
 
 def future_header(session: bytes = bytes(16)) -> Header:
@@ -37,7 +35,7 @@ async def real_hello(machine: str = "pc") -> Object:
     async with pc_lab(machine) as lab:
         source = await start_source(lab)
         profile = await source.execute("query-migrate-profile")
-    hello: Object = changed(profile, declined=None, purpose="check",
+    hello: Object = changed(profile, declined=None, combinations=None,
                             optional_capabilities=["multifd", "switchover-ack"])
     assert hello["profile"]["sections"] and hello["profile"]["ram-blocks"]
     return hello
@@ -47,7 +45,7 @@ def optional_members(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[A
     """All that an older source would not have said: what is not marked "always"."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            if name not in (*MINIMUM, "name", "version", "size"):
+            if name not in (*MINIMUM, "name", "version", "size", "capability", "value"):
                 yield (*path, name)
             yield from optional_members(inner, (*path, name))
     elif isinstance(value, list):
@@ -69,18 +67,18 @@ async def test_an_older_source_lacks_something() -> None:
     hello = await real_hello()
     async with qemu_destination(pc_lab()) as (_, port):
         whole = await accepted(port, hello)
-        assert whole.capabilities == ["return-path", "multifd", "switchover-ack"]
-        assert not whole.issues
+        assert sorted(whole.capabilities) == ["multifd", "return-path", "switchover-ack"]
+        assert [issue.code for issue in whole.issues] == ["channels-untried"]
         lacking = 0
         for path in optional_members(hello):
             if path[-1] in ("resizeable", "conditional", "instances", "sections", "ram-blocks"):
                 continue        # these mean something else if they are absent
             accept = await accepted(port, without(hello, path))
-            assert not accept.issues, path
             expected: dict[tuple[Any, ...], list[str]] = {
                 ("features",): ["return-path", "switchover-ack"],
                 ("optional-capabilities",): ["return-path"]}
             assert accept.capabilities == expected.get(path, whole.capabilities), path
+            assert accept.issues == ([] if path in expected else whole.issues), path
             lacking += 1
         assert lacking > 20
 
@@ -114,7 +112,8 @@ async def test_an_older_source_compares_less() -> None:
     async with qemu_destination(pc_lab()) as (_, port):
         accept = await accepted(port, hello)
         assert {(issue.code, issue.severity) for issue in accept.issues} == {
-            ("section-extra", "warning"), ("ram-block-extra", "warning")}
+            ("section-extra", "warning"), ("ram-block-extra", "warning"),
+            ("channels-untried", "info")}
 
 
 async def test_the_oldest_destination_accepts() -> None:
@@ -125,13 +124,13 @@ async def test_the_oldest_destination_accepts() -> None:
         await call_.commit()
         assert not call_.listener.waiting
         info = await call_.source.handshake()
-        assert info["capabilities"] == ["return-path"] and info["peer"] == {}
+        assert info["capabilities"] == ["return-path"] and "peer" not in info
         assert info["features"] == [] and info["issues"] == []
 
 
 @pytest.mark.parametrize("value", [
     {"message": "capability 'multifd' is not known here"}, {"message": "no", "issues": []},
-    {"message": "no", "issues": [{"code": "transport", "subject": "multifd"}]}])
+    {"message": "no", "issues": [{"code": "transport", "severity": "error", "message": "text"}]}])
 async def test_the_oldest_destination_refuses(value: Object) -> None:
     async with calling(capabilities=("multifd",)) as call_:
         assert call_.hello.profile.required_capabilities == ["multifd"]
@@ -140,7 +139,7 @@ async def test_the_oldest_destination_refuses(value: Object) -> None:
         info = await call_.source.handshake()
         assert info["status"] == "rejected"
         assert [(issue.get("code"), issue["severity"]) for issue in info["issues"]] == [
-            (issue["code"], "warning") for issue in value.get("issues", [])]
+            (issue["code"], "error") for issue in value.get("issues", [])]
 
 
 async def test_an_older_destination_knows_less() -> None:
@@ -155,18 +154,13 @@ async def test_an_older_destination_knows_less() -> None:
         assert not call_.listener.waiting
 
 
-def from_the_future(value: Any, name: str = "") -> Any:
-    """With unknown members and items at every level, of all types."""
+def from_the_future(value: Any) -> Any:
+    """With unknown members in every object, of all types."""
     if isinstance(value, dict):
-        inner = {key: from_the_future(item, key) for key, item in value.items()}
-        if name in NO_MEMBERS:
-            return inner
-        return {"x-before": STRANGE_ITEMS, **inner, "later": {"later": {"name": -1}}}
+        inner = {key: from_the_future(item) for key, item in value.items()}
+        return {"x-before": STRANGE, **inner, "later": {"later": {"name": -1}}}
     if isinstance(value, list):
-        items = [from_the_future(item, name) for item in value]
-        if name in NO_ITEMS[:2]:
-            return items
-        return [*STRANGE_ITEMS, *items, *STRANGE_ITEMS]
+        return [from_the_future(item) for item in value]
     return value
 
 
@@ -175,22 +169,24 @@ async def test_a_source_from_the_future() -> None:
     today = await real_hello()
     later = from_the_future(today)
     later["versions"] = [7, 65535, *later["versions"]]
-    later["features"] = ["late-error", "x-new", *later["features"]]
+    later["features"] = ["one-owner", "x-new", *later["features"]]
     later["optional-capabilities"] += ["x-new", "grease-00c0ffee"]
-    later["profile"]["capabilities"] += ["x-new"]
-    later["profile"]["parameters"]["x-new"] = {"x-new-level": 7}
+    later["profile"]["capabilities"] = ["x-new"]
+    later["profile"]["parameters"] = [Parameter("x-new", "x-new-level", "7").write(),
+                                      *from_the_future(multifd(3, "zlib"))]
+    today["profile"]["parameters"] = multifd(3, "zlib")
     async with qemu_destination(pc_lab()) as (destination, port):
         plain = await accepted(port, today)
         accept = await accepted(port, later, future_header(), *FUTURE_FRAMES)
-        assert accept.version == 1 and not accept.issues
+        assert accept.version == 1 and accept.issues == plain.issues
         assert accept.capabilities == plain.capabilities
-        assert accept.parameters == today["profile"]["parameters"]
+        assert [item.write() for item in accept.parameters] == multifd(3, "zlib")
         assert [item.capability for item in accept.declined] == ["x-new", "grease-00c0ffee"]
-        assert "late-error" not in accept.features and "named-channels" in accept.features
-        assert {"x-before", "later", "profile.x-before", "profile.later"} <= set(
-            accept.not_understood)
+        assert {name for name in accept.features if not grease.is_name(name)} == set(FEATURES)
+        assert len(accept.not_understood) == 64
+        assert set(accept.not_understood) <= set(Hello.read(later).not_understood)
         info = await destination.handshake()
-        assert info["features"] == ["named-channels"] and info["protocol-version"] == 1
+        assert info["features"] == FEATURES and info["protocol-version"] == 1
         assert [item["capability"] for item in info["declined"]] == ["x-new", "grease-00c0ffee"]
         assert info["peer"]["machine"] == today["profile"]["machine"]
 
@@ -209,24 +205,24 @@ async def test_a_source_from_the_future_migrates() -> None:
 
 FUTURE_DEMANDS: dict[str, tuple[Object, list[tuple[str, str]]]] = {
     "versions": ({"versions": [7, 8]}, [("protocol-version", "7")]),
-    "feature": ({"required": ["late-error"]}, [("required-feature", "late-error")]),
+    "feature": ({"required": ["one-owner"]}, [("required-feature", "one-owner")]),
     "grease as a feature": ({"required": ["grease-00c0ffee"]},
                             [("required-feature", "grease-00c0ffee")]),
     "purpose": ({"purpose": "resume"}, [("purpose", "resume")]),
     "capability": ({"profile": {"required-capabilities": ["x-new"]}},
                    [("capability-unknown", "x-new")]),
     "capability with parameters": (
-        {"profile": {"required-capabilities": ["x-new"], "parameters": {"x-new": {"level": 1}}}},
+        {"profile": {"required-capabilities": ["x-new"],
+                     "parameters": [Parameter("x-new", "level", "1").write()]}},
         [("capability-unknown", "x-new")]),
     "parameter": ({"profile": {"required-capabilities": ["multifd"],
-                               "parameters": {"multifd": {"multifd-qatzip-level": 3}}}},
+                               "parameters": [
+                                   Parameter("multifd", "multifd-qatzip-level", "3").write()]}},
                   [("parameter-unknown", "multifd-qatzip-level")]),
     "parameter of one without": (
         {"profile": {"required-capabilities": ["dirty-bitmaps"],
-                     "parameters": {"dirty-bitmaps": {"alias": "x"}}}},
+                     "parameters": [Parameter("dirty-bitmaps", "alias", "x").write()]}},
         [("parameter-unknown", "alias")]),
-    "group": ({"profile": {"required-capabilities": ["multifd"], "parameters": {"multifd": [4]}}},
-              [("parameter-unknown", "multifd")]),
 }
 
 
@@ -249,13 +245,14 @@ async def test_channels_from_the_future() -> None:
     """What an effective capability does not call for is dropped; the session goes on."""
     hello = changed(CAN_ALL, optional_capabilities=["multifd"])
     async with qemu_destination() as (destination, port), ask(port, hello) as talk:
-        session = await committed(talk)
+        session = await session_of(talk)
         for name, index in (("rdma", 0), ("main", 7), ("multifd", 2), ("x" * 16, 0)):
             async with call(port) as other:
                 await other.say(Header(session, name, index))
                 assert await other.rest() == b""
         async with call(port) as other:
             await other.say(Header(session, "multifd", 1, b"later " * 672, 7, b"\xee" * 20))
+            assert await other.is_answered()
             assert await other.is_silent() and await talk.is_silent()
             talk.close()
             await require_free(destination, port)
@@ -263,17 +260,17 @@ async def test_channels_from_the_future() -> None:
 
 FUTURE_ISSUES: list[Any] = [
     {"code": "x-new", "severity": "fatal", "subject": "s", "message": "one", "later": {}},
-    *STRANGE_ITEMS[:3], [], {"code": "uuid", "severity": "info", "message": "two", "later": []}]
+    {"code": "uuid", "severity": "info", "message": "two", "later": []}]
 
 
 async def test_a_destination_from_the_future_accepts() -> None:
     """It is bound to what the source knows; the rest is said to nobody."""
     async with calling(channels=2) as call_:
         later = from_the_future({
-            "version": 1, "features": ["late-error", "named-channels"],
+            "version": 1, "features": ["one-owner", "named-channels"],
             "peer": {"qemu-version": "23.1.4", "arch": "x86_64", "machine": "pc-i440fx-23.1"},
             "declined": [{"capability": "multifd", "reason": "text", "code": 7},
-                         {"capability": "x-new", "reason": "text"}, {"reason": "text"}],
+                         {"capability": "x-new", "reason": "text"}],
             "not-understood": ["versions"], "issues": FUTURE_ISSUES, "issues-omitted": 2})
         later["capabilities"] = ["return-path", "switchover-ack"]
         await call_.answer(ACCEPT, later, future_header(SESSION.bytes), *FUTURE_FRAMES)
@@ -294,19 +291,27 @@ async def test_a_destination_from_the_future_refuses() -> None:
     async with calling(NO_MULTIFD) as call_:
         later = from_the_future({"message": "for reasons to come", "version": 9,
                                  "issues": FUTURE_ISSUES, "features": ["x-new"],
-                                 "peer": {"machine": "pc-i440fx-23.1", "arch": 7}})
+                                 "peer": {"machine": "pc-i440fx-23.1"}})
         await call_.answer(REJECT, later, future_header(SESSION.bytes), *FUTURE_FRAMES)
         info = await call_.failed("for reasons to come")
         told = info["handshake"]
         assert told["status"] == "rejected" and told["session"] == str(SESSION)
         assert told["peer"] == {"machine": "pc-i440fx-23.1"} and told["features"] == []
-        assert [issue["code"] for issue in told["issues"] if issue["code"] != "unknown"] == [
-            "x-new", "uuid"]
+        assert [issue["code"] for issue in told["issues"]] == ["x-new", "uuid"]
+
+
+async def test_a_last_word_from_the_future() -> None:
+    async with calling(NO_MULTIFD) as call_:
+        await call_.accept(features=FEATURES)
+        await call_.commit()
+        await call_.last_word({**from_the_future(GOOD_WORD), "guest": "stuck"},
+                              *[Frame(8 + number, b"", 0).encode() for number in range(2)])
+        await call_.failed("no memory")
 
 
 @pytest.mark.parametrize("members", [
     {"version": 7}, {"capabilities": ["return-path", "x-new"]},
-    {"parameters": {"x-new": {"level": 1}}}], ids=str)
+    {"parameters": [Parameter("x-new", "level", "1").write()]}], ids=str)
 async def test_a_destination_from_the_future_asks_too_much(members: Object) -> None:
     """Nothing can be ignored there."""
     async with calling(NO_MULTIFD) as call_:
@@ -320,16 +325,17 @@ async def test_profiles_in_files() -> None:
         source = await start_source(lab)
         await set_channels(source, 9)
         today = await source.execute("query-migrate-profile")
-        hello = Hello.read(today, from_file=True)
+        hello = Hello.read(today)
         assert hello.purpose == "check" and not hello.not_understood
-        assert {"capability": "postcopy-preempt", "with": "postcopy-ram"} in hello.combinations
+        assert Combination("postcopy-preempt", "postcopy-ram") in hello.combinations
         assert "postcopy-preempt" in [item.capability for item in hello.declined]
         assert not list(grease.find(today))
-        assert hello.profile.parameters["multifd"]["multifd-channels"] == 9
+        assert hello.profile.parameters == [Parameter("multifd", "multifd-channels", "9")]
         destination, _ = await start_destination(lab)
         for profile in (today, from_the_future(today), MINIMUM):
             judgement = await destination.execute("check-migrate-profile", {"profile": profile})
-            assert judgement["compatible"] and not judgement["issues"]
+            assert judgement["compatible"]
+            assert {issue["code"] for issue in judgement["issues"]} <= {"channels-untried"}
         for name, value, code in (("required", ["x-new"], "required-feature"),
                                   ("versions", [7], "protocol-version")):
             judgement = await destination.execute("check-migrate-profile",

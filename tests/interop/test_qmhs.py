@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import uuid
 from collections.abc import Sequence
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 from conftest import TOP
 from qmhs import Incomplete, Malformed, grease
-from qmhs.frames import (ACCEPT, COMMIT, HELLO, REJECT, Frame, Header, decode_frame,
-                         decode_header, digest, message)
-from qmhs.messages import (Abort, Accept, Commit, Hello, Issue, Peer, Profile, RamBlock, Reject,
-                           Section, read_verdict)
-from qmhs.negotiation import Here, Judgement, Reader, judge, objections
-from qmhs.roles import Destination, Source
+from qmhs.frames import (ACCEPT, COMMIT, HELLO, LAST_WORD, REJECT, Frame, Header, decode_frame,
+                         decode_header, decode_late, digest, message)
+from qmhs.messages import (NOT_STARTED, Accept, Combination, Commit, Declined, Hello, Issue,
+                           Members, Parameter, Peer, Profile, RamBlock, Reason, Reject, Section,
+                           read_reason, read_verdict)
+from qmhs.negotiation import Here, Judgement, Reader, judge, objections, other_channels
+from qmhs.roles import Destination, Opening, ReturnPath, Source
 from qmhs.strictjson import compose, parse
 from qmhs.transcript import decode
 
@@ -26,7 +28,7 @@ SESSION = uuid.UUID("7d0f3b5e-2c9a-4e81-b6d4-925a1f08c3e7").bytes
 
 
 def dumps() -> list[bytes]:
-    """The four dumps of section "Test vector"."""
+    """The five dumps of section "Test vector"."""
     text = SPECIFICATION.read_text().split("\nTest vector\n")[1].split("\nFeatures by version\n")[0]
     found: list[bytearray] = []
     for offset, line in re.findall(r"^   ([0-9a-f]{4})  ((?:[0-9a-f]{2} ){1,15}[0-9a-f]{2})", text,
@@ -40,7 +42,7 @@ def dumps() -> list[bytes]:
 
 def test_vector() -> None:
     """Both roles write it, byte for byte, and read it."""
-    hello, accept, commit, multifd = dumps()
+    hello, accept, commit, multifd, last_word = dumps()
     source = Source(Hello(), with_grease=False)
     assert source.begin() == hello
     destination = Destination(Here(), with_grease=False)
@@ -50,13 +52,18 @@ def test_vector() -> None:
     assert destination.receive(commit + b"QEVM") == b""
     assert (source.state, destination.state) == ("committed", "committed")
     assert source.session == SESSION and destination.stream == b"QEVM"
-    assert Header(SESSION, "multifd", 1).encode() == multifd
+    assert source.opening(("multifd", 1)).begin() == multifd
     assert decode_header(multifd) == (Header(SESSION, "multifd", 1), 64)
+    word = Reason("no memory", guest=NOT_STARTED)
+    assert message(LAST_WORD, word.write()).encode() == last_word
+    path = ReturnPath()
+    path.put(last_word)
+    assert path.take_last_word() == word
 
 
 def test_vector_by_the_byte() -> None:
     """As far as one has come, more is wanted, and nothing is said."""
-    hello, accept, commit, _ = dumps()
+    hello, accept, commit, *_ = dumps()
     source, destination = Source(Hello(), False), Destination(Here(), with_grease=False)
     source.begin()
     destination.session = SESSION
@@ -80,6 +87,7 @@ GOOD_JSON = {
     "16 deep": nested(16),
     "braces in a string": b'{"a":"' + b"[{" * 40 + b'\\"{"}',
     "name of 255 bytes": b'{"' + b"n" * 255 + b'":1}',
+    "long strings": b'{"a":["' + b"n" * 300 + b'"]}',
     "256 members": compose({str(i): i for i in range(256)}),
     "8192 objects": compose({"a": [{}] * 8191}),
     "pair of surrogates": b'{"a":"\\ud83d\\ude00"}',
@@ -87,6 +95,7 @@ GOOD_JSON = {
     "U+FFFC, DEL": '{"a":"\ufffc\x7f"}'.encode(),
 }
 
+# All that nobody sends, and everybody refuses.
 BAD_JSON = {
     "nothing": b"",
     "a list": b"[]",
@@ -111,17 +120,13 @@ BAD_JSON = {
     "plus": b'{"a":+1}',
     "NaN": b'{"a":NaN}',
     "Infinity": b'{"a":-Infinity}',
-    "too large": b'{"a":18446744073709551616}',
-    "too small": b'{"a":-9223372036854775809}',
-    "very many digits": b'{"a":' + b"1" * 10000 + b"}",
     "name of 256 bytes": b'{"' + "ä".encode() * 128 + b'":1}',
-    "name of 256 bytes, escaped": b'{"' + b"\\u00e4" * 128 + b'":1}',
+    "name of 256 bytes, escaped": b'{"' + b"\\u00e4" * 42 + b'nnnn":1}',
+    "name of 256 bytes, deep": b'{"a":[{"' + b"n" * 256 + b'" : 1}]}',
     "257 members": compose({str(i): i for i in range(257)}),
     "257 members, deep": compose({"a": [{str(i): i for i in range(257)}]}),
     "8193 objects": compose({"a": [{}] * 8192}),
-    "U+0000, escaped": b'{"a":"\\u0000"}',
     "U+0000": b'{"a":"\0"}',
-    "U+0000 in a name": b'{"\\u0000":1}',
     "control character": b'{"a":"\x01"}',
     "line break": b'{"a":"\n"}',
     "lone surrogate": b'{"a":"\\ud800"}',
@@ -143,13 +148,24 @@ BAD_JSON = {
     "unterminated": b'{"a":"',
 }
 
+# All that nobody sends, and somebody may take.
+LAX_JSON = {
+    "too large": b'{"a":18446744073709551616}',
+    "too small": b'{"a":-9223372036854775809}',
+    "very many digits": b'{"a":' + b"1" * 10000 + b"}",
+    "U+0000, escaped": b'{"a":"\\u0000"}',
+    "U+0000 in a name": b'{"\\u0000":1}',
+    "apostrophe, escaped": b"{\"a\":\"\\'\"}",
+}
+
 
 @pytest.mark.parametrize("payload", GOOD_JSON.values(), ids=GOOD_JSON)
 def test_json_good(payload: bytes) -> None:
     assert parse(compose(parse(payload))) == parse(payload)
 
 
-@pytest.mark.parametrize("payload", BAD_JSON.values(), ids=BAD_JSON)
+@pytest.mark.parametrize("payload", [*BAD_JSON.values(), *LAX_JSON.values()],
+                         ids=[*BAD_JSON, *LAX_JSON])
 def test_json_bad(payload: bytes) -> None:
     with pytest.raises(Malformed):
         parse(payload)
@@ -183,7 +199,8 @@ def test_header_bad(at: int, field: bytes, needed: int) -> None:
 
 
 @pytest.mark.parametrize("kind, longest", [(HELLO, 524288), (ACCEPT, 131072), (COMMIT, 131072),
-                                           (0x0a0a, 131072), (0, 131072), (0xffff, 131072)])
+                                           (0x0a0a, 131072), (0, 131072), (0xffff, 131072),
+                                           (LAST_WORD, 16384)])
 def test_frame_bounds(kind: int, longest: int) -> None:
     frame = Frame(kind, bytes(longest), 0xfffe)
     assert decode_frame(b"??" + frame.encode() + b"!", 2) == (frame, 2 + 8 + longest)
@@ -196,16 +213,22 @@ def test_frame_bounds(kind: int, longest: int) -> None:
 
 FULL_HELLO = Hello([3, 1], "check", ["a"], ["b"], ["multifd"], True, Profile(
     Peer("1", "2", "x86_64", "pc"), 4096, 8192, "u", "n", ["events"], ["dirty-bitmaps"],
-    {"multifd": {"multifd-channels": 4}}, {"suppress-vmdesc": False},
+    [Parameter("multifd", "multifd-channels", "4")], {"suppress-vmdesc": False},
     [Section("s", 4, [0, 7], True)],
-    [RamBlock("r", 1, 2, 3, True, True, True, 9)], ["device"], ["why"]))
-FULL_ISSUE = Issue("code", "info", "subject", "1", "2", "text")
+    [RamBlock("r", 1, 2, 3, True, True, True, 9)], ["device"], ["why"]),
+    [Declined("x", "y")], [Combination("x", "z", "w")])
+FULL_ISSUE = Issue("code", "info", "text", "subject", "1", "2")
+FULL_VERDICT: dict[str, Any] = {
+    "features": ["f"], "not_understood": ["x"], "peer": Peer("1"), "issues": [FULL_ISSUE],
+    "issues_omitted": 2, "version": 1}
 
 
 @pytest.mark.parametrize("value", [
-    FULL_HELLO, Hello(), Commit("0" * 64), Abort("why", [FULL_ISSUE], 3),
-    Accept(["f"], ["x"], Peer("1"), [FULL_ISSUE], 2, 1, ["return-path"], {"multifd": {}}),
-    Reject(["f"], ["x"], Peer("1"), [FULL_ISSUE], 2, "why", 1), Reject()],
+    FULL_HELLO, Hello(), Commit("0" * 64), Commit("1", [Declined("x", "y")]),
+    Reason("why", [FULL_ISSUE], 3), Reason(guest=NOT_STARTED),
+    Accept(**FULL_VERDICT, capabilities=["return-path"], parameters=[Parameter("a", "b", "c")],
+           declined=[Declined("x", "y")]),
+    Reject(**FULL_VERDICT, message="why"), Reject()],
     ids=lambda value: type(value).__name__)
 def test_messages_are_read_as_written(value: Any) -> None:
     assert type(value).read(parse(compose(value.write()))) == value
@@ -220,45 +243,96 @@ def other_types(right: Any) -> list[Any]:
             or isinstance(right, int) and value == -1]
 
 
-@pytest.mark.parametrize("path", [(name,) for name in FULL_HELLO.write()]
-                         + [("profile", name) for name in FULL_HELLO.write()["profile"]],
-                         ids=".".join)
-def test_hello_is_read_strictly(path: tuple[str, ...]) -> None:
-    for wrong in other_types(member(FULL_HELLO.write(), path)):
-        value = FULL_HELLO.write()
-        member(value, path[:-1])[path[-1]] = wrong
+Path = tuple[Any, ...]
+
+
+def paths(value: Any, path: Path = ()) -> list[Path]:
+    """Of all members, at any depth."""
+    found: list[Path] = []
+    for step, inner in (value.items() if isinstance(value, dict) else
+                        enumerate(value) if isinstance(value, list) else ()):
+        found += [(*path, step), *paths(inner, (*path, step))]
+    return found
+
+
+def spoilt(value: Any, path: Path, wrong: Any) -> Any:
+    value = copy.deepcopy(value)
+    member(value, path[:-1])[path[-1]] = wrong
+    return value
+
+
+FULL_ACCEPT = Accept(**FULL_VERDICT, capabilities=["return-path"], message="m",
+                     parameters=[Parameter("a", "b", "c")], declined=[Declined("x", "y")])
+FULL = {**{("HELLO", *path): (FULL_HELLO, path) for path in paths(FULL_HELLO.write())},
+        **{("ACCEPT", *path): (FULL_ACCEPT, path) for path in paths(FULL_ACCEPT.write())},
+        ("COMMIT", "digest"): (Commit("1"), ("digest",)),
+        ("COMMIT", "without"): (Commit("1", [Declined("x", "y")]), ("without", 0, "reason"))}
+
+
+@pytest.mark.parametrize("message_, path", FULL.values(),
+                         ids=[".".join(map(str, path)) for path in FULL])
+def test_types(message_: Any, path: Path) -> None:
+    """Everything that is known has its type, at any depth, in items as well."""
+    value = message_.write()
+    for wrong in other_types(member(value, path)):
         with pytest.raises(Malformed):
-            Hello.read(value)
+            type(message_).read(spoilt(value, path, wrong))
 
 
-def member(value: Any, path: tuple[str, ...]) -> Any:
+def member(value: Any, path: Path) -> Any:
     for name in path:
         value = value[name]
     return value
 
 
-@pytest.mark.parametrize("kind, item", [("sections", {"name": "s", "version": 1}),
-                                        ("ram-blocks", {"name": "s", "size": 1})])
-def test_items_of_the_profile(kind: str, item: dict[str, Any]) -> None:
-    """Without a name: of a later version. With one, all the rest has to be right."""
-    def read(items: list[Any]) -> Any:
-        profile = Hello.read({**Hello().write(), "profile": {kind: items}}).profile
-        return profile.sections if kind == "sections" else profile.ram_blocks
+ALWAYS = [("versions",), ("purpose",), ("required",),
+          *[("profile", "parameters", 0, name) for name in ("capability", "name", "value")],
+          *[("profile", "sections", 0, name) for name in ("name", "version")],
+          *[("profile", "ram-blocks", 0, name) for name in ("name", "size")],
+          *[("declined", 0, name) for name in ("capability", "reason")],
+          *[("combinations", 0, name) for name in ("capability", "with")]]
 
-    assert read([]) is None and read([1, "x", None, [], {}, {"version": 7}]) is None
-    assert [found.name for found in read([{}, item, 5])] == ["s"]
-    assert read([{**item, "new": [1]}]) == read([item])
-    for wrong in ({"name": "s"}, {**item, "name": 1}, {**item, list(item)[1]: -1},
-                  {**item, list(item)[1]: None}, {**item, "conditional": 1},
-                  {**item, "name": "n" * 256}):
+
+@pytest.mark.parametrize("path", paths(FULL_HELLO.write()), ids=lambda path: ".".join(
+    map(str, path)))
+def test_what_is_always_there(path: Path) -> None:
+    value = FULL_HELLO.write()
+    if isinstance(path[-1], int):
+        return
+    del member(value, path[:-1])[path[-1]]
+    if path in ALWAYS:
         with pytest.raises(Malformed):
-            read([wrong])
+            Hello.read(value)
+    else:
+        Hello.read(value)
 
 
-def test_version_of_a_section_has_32_bits() -> None:
-    assert Section.read({"name": "s", "version": 0xffffffff}) == Section("s", 0xffffffff)
+def test_bounds_of_numbers_and_names() -> None:
+    """32 bits; names of 255 bytes."""
+    value = FULL_HELLO.write()
+    for path, most in ((("versions", 0), (1 << 32) - 1),
+                       (("profile", "sections", 0, "version"), (1 << 32) - 1),
+                       (("profile", "sections", 0, "instances", 1), (1 << 32) - 1),
+                       (("profile", "ram-blocks", 0, "size"), (1 << 64) - 1),
+                       (("profile", "page-size"), (1 << 64) - 1)):
+        Hello.read(spoilt(value, path, most))
+        if most < 1 << 32:
+            with pytest.raises(Malformed):
+                Hello.read(spoilt(value, path, most + 1))
+    for kind in ("sections", "ram-blocks"):
+        Hello.read(spoilt(value, ("profile", kind, 0, "name"), "n" * 255))
+        with pytest.raises(Malformed):
+            Hello.read(spoilt(value, ("profile", kind, 0, "name"), "ä" * 128))
     with pytest.raises(Malformed):
-        Section.read({"name": "s", "version": 1 << 32})
+        Accept.read({"version": 1 << 32})
+
+
+def test_instances() -> None:
+    """Absent, empty, some."""
+    def every(**members: Any) -> list[int]:
+        return Section.read(Members({"name": "s", "version": 1, **members})).every_instance
+
+    assert (every(), every(instances=[]), every(instances=[2, 1])) == ([0], [], [2, 1])
 
 
 @pytest.mark.parametrize("kind, most", [("sections", 16384), ("ram-blocks", 2048)])
@@ -271,64 +345,63 @@ def test_bounds_of_the_profile(kind: str, most: int) -> None:
         Hello.read({**Hello().write(), "profile": {kind: [*items, last, last]}})
 
 
-def test_lists() -> None:
-    """Foreign items are skipped, but not where nothing can be ignored."""
-    base = Hello().write()
-    foreign: list[Any] = [None, True, -1, {}, [], "x", 2]
-    hello = Hello.read({**base, "versions": [*foreign, 1 << 32, 1], "features": foreign,
-                        "optional-capabilities": foreign, "declined": 7})
-    assert hello.versions == [2, 1]
-    assert hello.features == hello.optional_capabilities == ["x"]
-    refused: list[dict[str, Any]] = [{"required": ["x", 1]},
-                                     {"profile": {"required-capabilities": [{}]}}]
-    for wrong in refused:
-        with pytest.raises(Malformed):
-            Hello.read({**base, **wrong})
-    with pytest.raises(Malformed):
-        Accept.read({"capabilities": ["return-path", None]})
-    for name in ("versions", "purpose", "required"):
-        with pytest.raises(Malformed):
-            Hello.read({key: base[key] for key in base if key != name})
+GOOD_ISSUE = {"code": "a", "severity": "error", "message": "b"}
+BAD_ISSUES: list[Any] = [None, 7, "x", [], {}, {**GOOD_ISSUE, "code": 1},
+                         {**GOOD_ISSUE, "subject": None}, {"code": "a", "message": "b"}]
 
 
-def test_verdicts_are_read_leniently() -> None:
+def test_what_counts_by_its_type_is_never_malformed() -> None:
+    """What is good in it is not lost."""
     for wrong in WRONG:
         value = {name: wrong for name in ("message", "issues", "issues-omitted", "version",
-                                          "features", "not-understood", "peer")}
-        reject = Reject.read(value)
-        assert reject.issues == [] and reject.issues_omitted == 0 and reject.peer == Peer()
-        value = {"version": 1, "capabilities": ["return-path"], **{
-            name: wrong for name in ("features", "not-understood", "peer", "declined", "issues",
-                                     "issues-omitted")}}
-        assert Accept.read(value).version == 1
-        for name in ("version", "capabilities", "parameters"):
-            right = {"version": 1, "capabilities": [], "parameters": {}}[name]
-            if wrong in other_types(right):
-                with pytest.raises(Malformed):
-                    Accept.read({name: wrong})
-    assert read_verdict(False, b"no JSON") == Reject()
-    assert Issue.read({"code": 1, "severity": "fatal", "new": 1}) == Issue(severity="warning")
+                                          "features", "not-understood", "peer", "guest")}
+        for read in (Reject.read, Reason.read):
+            assert read(value).issues == [] and read(value).issues_omitted == 0
+    for name in ("features", "peer", "issues-omitted", "version", "message"):
+        reject = Reject.read({"message": "why", "issues": [GOOD_ISSUE], name: 1.5})
+        assert [issue.code for issue in reject.issues] == ["a"]
+        assert reject.message == (None if name == "message" else "why")
+    value = {"message": "why", "issues": [GOOD_ISSUE, *BAD_ISSUES, GOOD_ISSUE],
+             "issues-omitted": 3}
+    for read in (Reject.read, Reason.read):
+        assert len(read(value).issues) == 2
+        assert read(value).issues_omitted == 3 + len(BAD_ISSUES)
+        assert read(value).message == "why"
+    assert read_verdict(False, b"no JSON") == Reject() and read_reason(b"") == Reason()
     with pytest.raises(Malformed):
-        Commit.read({"digest": None})
+        read_verdict(True, compose({"version": 1, "issues": BAD_ISSUES[:1]}))
+
+
+def test_severities() -> None:
+    value = {**GOOD_ISSUE, "severity": "fatal", "new": 1}
+    assert Accept.read({"issues": [value]}).issues == [Issue("a", "warning", "b")]
 
 
 def test_not_understood() -> None:
-    hello = Hello.read({**Hello().write(), "x": 1, "profile": {"y": {"z": 1}}})
-    assert sorted(hello.not_understood) == ["profile.y", "x"]
+    hello = Hello.read({**Hello().write(), "x": 1, "profile": {
+        "y": {"z": 1}, "stream": {"w": 0}, "sections": [{"name": "s", "version": 1},
+                                                       {"name": "t", "version": 1, "v": 2}]}})
+    assert sorted(hello.not_understood) == ["profile.sections[1].v", "profile.stream.w",
+                                            "profile.y", "x"]
 
 
-def works(capabilities: Any) -> bool:
+def possible(capabilities: Any) -> bool:
     names = set(capabilities)
     return (not {"multifd", "postcopy-ram"} <= names
             and not ("postcopy-preempt" in names and "postcopy-ram" not in names)
             and "x-ignore-shared" not in names)
 
 
+def channels(value: object) -> Parameter:
+    return Parameter("multifd", "multifd-channels", str(value))
+
+
 def asked(required: Sequence[str], optional: Sequence[str] = (),
-          features: Sequence[str] = ("named-channels",), **parameters: Any) -> Judgement:
-    profile = Profile(required_capabilities=list(required), parameters=parameters)
-    return judge(Hello(features=list(features), optional_capabilities=list(optional),
-                       profile=profile), Here(works=works))
+          features: Sequence[str] = ("named-channels",), parameters: Sequence[Parameter] = (),
+          here: Here = Here(possible=possible), purpose: str = "migrate") -> Judgement:
+    profile = Profile(required_capabilities=list(required), parameters=list(parameters))
+    return judge(Hello(purpose=purpose, features=list(features),
+                       optional_capabilities=list(optional), profile=profile), here)
 
 
 def codes(result: Judgement) -> list[tuple[str, str]]:
@@ -343,37 +416,61 @@ def test_required_capabilities() -> None:
         ("capability-unsupported", "x-ignore-shared")]
     assert codes(asked(["multifd", "postcopy-ram"])) == [("capability-conflict", "postcopy-ram")]
     assert codes(asked(["multifd", "dirty-bitmaps"], features=[])) == [("transport", "multifd")]
-    assert codes(asked(["multifd"], multifd={"new": 1, "multifd-channels": 256,
-                                             "multifd-compression": 0})) == [
-        ("parameter-unknown", "new"), ("parameter-value", "multifd-channels"),
-        ("parameter-value", "multifd-compression")]
-    assert codes(asked(["multifd"], multifd=[])) == [("parameter-unknown", "multifd")]
-    group: Any = {"dirty-bitmaps": {"x": 1}}
-    assert codes(asked(["dirty-bitmaps"], **group)) == [
-        ("parameter-unknown", "x")]
+    assert codes(asked(["multifd"], parameters=[
+        Parameter("multifd", "new", "1"), channels(256),
+        Parameter("multifd", "multifd-compression", "brotli")])) == [
+            ("parameter-unknown", "new"), ("parameter-value", "multifd-channels"),
+            ("parameter-value", "multifd-compression")]
+    assert codes(asked(["multifd"], parameters=[channels(2), channels(2)])) == [
+        ("parameter-value", "multifd-channels")]
+    assert codes(asked(["dirty-bitmaps"], parameters=[
+        Parameter("dirty-bitmaps", "multifd-channels", "2"), channels(0)])) == [
+            ("parameter-unknown", "multifd-channels")]
+    for value in ("", "0", "02", "+2", "-2", " 2", "2 ", "0x2", "2.0", "256", "1000", "two"):
+        assert codes(asked(["multifd"], parameters=[channels(value)])), value
+    for value in ("1", "9", "255"):
+        assert not codes(asked(["multifd"], parameters=[channels(value)])), value
 
 
 def test_optional_capabilities() -> None:
-    group: Any = {"return-path": {}}
     result = asked(["dirty-bitmaps"], ["return-path", "postcopy-preempt", "postcopy-ram",
                                        "multifd", "events", "new", "postcopy-ram"],
-                   multifd={"multifd-channels": 3}, new={"a": 1}, **group)
-    assert result.is_accepted and not result.issues and result.parameters == {}
+                   parameters=[channels(3), Parameter("new", "a", "1"),
+                               Parameter("return-path", "a", "1")])
+    assert result.is_accepted and not result.issues
+    assert result.parameters == []
     assert result.capabilities == ["return-path", "dirty-bitmaps", "postcopy-ram"]
     assert [item.capability for item in result.declined] == ["postcopy-preempt", "multifd",
                                                              "events", "new"]
-    result = asked([], ["multifd"], multifd={"multifd-channels": 3})
-    assert result.parameters == {"multifd": {"multifd-channels": 3}}
+    assert asked([], ["multifd"], parameters=[channels(3)]).parameters == [channels(3)]
     assert asked([], ["multifd"], features=[]).declined[0].capability == "multifd"
-    assert asked([], ["multifd"], multifd=7).declined[0].capability == "multifd"
+    assert asked([], ["multifd"], parameters=[channels(0)]).declined[0].capability == "multifd"
+
+
+def test_what_needs_channels_may_be_dropped() -> None:
+    """So nothing becomes effective that is impossible without it."""
+    here = Here(possible=lambda names: "switchover-ack" not in names or "multifd" in names)
+    result = asked([], ["multifd", "switchover-ack"], here=here)
+    assert result.capabilities == ["return-path", "multifd"]
+    result = asked(["multifd"], ["switchover-ack"], here=here)
+    assert result.capabilities == ["return-path", "multifd", "switchover-ack"]
+
+
+def test_channels_are_not_tried_in_a_check() -> None:
+    for purpose, expected in (("migrate", []), ("check", [("channels-untried", "multifd")])):
+        result = asked([], ["multifd", "switchover-ack"], purpose=purpose)
+        assert codes(result) == expected and result.is_accepted
+    assert not codes(asked([], ["switchover-ack"], purpose="check"))
+    assert codes(asked(["x-new"], ["multifd"], purpose="check")) == [
+        ("capability-unknown", "x-new")]
 
 
 def test_versions() -> None:
     assert judge(Hello([3, 2, 1]), Here(versions=(1, 2))).version == 2
     assert judge(Hello([1, 2]), Here(versions=(1, 2))).version == 1
-    result = judge(Hello([9], "resume", ["late-error", "named-channels"]), Here())
+    result = judge(Hello([9], "resume", ["one-owner", "named-channels"]), Here())
     assert codes(result) == [("protocol-version", "versions"), ("purpose", "resume"),
-                             ("required-feature", "late-error")]
+                             ("required-feature", "one-owner")]
 
 
 HERE = Here(Peer(arch="x86_64", machine="pc"), page_size=4096, uuid="AB",
@@ -392,15 +489,17 @@ A, R, S = Section("a", 3), RamBlock("r", 8000, page_size=4096), RamBlock("s", 60
      ["error machine-type", "warning arch", "error page-size"]),
     (Profile(Peer(arch="s390x"), 0, uuid="cd"), ["error arch", "warning uuid"]),
     (Profile(uuid="cd", capabilities=["validate-uuid"]), ["error uuid"]),
-    (Profile(stream={"suppress-vmdesc": 0, "send-configuration": False, "new": True}),
+    (Profile(stream={"suppress-vmdesc": True, "send-configuration": False}),
      ["error stream-format"]),
     (Profile(stream={"multifd-flush-after-each-section": True}), []),
     (Profile(stream={"multifd-flush-after-each-section": True},
              required_capabilities=["multifd"]), ["error stream-format"]),
     (Profile(sections=[Section("a", 4), Section("c", 1, [0, 1]), Section("d", 1, [], True)]),
-     ["error section-version", "error section-missing", "error section-missing",
-      "warning section-missing"]),
-    (Profile(sections=[Section("b", 1), Section("a", 1, [], True)]), ["warning section-version"]),
+     ["error section-version", "error section-missing", "error section-missing"]),
+    (Profile(sections=[Section("a", 3), Section("d", 1, None, True)]),
+     ["warning section-missing"]),
+    (Profile(sections=[Section("b", 1), Section("a", 1, None, True)]),
+     ["warning section-version"]),
     (Profile(sections=[Section("b", 1)]), ["warning section-extra"]),
     (Profile(ram_blocks=[RamBlock("r", 8193), RamBlock("t", 1, conditional=True)]),
      ["error ram-block-size", "warning ram-block-missing", "warning ram-block-extra"]),
@@ -441,21 +540,21 @@ def test_barred_capabilities_are_declined() -> None:
     assert result.is_accepted and result.capabilities == ["return-path", "dirty-bitmaps"]
 
 
-OFFER = Hello(features=["named-channels"], optional_capabilities=["multifd"], profile=Profile(
-    required_capabilities=["dirty-bitmaps"],
-    parameters={"multifd": {"multifd-channels": 1}, "events": {}}))
+OFFER = Hello(features=["named-channels", "late-error"], optional_capabilities=["multifd"],
+              profile=Profile(required_capabilities=["dirty-bitmaps"], parameters=[
+                  channels(1), Parameter("events", "x", "y")]))
 FINE = Accept(["named-channels", "new"], version=1,
-              capabilities=["multifd", "dirty-bitmaps", "return-path"],
-              parameters={"multifd": {"multifd-channels": 1}})
+              capabilities=["multifd", "dirty-bitmaps", "return-path"], parameters=[channels(1)])
 
 
 def test_source_checks() -> None:
     assert objections(OFFER, SESSION, FINE) == []
     assert objections(OFFER, SESSION, replace(FINE, capabilities=["return-path", "dirty-bitmaps"],
-                                              parameters={})) == []
+                                              parameters=[])) == []
     strict = replace(OFFER, warnings_as_errors=True)
-    assert objections(strict, SESSION, replace(FINE, issues=[Issue(severity="info")])) == []
-    bad = [(OFFER, bytes(16), FINE), (strict, SESSION, replace(FINE, issues=[Issue()])),
+    assert objections(strict, SESSION, replace(FINE, issues=[Issue("a", "info", "b")])) == []
+    bad = [(OFFER, bytes(16), FINE),
+           (strict, SESSION, replace(FINE, issues=[Issue("a", "warning", "b")])),
            (replace(OFFER, features=[]), SESSION, FINE)]
     bad += [(OFFER, SESSION, replace(FINE, **change)) for change in BAD_ACCEPTS]
     for case in bad:
@@ -463,12 +562,12 @@ def test_source_checks() -> None:
 
 
 BAD_ACCEPTS: list[dict[str, Any]] = [
-    {"version": 2}, {"version": None}, {"features": []}, {"parameters": {}},
-    {"parameters": {"multifd": {"multifd-channels": True}}},
-    {"parameters": {"multifd": {"multifd-channels": 2}}},
-    {"parameters": {"multifd": {"multifd-channels": 1, "multifd-compression": "none"}}},
-    {"parameters": {"multifd": {"multifd-channels": 1}, "events": {}}},
+    {"version": 2}, {"version": 0}, {"features": []}, {"parameters": []},
+    {"parameters": [channels(2)]}, {"parameters": [channels(1), channels(1)]},
+    {"parameters": [channels(1), Parameter("multifd", "multifd-compression", "none")]},
+    {"parameters": OFFER.profile.parameters},
     {"capabilities": ["multifd", "dirty-bitmaps"]}, {"capabilities": ["multifd", "return-path"]},
+    {"capabilities": ["multifd", "multifd", "dirty-bitmaps", "return-path"]},
     {"capabilities": ["multifd", "dirty-bitmaps", "return-path", "postcopy-ram"]}]
 
 
@@ -478,10 +577,26 @@ def test_grease() -> None:
     assert {grease.number() for _ in range(500)} == set(grease.NUMBERS)
     assert list(grease.find({"grease-00000000": 1, "a": [{"grease-0123abcd": 2}],
                              "versions": [2570], "b": {"c": "grease-ffffffff"}})) == [
-                                 "", "a[]", "versions[]", "b.c"]
+                                 "", "a[0].", "versions[]", "b.c"]
     assert not list(grease.find({"grease-0": 1, "grease-0000000G": 2, "features": [2570]}))
     # A capability with such a name is like any other unknown one.
     assert codes(asked(["grease-00000000"])) == [("capability-unknown", "grease-00000000")]
+
+
+def conversation(source: Source, destination: Destination, begin: bytes = b"",
+                 refused: Sequence[tuple[str, int]] = ()) -> bytes:
+    """Up to COMMIT; returns what the destination says to it."""
+    word = source.receive(destination.receive(begin or source.begin()))
+    if source.state == "opening":
+        failed = {}
+        for place in source.channels:
+            opening = source.opening(place)
+            header, _ = decode_header(opening.begin())
+            opening.receive(b"" if place in refused else destination.take(header))
+            if opening.state != "open":
+                failed[place] = "refused"
+        word = source.opened(failed)
+    return destination.receive(word + b"QEVM")
 
 
 @pytest.mark.parametrize("with_grease", [False, True], ids=["plain", "grease"])
@@ -497,11 +612,141 @@ def test_grease() -> None:
 def test_each_other(hello: Hello, here: Here, ends: tuple[str, str], with_grease: bool) -> None:
     source = Source(hello, with_grease)
     destination = Destination(here, with_grease=with_grease)
-    answer = destination.receive(source.begin())
-    assert not destination.receive(source.receive(answer) + b"QEVM")
+    assert not conversation(source, destination)
     assert (source.state, destination.state) == ends
     assert destination.stream == (b"QEVM" if ends[0] == "committed" else b"")
     assert bool(source.verdict and source.verdict.not_understood) == with_grease
+
+
+BOTH = Hello(features=["named-channels", "late-error"],
+             optional_capabilities=["multifd", "postcopy-ram", "postcopy-preempt"],
+             profile=Profile(parameters=[channels(3)]))
+
+
+@pytest.mark.parametrize("refused, without", [
+    ([], []), ([("multifd", 2)], ["multifd"]), ([("preempt", 0)], ["postcopy-preempt"]),
+    ([("multifd", 0), ("multifd", 1), ("preempt", 0)], ["multifd", "postcopy-preempt"])])
+def test_what_does_not_get_through(refused: list[tuple[str, int]], without: list[str]) -> None:
+    source, destination = Source(BOTH), Destination(Here())
+    assert not conversation(source, destination, refused=refused)
+    assert source.state == destination.state == "committed"
+    assert [item.capability for item in source.without] == without
+    assert [item.capability for item in destination.judgement.declined] == without
+    assert set(destination.judgement.capabilities) == {
+        "return-path", "multifd", "postcopy-ram", "postcopy-preempt"} - set(without)
+    assert destination.judgement.parameters == ([] if "multifd" in without else [channels(3)])
+
+
+def test_what_is_required_has_to_get_through() -> None:
+    hello = replace(OFFER, optional_capabilities=[], profile=replace(
+        OFFER.profile, required_capabilities=["multifd"]))
+    source, destination = Source(hello), Destination(Here())
+    conversation(source, destination, refused=[("multifd", 0)])
+    assert source.state == destination.state == "aborted"
+    assert source.problem == destination.problem == "refused"
+
+
+def accepting(hello: Hello = BOTH, here: Here = Here()) -> tuple[Source, Destination]:
+    source, destination = Source(hello), Destination(here)
+    source.receive(destination.receive(source.begin()))
+    assert (source.state, destination.state) == ("opening", "accepted")
+    return source, destination
+
+
+def test_places() -> None:
+    """Those of the session, each once, and none after COMMIT."""
+    source, destination = accepting()
+    assert source.channels == destination.channels == [
+        ("multifd", 0), ("multifd", 1), ("multifd", 2), ("preempt", 0)]
+    for bad in (Header(SESSION, "multifd"), Header(destination.session, "multifd", 3),
+                Header(destination.session, "preempt", 1), Header(destination.session, "main", 1),
+                Header(destination.session, "cpr"), Header(name="multifd")):
+        assert destination.take(bad) == b""
+    for place in reversed(source.channels):
+        header = Header(destination.session, *place)
+        assert destination.take(replace(header, extension=b"later", reserved=7)) == header.encode()
+        assert destination.take(header) == b""
+    assert not destination.receive(source.opened({})) and destination.state == "committed"
+    assert destination.take(Header(destination.session, "multifd", 0)) == b""
+
+
+def test_defaults_of_the_table() -> None:
+    assert other_channels(["multifd"], []) == [("multifd", 0), ("multifd", 1)]
+    assert other_channels(["return-path"], [channels(4)]) == []
+
+
+@pytest.mark.parametrize("answer, state", [
+    (Header(SESSION, "multifd", 1), "open"), (Header(SESSION, "multifd", 0), "failed"),
+    (Header(SESSION, "multifd", 1, b"later" * 9, 7), "open"), (Header(SESSION), "failed"),
+    (Header(bytes(16), "multifd", 1), "failed"), (Header(SESSION, "preempt", 1), "failed"),
+    (b"SSH-", "failed"), (b"", "failed")])
+def test_answers(answer: Any, state: str) -> None:
+    data = answer if isinstance(answer, bytes) else answer.encode()
+    opening = Opening(Header(SESSION, "multifd", 1))
+    for byte in data[:-1]:
+        if opening.state == "waiting":
+            opening.receive(bytes([byte]))
+    assert opening.state in ("waiting", state)
+    if opening.state == "waiting":
+        opening.receive(data[-1:])
+    assert opening.state == state and (opening.beyond == b"" or state == "failed")
+
+
+BAD_COMMITS: dict[str, Any] = {
+    "digest": lambda right: {"digest": right[::-1]}, "none": lambda _: {},
+    "missing": lambda right: {"digest": right},
+    "type": lambda right: {"digest": right, "without": ["multifd"]},
+    "no reason": lambda right: {"digest": right, "without": [{"capability": "multifd"}]},
+    **{f"without {names}": lambda right, names=names: {"digest": right, "without": [
+        {"capability": name, "reason": "x"} for name in names]}
+       for names in (["postcopy-ram"], ["return-path"], ["switchover-ack"], ["x-new"],
+                     ["multifd"], ["postcopy-preempt", "postcopy-preempt", "multifd"])},
+}
+
+
+@pytest.mark.parametrize("features, said", [(["named-channels", "late-error"], True),
+                                            (["named-channels"], False)])
+@pytest.mark.parametrize("commit", BAD_COMMITS.values(), ids=BAD_COMMITS)
+def test_bad_commits(commit: Any, features: list[str], said: bool) -> None:
+    """The destination applies nothing, and says so if it can; the source reads it."""
+    source, destination = accepting(replace(BOTH, features=features))
+    frame, _ = decode_frame(source.opened({}))
+    right = parse(frame.payload)["digest"]
+    answer = destination.receive(message(COMMIT, commit(right)).encode() + b"QEVM")
+    assert destination.state == "failed" and bool(answer) == said
+    source.receive(b"\0\1\0\4\0\0\0\0" + answer)
+    assert source.state == ("failed" if said else "committed")
+    if said:
+        assert source.last_word and source.last_word.guest == NOT_STARTED
+        assert source.last_word.message == destination.problem
+
+
+def test_required_ones_cannot_be_left_out() -> None:
+    hello = replace(BOTH, profile=Profile(required_capabilities=["multifd"]))
+    source, destination = accepting(hello)
+    source.without = [Declined("multifd", "x")]
+    assert destination.receive(source.opened({})) and destination.state == "failed"
+
+
+def test_the_return_path() -> None:
+    """Byte by byte; other messages, 16 unknown frames, and not one more."""
+    word = message(LAST_WORD, Reason("why").write()).encode()
+    assert word[:2] == b"\0\0" and decode_late(word)[1] == len(word)
+    others = b"\0\2\0\4\0\0\0\1" + Frame(0x0a0a, b"{", 0).encode() * 16
+    for data, fine in ((others + word, True), (others + others + word, False),
+                       (Frame(11, b"").encode() + word, False),
+                       (Frame(0x0a0a, bytes(16385), 0).encode(), False)):
+        path = ReturnPath()
+        for byte in data[:-1]:
+            path.put(bytes([byte]))
+        if fine:
+            with pytest.raises(Incomplete):
+                path.take_last_word()
+            path.put(data[-1:])
+            assert path.take_last_word().message == "why"
+        else:
+            with pytest.raises(Malformed):
+                path.take_last_word()
 
 
 def test_busy() -> None:
@@ -520,8 +765,7 @@ def test_a_changed_byte_changes_the_digest(spoil: int) -> None:
         heard = bytearray(heard[:64] + Frame(0x1a1a, b"", 0).encode() + heard[64:])
     else:
         heard[spoil] ^= 0x40 if spoil in (90, 150) else 1
-    word = source.receive(destination.receive(bytes(heard)))
-    destination.receive(word)
+    conversation(source, destination, bytes(heard))
     assert source.state == "committed" if spoil in (0, 5, 44) else source.state != "waiting"
     assert destination.state != "committed"
 
@@ -529,7 +773,7 @@ def test_a_changed_byte_changes_the_digest(spoil: int) -> None:
 def test_unknown_frames() -> None:
     """16 are skipped, in two places; not the 17th, nor a critical one."""
     for count, critical, state in ((16, 0, "committed"), (17, 0, "failed"), (1, 1, "failed")):
-        source, destination = Source(OFFER, False), Destination(Here())
+        source, destination = Source(Hello(), False), Destination(Here())
         junk = Frame(0x2a2a, b"\xff", critical).encode()
         word = source.receive(destination.receive(source.begin()))
         destination.receive(junk * count + word)
@@ -542,34 +786,48 @@ def test_unknown_frames() -> None:
 
 def test_digest_ends_with_hello() -> None:
     """What comes behind HELLO does not count, though it came along with it."""
-    source, destination = Source(OFFER), Destination(Here())
+    source, destination = Source(Hello()), Destination(Here())
     junk = Frame(0x2a2a, b"", 0).encode()
     destination.receive(source.receive(destination.receive(source.begin() + junk)))
     assert destination.state == "committed"
+
+
+HERE_PROFILE = Profile(stream={"suppress-vmdesc": False}, sections=[A, A], ram_blocks=[R, S])
 
 
 @pytest.mark.parametrize("here", [Here(Peer("1")), Here(Peer("1"), versions=[2])],
                          ids=["accept", "reject"])
 def test_grease_of_ours(here: Here) -> None:
     """It goes where the specification says, and nowhere else."""
-    source, destination = Source(OFFER), Destination(here)
+    hello = replace(OFFER, optional_capabilities=["multifd", "x-new"], profile=replace(
+        HERE_PROFILE, parameters=[channels(1)]))
+    source, destination = Source(hello), Destination(here)
     begin = source.begin()
     answer = destination.receive(begin)
-    talk = decode(begin + source.receive(answer) + b"QEVM", answer)
+    word = source.receive(answer)
+    if source.state == "opening":
+        word = source.opened({("multifd", 0): "refused"})
+    talk = decode(begin + word + b"QEVM", answer)
     for part in (talk.source, talk.destination):
         assert [frame.type in grease.NUMBERS for frame in part.frames] == [True] + [False] * (
             len(part.frames) - 1)
         assert not part.frames[0].is_critical
     assert sorted(grease.find(talk.source.json(HELLO))) == [
-        "", "features[]", "profile.", "versions[]"]
+        "", "features[]", "profile.", "profile.parameters[0].", "profile.ram-blocks[0].",
+        "profile.sections[0].", "profile.stream.", "versions[]"]
     verdict = talk.destination.json(ACCEPT, REJECT)
-    assert len(verdict.pop("not-understood")) == 2
-    assert sorted(grease.find(verdict)) == ["", "features[]", "peer."]
+    assert len(verdict.pop("not-understood")) == 6
+    rest = ["declined[0].", "parameters[0]."] if talk.is_accepted else ["issues[0]."]
+    assert sorted(grease.find(verdict)) == sorted(["", "features[]", "peer.", *rest])
     if talk.commit:
-        assert list(grease.find(talk.source.json(COMMIT))) == [""]
+        assert sorted(grease.find(talk.source.json(COMMIT))) == ["", "without[0]."]
+    word = destination.cannot_go_on("why")
+    if word:
+        late = parse(decode_frame(word)[0].payload)
+        assert list(grease.find({**late, "issues": []})) == [""]
 
 
 def test_digest_is_of_bytes() -> None:
-    hello, accept, commit, _ = dumps()
+    hello, accept, commit, *_ = dumps()
     assert message(COMMIT, Commit(digest(hello, accept)).write()).encode() == commit
     assert digest(hello + b" ", accept) != digest(hello, accept)

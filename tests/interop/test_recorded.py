@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Optional
 from uuid import UUID
 
@@ -12,8 +13,9 @@ from processes import (NO_MULTIFD, Lab, Options, begin, end, inet, pc_lab, requi
                        require_success, set_channels, small_lab, start_destination, start_source)
 from qmhs import grease
 from qmhs.frames import ABORT, ACCEPT, COMMIT, HELLO, REJECT, VERDICTS, decode_header
-from qmhs.messages import Accept, Issue, Reject
+from qmhs.messages import Accept, Issue, Parameter, Reject
 from qmhs.negotiation import objections
+from qmhs.strictjson import Object
 from qmhs.transcript import Conversation, decode
 from talk import Line, Recorder
 
@@ -78,23 +80,31 @@ def require_grease_frame(frames: Any) -> None:
     assert frames[0].type in grease.NUMBERS
 
 
+def places(value: Object, path: str = "") -> Iterator[str]:
+    """Where it has to be, and how a member there is called."""
+    yield path
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from places(inner, f"{path}{name}.")
+        elif isinstance(inner, list) and inner and isinstance(inner[0], dict):
+            yield from places(inner[0], f"{path}{name}[0].")
+        elif name in ("features", "versions"):
+            yield f"{path}{name}[]"
+
+
 def require_grease(talk: Conversation) -> None:
     """Where the specification wants it, and nowhere else."""
     hello = talk.source.json(HELLO)
-    lists = [f"profile.{name}[]" for name in ("sections", "ram-blocks")
-             if name in hello["profile"]]
-    assert sorted(grease.find(hello)) == sorted(["", "features[]", "profile.", "versions[]",
-                                                 *lists])
+    assert {"", "profile.", "profile.stream.", "features[]", "versions[]"} <= set(places(hello))
     verdict = talk.destination.json(*VERDICTS)
-    ignored = {where + name for where, value in (("", hello), ("profile.", hello["profile"]))
-               for name in value if grease.is_name(name)}
-    assert ignored <= set(verdict["not-understood"])
-    items = ("profile.sections.grease-", "profile.ram-blocks.grease-")
-    assert all(name in ignored or name.startswith(items) for name in verdict["not-understood"])
-    assert sorted(grease.find({**verdict, "not-understood": []})) == ["", "features[]", "peer."]
-    for kind in (COMMIT, ABORT):
-        if talk.source.known(kind):
-            assert list(grease.find(talk.source.json(kind))) == [""]
+    told = verdict.pop("not-understood")
+    assert sorted(name[:-len("grease-00000000")] for name in told) == sorted(
+        path for path in places(hello) if not path.endswith("[]"))
+    assert all(grease.is_name(name.split(".")[-1]) for name in told)
+    assert {"", "features[]", "peer."} <= set(places(verdict))
+    for value in (hello, verdict, *(talk.source.json(kind) for kind in (COMMIT, ABORT)
+                                    if talk.source.known(kind))):
+        assert sorted(grease.find(value)) == sorted(places(value))
 
 
 def require_committed(talk: Conversation) -> None:
@@ -111,23 +121,24 @@ async def test_accepted() -> None:
     assert isinstance(accept, Accept)
     assert hello.purpose == "migrate" and hello.required == [] and 1 in hello.versions
     assert hello.profile.sections and hello.profile.ram_blocks and hello.profile.stream
-    assert hello.optional_capabilities == [] and hello.profile.parameters == {}
+    assert hello.optional_capabilities == [] == hello.profile.parameters
     assert accept.capabilities == ["return-path"] and accept.issues == [] == accept.declined
+    assert set(hello.features) > {"named-channels", "late-error"} < set(accept.features)
     assert accept.peer == hello.profile.peer
     # The destination's direction is the return path now: no frame, no header.
     assert b"QMHS" not in talk.destination.rest
 
 
 async def test_multifd() -> None:
-    """The header replaces MultiFDInit; every channel once."""
+    """The header replaces MultiFDInit; every channel once, and answered."""
     lines = await recorded(pc_lab(), pc_lab(), count=3)
     talk = require_sound(lines[0])
     require_committed(talk)
     accept = talk.verdict
-    assert isinstance(accept, Accept) and accept.capabilities
-    assert accept.capabilities == ["return-path", "multifd", "switchover-ack"]
-    assert accept.parameters == talk.hello.profile.parameters
-    assert accept.parameters["multifd"]["multifd-channels"] == 3
+    assert isinstance(accept, Accept) and talk.commit and not talk.commit.without
+    assert set(accept.capabilities) == {"return-path", "multifd", "switchover-ack"}
+    assert accept.parameters == talk.hello.profile.parameters == [
+        Parameter("multifd", "multifd-channels", "3")]
     headers = [decode_header(bytes(line.source)) for line in lines[1:]]
     assert {header.session for header, _ in headers} == {talk.destination.header.session}
     assert sorted((header.name, header.index) for header, _ in headers) == [
@@ -136,7 +147,7 @@ async def test_multifd() -> None:
         assert at == 64 and header.extension == b"" and header.reserved_end == bytes(20)
         assert line.source[at:at + 4] in (b"", b"\x11\x22\x33\x44")     # MultiFDPacket
         assert line.source[at + 4:at + 8] in (b"", b"\0\0\0\1")
-        assert not line.destination
+        assert line.destination == header.encode()      # and nothing behind it
 
 
 @pytest.mark.parametrize("options", [None, CHECK_ONLY], ids=["migrate", "check"])
@@ -161,6 +172,8 @@ async def test_checked() -> None:
     """The source has no last word, and neither byte nor channel follows."""
     lines = await recorded(pc_lab(), pc_lab(), CHECK_ONLY)
     talk = require_sound(lines[0])
+    assert [(issue.code, issue.severity, issue.subject) for issue in talk.verdict.issues] == [
+        ("channels-untried", "info", "multifd")]
     assert talk.hello.purpose == "check" and talk.destination.known(ACCEPT)
     assert len(lines) == 1 and not talk.source.rest and not talk.destination.rest
 

@@ -3,28 +3,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from conftest import QEMU
 from machine import Machine
-from processes import Lab, begin, inet, pc_lab, require_refused, start_source
+from processes import (NO_MULTIFD, Lab, begin, inet, pc_lab, require_refused, set_channels,
+                       start_source)
 from qmhs import Malformed
 from qmhs.frames import ABORT, ACCEPT, COMMIT, HELLO, Header, message
-from qmhs.messages import Accept, Hello, Peer, Profile
-from qmhs.negotiation import Here, objections
-from qmhs.roles import Destination, Source
+from qmhs.messages import NOT_STARTED, Accept, Hello, Parameter, Peer, Profile
+from qmhs.negotiation import Here, objections, other_channels
+from qmhs.roles import Destination, Place, Source
 from qmhs.strictjson import Object, compose, parse
-from talk import Listener, Talk, call, loading_destination, qemu_destination, require_loading
+from talk import (FEATURES, Listener, Talk, call, loading_destination, qemu_destination,
+                  require_loading)
 from test_as_destination import SESSION
 
-MULTIFD = Hello(features=["named-channels"], optional_capabilities=["multifd", "x-new"],
+MULTIFD = Hello(features=FEATURES, optional_capabilities=["multifd", "x-new"],
                 profile=Profile(required_capabilities=["dirty-bitmaps"],
-                                parameters={"multifd": {"multifd-channels": 3}}))
+                                parameters=[Parameter("multifd", "multifd-channels", "3")]))
 TRIES = 60
 MACHINE = "pc-i440fx-10.0"      # all bases have it
 
@@ -38,6 +41,24 @@ async def converse(talk: Talk, role: Any) -> None:
         await talk.say(role.receive(data))
 
 
+async def open_channels(source: Source, port: int, stack: contextlib.AsyncExitStack,
+                        refused: Sequence[Place] = ()) -> bytes:
+    """What the source says then."""
+    assert source.state == "opening", source.problem
+    failed = {}
+    for place in source.channels:
+        opening = source.opening(place)
+        if place in refused:
+            failed[place] = "nobody can connect"
+            continue
+        talk = await stack.enter_async_context(call(port))
+        await talk.say(opening.begin())
+        while opening.state == "waiting":
+            opening.receive(await talk.read())
+        assert opening.state == "open" and not opening.beyond
+    return source.opened(failed)
+
+
 @pytest.mark.parametrize("with_grease", [False, True], ids=["plain", "grease"])
 async def test_our_source_migrates(with_grease: bool) -> None:
     async with loading_destination() as (destination, port), call(port) as talk:
@@ -47,7 +68,37 @@ async def test_our_source_migrates(with_grease: bool) -> None:
         assert source.state == "committed", source.problem
         await require_loading(destination)
         info = await destination.handshake()
-        assert info["capabilities"] == ["return-path", "dirty-bitmaps", "switchover-ack"]
+        assert sorted(info["capabilities"]) == ["dirty-bitmaps", "return-path", "switchover-ack"]
+
+
+@pytest.mark.parametrize("with_grease", [False, True], ids=["plain", "grease"])
+@pytest.mark.parametrize("refused", [[], [("multifd", 1)]], ids=["all", "one is missing"])
+async def test_our_source_has_channels(refused: list[Place], with_grease: bool) -> None:
+    async with loading_destination() as (destination, port), call(port) as talk, \
+            contextlib.AsyncExitStack() as stack:
+        source = Source(MULTIFD, with_grease)
+        await talk.say(source.begin())
+        await converse(talk, source)
+        await talk.say(await open_channels(source, port, stack, refused))
+        assert source.state == "committed", source.problem
+        await require_loading(destination)
+        info = await destination.handshake()
+        assert ("multifd" in info["capabilities"]) == (not refused)
+        assert {item["capability"] for item in info["declined"]} == {
+            "x-new", *(["multifd"] if refused else [])}
+
+
+async def test_our_source_reads_a_last_word() -> None:
+    """Of a destination that cannot go on, since a channel is missing."""
+    async with qemu_destination() as (_, port), call(port) as talk:
+        source = Source(MULTIFD)
+        await talk.say(source.begin())
+        await converse(talk, source)
+        await talk.say(source.opened({}))
+        while source.state == "committed" and (data := await talk.read()):
+            source.receive(data)
+        assert source.state == "failed" and "channels" in source.problem
+        assert source.last_word and source.last_word.guest == NOT_STARTED
 
 
 @pytest.mark.parametrize("hello, state", [
@@ -70,7 +121,7 @@ OTHER = Here(Peer("23.1.0", "ours", "x86_64", MACHINE))
 OUR_DESTINATIONS: dict[str, tuple[Here, str]] = {
     "can all": (OTHER, "committed"), "older": (Here(features=[]), "committed"),
     "oldest": (Here(negotiable=[], others=[]), "committed"),
-    "cannot multifd": (replace(OTHER, works=lambda names: "multifd" not in names), "committed"),
+    "cannot multifd": (replace(OTHER, possible=lambda names: "multifd" not in names), "committed"),
     "another machine": (Here(Peer(machine="pc-q35-9.0")), "refused"),
     "another version": (replace(OTHER, versions=[2]), "refused"),
     "other purposes": (replace(OTHER, purposes=["resume"]), "refused"),
@@ -84,6 +135,10 @@ async def test_our_destination(here: Here, state: str) -> None:
         await begin(source, inet(listener.port))
         talk = await listener.next()
         destination = Destination(here)
+        while destination.state == "waiting":
+            await talk.say(destination.receive(await talk.read()))
+        for _ in destination.channels if destination.state == "accepted" else []:
+            await take_channel(destination, listener)
         await converse(talk, destination)
         assert destination.state == state, destination.problem
         if state == "committed":
@@ -96,6 +151,26 @@ async def test_our_destination(here: Here, state: str) -> None:
             assert destination.problem in info["error-desc"]
 
 
+async def take_channel(destination: Destination, listener: Listener) -> None:
+    talk = await listener.next()
+    answer = destination.take(await talk.any_header())
+    assert answer
+    await talk.say(answer)
+
+
+async def test_our_destination_cannot_go_on() -> None:
+    """QEMU tells its last word."""
+    async with pc_lab(MACHINE) as lab, Listener() as listener:
+        source = await start_source(lab)
+        await begin(source, inet(listener.port), NO_MULTIFD)
+        talk = await listener.next()
+        destination = Destination(OTHER)
+        await converse(talk, destination)
+        assert destination.state == "committed", destination.problem
+        await talk.say(destination.cannot_go_on("the cellar is full"))
+        await require_refused(source, "the cellar is full")
+
+
 async def require_told(source: Machine, destination: Destination) -> None:
     """The source shows what ours has said."""
     info = await source.handshake()
@@ -104,7 +179,7 @@ async def require_told(source: Machine, destination: Destination) -> None:
     assert [issue["code"] for issue in info["issues"]] == [
         issue.code for issue in judgement.issues]
     if judgement.is_accepted:
-        assert info["capabilities"] == judgement.capabilities
+        assert sorted(info["capabilities"]) == sorted(judgement.capabilities)
         assert {item["capability"] for item in info["declined"]} == {
             item.capability for item in judgement.declined}
 
@@ -153,10 +228,10 @@ def _fewer_capabilities(value: Object, dice: random.Random) -> None:
 
 
 def _parameter(value: Object, dice: random.Random) -> None:
-    group = value.get("parameters")
-    if isinstance(group, dict) and isinstance(group.get("multifd"), dict):
-        group["multifd"][dice.choice(["multifd-channels", "x-new"])] = dice.choice(
-            [2, 3, "2", True, None])
+    items = value.get("parameters")
+    if isinstance(items, list) and items and isinstance(items[0], dict):
+        items[0][dice.choice(["capability", "name", "value", "x-new"])] = dice.choice(
+            ["multifd", "multifd-channels", "3", "4", 3, None])
 
 
 def _version(value: Object, dice: random.Random) -> None:
@@ -164,7 +239,8 @@ def _version(value: Object, dice: random.Random) -> None:
 
 
 def _issue(value: Object, dice: random.Random) -> None:
-    value["issues"] = [{"code": "uuid", "severity": dice.choice(["error", "info", "x"])}]
+    value["issues"] = [{"code": "uuid", "severity": dice.choice(["error", "info", "x", 7]),
+                        "message": "text"}]
 
 
 def _harmless(value: Object, dice: random.Random) -> None:
@@ -189,29 +265,36 @@ async def test_source_agrees_with_our_checks(strict: bool) -> None:
     """Random ACCEPTs: it commits, aborts or closes as the specification says."""
     spoiler = Spoiler(int(strict))
     said: set[int] = set()
+    channels = 3            # it says so, since it is not what goes without saying
     async with Lab([str(QEMU), "-nodefaults", "-display", "none", "-machine", "none"],
                    "qtest") as lab:
         source = await start_source(lab)
         await source.execute("migrate-set-capabilities", {"capabilities": [
             {"capability": "dirty-bitmaps", "state": True}]})
+        await set_channels(source, channels)
         for _ in range(TRIES):
             async with Listener() as listener:
                 await begin(source, inet(listener.port), {"warnings-as-errors": strict})
                 talk = await listener.next()
-                said.add(await answer(talk, spoiler))
+                said.add(await answer(talk, listener, spoiler))
             await require_refused(source)
     assert said == {0, ABORT, COMMIT}
 
 
-async def answer(talk: Talk, spoiler: Spoiler) -> int:
+async def answer(talk: Talk, listener: Listener, spoiler: Spoiler) -> int:
     await talk.header()
     hello = Hello.read(await talk.message(HELLO))
     accept = spoiler.spoil({
         "version": 1, "capabilities": ["return-path", "dirty-bitmaps", "multifd"],
-        "features": ["named-channels"], "parameters": hello.profile.parameters})
+        "features": ["named-channels"],
+        "parameters": [item.write() for item in hello.profile.parameters]})
     header = Header(SESSION.bytes)
     await talk.say(header, message(ACCEPT, accept))
     kind = expected(hello, accept, header.session)
+    if kind == COMMIT:
+        for _ in other_channels(accept["capabilities"], hello.profile.parameters):
+            other = await listener.next()
+            await other.say(await other.any_header())
     if kind:
         frame = await talk.frame()
         assert frame.type == kind, (frame, accept)

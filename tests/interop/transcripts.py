@@ -36,8 +36,10 @@ from machine import Machine, until  # noqa: E402
 from processes import (NO_MULTIFD, Lab, Options, begin, end, inet, require_success,  # noqa: E402
                        start_destination, start_source)
 from qmhs.frames import ACCEPT, HELLO, Header, decode_header, message  # noqa: E402
+from qmhs.messages import Hello  # noqa: E402
+from qmhs.roles import Source  # noqa: E402
 from qmhs.transcript import Part, decode  # noqa: E402
-from talk import Listener, Recorder  # noqa: E402
+from talk import FEATURES, Listener, Recorder, call  # noqa: E402
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 PC = "-machine pc-i440fx-10.0 -m 16"
@@ -130,8 +132,9 @@ def _read_bytes(line: str, said: Said) -> None:
 def _described(said: Said) -> Iterator[str]:
     """Piece by piece, with a comment on each."""
     if said.name != "main":
-        yield "# the channel header, and nothing else of the handshake"
+        yield "# the channel header and its answer, and nothing else of the handshake"
         yield from _dump(">", 0, said.source)
+        yield from _dump("<", 0, said.destination)
         return
     talk = decode(said.source, said.destination)
     yield from _described_part(">", "the source's", talk.source)
@@ -142,7 +145,7 @@ def _described_part(mark: str, whose: str, part: Part) -> Iterator[str]:
     pieces = [(f"{whose} channel header", part.header.encode())]
     pieces += [(str(frame), frame.encode()) for frame in part.frames]
     if part.rest:
-        pieces.append(("the migration stream" if mark == ">" else "the return path", part.rest))
+        pieces.append(("the migration stream" if mark == ">" else "LAST WORD", part.rest))
     at = 0
     for text, data in pieces:
         yield f"# {text}"
@@ -157,19 +160,20 @@ def _dump(mark: str, at: int, data: bytes) -> Iterator[str]:
         yield f"{mark} {at + start:04x}  {piece.hex(' ')}  |{text}|"
 
 
-async def _record(transcript: Transcript, over: Callable[[Machine, Machine], Awaitable[None]]
-                  ) -> None:
+async def _record(transcript: Transcript, over: Callable[[Machine, Machine], Awaitable[None]],
+                  most: int = 1 << 10) -> None:
     async with transcript.source_lab() as lab, transcript.destination_lab() as other:
         source = await start_source(lab)
         destination, port = await start_destination(other)
-        async with Recorder(port) as recorder:
+        async with Recorder(port, most) as recorder:
             await begin(source, inet(recorder.port), transcript.options)
             await over(source, destination)
             for line in recorder.lines:
                 header, at = decode_header(bytes(line.source))
                 if not header.is_main:
-                    transcript.channels.append(
-                        Said(header.name, header.index, bytes(line.source[:at])))
+                    transcript.channels.append(Said(header.name, header.index,
+                                                    bytes(line.source[:at]),
+                                                    bytes(line.destination)))
                     continue
                 talk = decode(bytes(line.source), bytes(line.destination))
                 transcript.channels.append(
@@ -199,6 +203,32 @@ async def multifd() -> Transcript:
     transcript = Transcript("Accepted, with multifd, which both sides can do, on two channels.",
                             PC, PC)
     await _record(transcript, require_success)
+    return transcript
+
+
+async def without() -> Transcript:
+    transcript = Transcript("Accepted, and committed without multifd: a single connection got "
+                            "through.", PC, PC)
+    await _record(transcript, require_success, most=1)
+    return transcript
+
+
+async def last_word() -> Transcript:
+    """What QEMU's sources make of a missing channel is another transcript."""
+    transcript = Transcript(
+        "Accepted, and committed while channels were missing: the last word says so.\n"
+        "The source was none of QEMU's.", PC, PC)
+    async with transcript.destination_lab() as lab:
+        _, port = await start_destination(lab)
+        async with call(port) as talk:
+            source = Source(Hello(features=FEATURES,
+                                  optional_capabilities=["multifd", "switchover-ack"]))
+            await talk.say(source.begin())
+            while source.state == "waiting":
+                await talk.say(source.receive(await talk.read()))
+            heard = source.heard
+            await talk.say(source.opened({}), b"QEVM")
+            transcript.channels = [Said("main", 0, talk.said, heard + await talk.rest())]
     return transcript
 
 
@@ -233,7 +263,8 @@ async def abort() -> Transcript:
     return transcript
 
 
-RECIPES = {recipe.__name__: recipe for recipe in (accept, multifd, reject, check, abort)}
+RECIPES = {recipe.__name__.replace("_", "-"): recipe for recipe in (
+    accept, multifd, without, last_word, reject, check, abort)}
 
 
 async def _version() -> str:

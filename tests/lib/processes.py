@@ -134,6 +134,11 @@ async def check(source: Machine, address: Address, options: Optional[Options] = 
     return await verdict(source)
 
 
+def differences(info: Json) -> list[Json]:
+    """The issues, without what is only worth knowing."""
+    return [issue for issue in info["issues"] if issue["severity"] != "info"]
+
+
 async def end(source: Machine, limit: float = PATIENCE) -> Json:
     """What query-migrate tells once it is over."""
     async def over() -> Optional[Json]:

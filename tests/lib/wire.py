@@ -9,8 +9,9 @@ import hashlib
 import json
 import select
 import socket
+import ssl
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -19,11 +20,13 @@ from machine import LOOPBACK, Json
 HEADER_SIZE = 64
 PREFIX_SIZE = 8
 HELLO, ACCEPT, REJECT, COMMIT, ABORT = range(1, 6)
+LAST_WORD = 10                     # on the return path
 HELLO_MAX = 512 << 10
 FRAME_MAX = 128 << 10
 PATIENCE = 10.0
 SESSION = bytes(range(1, 17))      # of a destination that is not QEMU
 CRITICAL = 1
+FEATURES = ["named-channels", "late-error"]
 VERDICTS = (ACCEPT, REJECT)
 LAST_WORDS = (COMMIT, ABORT)
 
@@ -45,14 +48,20 @@ def frame(kind: int, payload: bytes | Json) -> bytes:
     return prefix(kind, len(payload)) + payload
 
 
-def hello(multifd: int = 0, purpose: str = "migrate") -> Json:
-    """As little as a source can say, about itself."""
+def parameter(name: str, value: object, capability: str = "multifd") -> Json:
+    return {"capability": capability, "name": name, "value": str(value)}
+
+
+def hello(multifd: int = 0, purpose: str = "migrate", optional: bool = False) -> Json:
+    """As little as a source can say, about itself; multifd is required unless optional."""
     message: Json = {"versions": [1], "purpose": purpose, "required": []}
     if multifd:
-        message["features"] = ["named-channels"]
-        message["profile"] = {
-            "required-capabilities": ["multifd"],
-            "parameters": {"multifd": {"multifd-channels": multifd}}}
+        message["features"] = FEATURES
+        message["profile"] = {"parameters": [parameter("multifd-channels", multifd)]}
+        if optional:
+            message["optional-capabilities"] = ["multifd"]
+        else:
+            message["profile"]["required-capabilities"] = ["multifd"]
     return message
 
 
@@ -85,8 +94,7 @@ def without_grease(value: Any) -> Any:
         return {name: without_grease(one) for name, one in value.items()
                 if not name.startswith("grease-")}
     if isinstance(value, list):
-        left = [without_grease(one) for one in value if not str(one).startswith("grease-")]
-        return [one for one in left if one != {}]
+        return [without_grease(one) for one in value if not str(one).startswith("grease-")]
     return value
 
 
@@ -110,6 +118,15 @@ class Peer:
     @classmethod
     async def connect(cls, port: int) -> Peer:
         return cls(*await asyncio.open_connection(LOOPBACK, port))
+
+    @classmethod
+    async def on(cls, sock: socket.socket, tls: Optional[ssl.SSLContext] = None) -> Peer:
+        """Somebody who has connected, in TLS if it is a server's."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock, ssl=tls)
+        return cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     def write(self, data: bytes) -> None:
         """Without waiting for room."""
@@ -149,6 +166,16 @@ class Peer:
                 return kind, json.loads(payload)
             assert kind > ABORT
 
+    async def read_late_frame(self) -> tuple[int, Json]:
+        """On the return path, with all messages before it."""
+        while True:
+            kind, length = struct.unpack(">HH", await self.read(4))
+            if kind:
+                await self.read(length)
+                continue
+            frame_type, _ = struct.unpack(">HH", await self.read(4))
+            return frame_type, json.loads(await self.read(length))
+
     async def read_to_end(self, limit: float) -> bytes:
         """All that still comes; a reset is an error."""
         data = await asyncio.wait_for(self._reader.read(), limit)
@@ -180,15 +207,24 @@ class Peer:
         answer = await self.read_header()
         return answer, *await self.read_frame(*VERDICTS)
 
-    async def hold_session(self, multifd: int = 0) -> bytes:
+    async def hold_session(self, multifd: int = 0, optional: bool = False) -> bytes:
         """Become the destination's source, up to ACCEPT. Returns the session."""
-        answer, kind, message = await self.ask(hello(multifd))
+        answer, kind, message = await self.ask(hello(multifd, optional=optional))
         assert kind == ACCEPT, message
         return answer.session
 
-    async def commit(self) -> None:
+    async def join(self, session: bytes, name: str = "multifd", index: int = 0) -> None:
+        """Become one more channel of a session."""
+        await self.send(header(name, index, session))
+        assert await self.read_header() == Header(session, name, index)
+
+    async def commit(self, without: Sequence[str] = (), more: Optional[Json] = None) -> None:
         digest = hashlib.sha256(self.sent + self.received).hexdigest()
-        await self.send(frame(COMMIT, {"digest": digest}))
+        message: Json = {"digest": digest, **(more or {})}
+        if without:
+            message["without"] = [{"capability": name, "reason": "its channels do not get through"}
+                                  for name in without]
+        await self.send(frame(COMMIT, message))
 
     async def read_hello(self) -> Json:
         """All that a source says before it has an answer."""
@@ -199,24 +235,33 @@ class Peer:
     async def accept(self, multifd: bool = False) -> Json:
         """The destination's part up to ACCEPT; returns HELLO."""
         said = await self.read_hello()
+        await self.answer_hello(said, multifd)
+        return said
+
+    async def answer_hello(self, said: Json, multifd: bool = False) -> None:
         profile = said["profile"]
         capabilities = ["return-path", *profile.get("required-capabilities", [])]
         if multifd and "multifd" not in capabilities:
             assert "multifd" in said["optional-capabilities"]
             capabilities.append("multifd")
-        parameters = {name: group for name, group in profile.get("parameters", {}).items()
-                      if name in capabilities}
+        parameters = [one for one in profile.get("parameters", [])
+                      if one["capability"] in capabilities]
         await self.send(header(session=SESSION)
                         + frame(ACCEPT, {"version": 1, "capabilities": capabilities,
-                                         "parameters": parameters,
-                                         "features": ["named-channels"]}))
-        return said
+                                         "parameters": parameters, "features": FEATURES}))
+
+    async def take_channel(self) -> Header:
+        """The destination's part of another channel."""
+        came = await self.read_header()
+        await self.send(header(came.name, came.number, came.session))
+        return came
 
 
 class FakeDestination:
     """Listens, and does with each connection what the test does with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Optional[ssl.SSLContext] = None) -> None:
+        self._tls = tls
         self._listener = socket.socket()
         self._listener.setblocking(False)
         self._listener.bind((LOOPBACK, 0))
@@ -238,9 +283,13 @@ class FakeDestination:
         """The next connection."""
         accepting = asyncio.get_running_loop().sock_accept(self._listener)
         sock, _ = await asyncio.wait_for(accepting, PATIENCE)
-        peer = Peer(*await asyncio.open_connection(sock=sock))
+        peer = await Peer.on(sock, self._tls)
         self._peers.append(peer)
         return peer
+
+    def has_next(self) -> bool:
+        """Whether there is one already."""
+        return bool(select.select([self._listener], [], [], 0)[0])
 
     async def fill(self) -> None:
         """From now on nobody can connect any more, nor finds out."""

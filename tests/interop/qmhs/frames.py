@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
+from typing import Optional
 
 from . import Incomplete, Malformed
 from .strictjson import Object, compose
@@ -21,12 +22,15 @@ _PREFIX = struct.Struct(">IHH")
 PREFIX_SIZE = _PREFIX.size
 
 HELLO, ACCEPT, REJECT, COMMIT, ABORT = range(1, 6)
-NAMES = {HELLO: "HELLO", ACCEPT: "ACCEPT", REJECT: "REJECT", COMMIT: "COMMIT", ABORT: "ABORT"}
+LAST_WORD = 10
+NAMES = {HELLO: "HELLO", ACCEPT: "ACCEPT", REJECT: "REJECT", COMMIT: "COMMIT", ABORT: "ABORT",
+         LAST_WORD: "LAST WORD"}
 VERDICTS = (ACCEPT, REJECT)
-LAST_WORDS = (COMMIT, ABORT)
+ENDS = (COMMIT, ABORT)      # of the source's part
 CRITICAL = 1
 
 HELLO_MAX = 524288
+LATE_MAX = 16384
 PAYLOAD_MAX = 131072
 UNKNOWN_MAX = 16
 
@@ -65,7 +69,8 @@ class Frame:
 
     @property
     def is_known(self) -> bool:
-        return self.type in NAMES
+        """On the main channel, before COMMIT."""
+        return HELLO <= self.type <= ABORT
 
     @property
     def is_critical(self) -> bool:
@@ -80,7 +85,7 @@ def message(kind: int, value: Object) -> Frame:
 
 
 def longest(kind: int) -> int:
-    return HELLO_MAX if kind == HELLO else PAYLOAD_MAX
+    return {HELLO: HELLO_MAX, LAST_WORD: LATE_MAX}.get(kind, PAYLOAD_MAX)
 
 
 def decode_header(data: bytes, at: int = 0) -> tuple[Header, int]:
@@ -117,6 +122,20 @@ def decode_frame(data: bytes, at: int = 0) -> tuple[Frame, int]:
     if len(data) < end:
         raise Incomplete
     return Frame(kind, bytes(data[at + PREFIX_SIZE:end]), flags), end
+
+
+def decode_late(data: bytes, at: int = 0) -> tuple[Optional[Frame], int]:
+    """A message of the return path, where it ends, and the frame that it may be."""
+    if len(data) < at + 4:
+        raise Incomplete
+    kind, length = struct.unpack_from(">HH", data, at)
+    if kind == 0:
+        if length > LATE_MAX:
+            raise Malformed(f"a late frame of {length} bytes")
+        return decode_frame(data, at)
+    if len(data) < at + 4 + length:
+        raise Incomplete
+    return None, at + 4 + length
 
 
 def digest(source: bytes, destination: bytes) -> str:

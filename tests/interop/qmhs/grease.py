@@ -31,21 +31,37 @@ def member() -> Object:
     return {name(): random.getrandbits(32)}
 
 
+def greased(value: Object) -> Object:
+    """A message with all that it gets."""
+    result: Object = {}
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            inner = greased(inner)
+        elif isinstance(inner, list) and inner and isinstance(inner[0], dict):
+            inner = [greased(inner[0]), *inner[1:]]
+        elif key == "versions":
+            inner = [*inner, number()]
+        elif key == "features":
+            inner = [*inner, name()]
+        result[key] = inner
+    return {**result, **member()}
+
+
 def is_name(value: Any) -> bool:
     return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
 def find(value: Any, path: str = "") -> Iterator[str]:
-    """Where it is in a message: "profile." for a member there, "features[]" for an item."""
+    """Where it is: "profile." for a member there, "sections[0]." in an item, "features[]"."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if is_name(key):
                 yield path
             yield from find(inner, f"{path}{key}." if isinstance(inner, dict) else path + key)
     elif isinstance(value, list):
-        for item in value:
+        for index, item in enumerate(value):
             if isinstance(item, (dict, list)):
-                yield from find(item, path + "[]")
+                yield from find(item, f"{path}[{index}]." if isinstance(item, dict) else path)
             elif is_name(item) or path == "versions" and item in NUMBERS:
                 yield path + "[]"
     elif is_name(value):

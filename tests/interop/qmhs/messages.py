@@ -1,71 +1,93 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sections "HELLO" to "Issues": the five messages, read and written member by member."""
+"""Sections "Types" and "HELLO" to "Issues": the messages, read and written member by member."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
 from . import Malformed
 from .strictjson import Object, is_integer, parse
 
-VERSION_MAX = (1 << 32) - 1
 SECTIONS_MAX = 16384
 RAM_BLOCKS_MAX = 2048
 NAME_MAX = 255          # of a section, and of a RAM block
 SEVERITIES = ("error", "warning", "info")
+NOT_STARTED = "not-started"
+PROPERTIES = ("send-configuration", "send-section-footer", "send-switchover-start",
+              "store-global-state", "multifd-flush-after-each-section",
+              "multifd-clean-tls-termination", "x-preempt-pre-7-2", "suppress-vmdesc")
 
 _IS: dict[str, Callable[[Any], bool]] = {
     "integer": is_integer,
+    "integer of 32 bits": lambda value: is_integer(value) and value < 1 << 32,
     "string": lambda value: isinstance(value, str),
     "boolean": lambda value: isinstance(value, bool),
     "object": lambda value: isinstance(value, dict),
     "list": lambda value: isinstance(value, list),
 }
+INTEGER, INTEGER32, STRING, BOOLEAN, OBJECT, LIST = _IS
+
+T = TypeVar("T")
 
 
 class Members:
-    """The members of an object. Those that nobody has asked for are not understood."""
+    """The members of an object. Those that nobody has asked for are ignored, and listed."""
 
-    def __init__(self, value: Object, strict: bool):
+    def __init__(self, value: Object, path: str = "", ignored: Optional[list[str]] = None):
         self._value = value
-        self._strict = strict
+        self._path = path
+        self.ignored: list[str] = [] if ignored is None else ignored
         self._asked: set[str] = set()
 
-    def take(self, name: str, kind: str, strict: Optional[bool] = None,
-             always: bool = False) -> Any:
-        """None if it is absent, or counts as absent."""
+    def take(self, name: str, kind: str, always: bool = False) -> Any:
+        """None if it is absent."""
         self._asked.add(name)
         if name not in self._value:
             if always:
-                raise Malformed(f"there is no '{name}'")
+                raise Malformed(f"there is no '{self._path}{name}'")
             return None
         value = self._value[name]
-        if _IS[kind](value):
-            return value
-        if self._strict if strict is None else strict:
-            raise Malformed(f"'{name}' is no {kind}")
-        return None
+        if not _IS[kind](value):
+            raise Malformed(f"'{self._path}{name}' is no {kind}")
+        return value
 
-    def items(self, name: str, kind: str, strict: Optional[bool] = None, always: bool = False,
-              strict_items: bool = False) -> list[Any]:
-        """Without the items of another type, unless these have to be refused."""
-        items = self.take(name, "list", strict, always) or []
-        good = [item for item in items if _IS[kind](item)]
-        if strict_items and len(good) < len(items):
-            raise Malformed(f"'{name}' has an item that is no {kind}")
-        return good
+    def strings(self, *names: str, always: bool = False) -> list[Any]:
+        return [self.take(name, STRING, always) for name in names]
 
-    @property
-    def unknown(self) -> list[str]:
-        return [name for name in self._value if name not in self._asked]
+    def items(self, name: str, kind: str, always: bool = False) -> list[Any]:
+        items = self.take(name, LIST, always) or []
+        if not all(map(_IS[kind], items)):
+            raise Malformed(f"'{self._path}{name}' has an item that is no {kind}")
+        return items
+
+    def object(self, name: str, read: Callable[[Members], T]) -> Optional[T]:
+        value = self.take(name, OBJECT)
+        return None if value is None else self._inner(value, name, read)
+
+    def objects(self, name: str, read: Callable[[Members], T]) -> list[T]:
+        return [self._inner(item, f"{name}[{index}]", read)
+                for index, item in enumerate(self.items(name, OBJECT))]
+
+    def _inner(self, value: Object, name: str, read: Callable[[Members], T]) -> T:
+        inner = Members(value, f"{self._path}{name}.", self.ignored)
+        result = read(inner)
+        inner.end()
+        return result
+
+    def end(self) -> None:
+        self.ignored += [self._path + name for name in self._value if name not in self._asked]
 
 
 def _written(**members: Any) -> Object:
     """Names with hyphens; absent where there is nothing to say."""
     return {name.replace("_", "-"): value for name, value in members.items()
             if value not in (None, [], {})}
+
+
+def _all_written(items: Iterable[Any]) -> list[Object]:
+    return [item.write() for item in items]
 
 
 @dataclass
@@ -78,10 +100,8 @@ class Peer:
     machine: Optional[str] = None
 
     @classmethod
-    def read(cls, value: Object) -> Peer:
-        members = Members(value, strict=False)
-        return cls(*(members.take(name, "string")
-                     for name in ("qemu-version", "package", "arch", "machine")))
+    def read(cls, members: Members) -> Peer:
+        return cls(*members.strings("qemu-version", "package", "arch", "machine"))
 
     def write(self) -> Object:
         return _written(**vars(self))
@@ -91,18 +111,17 @@ class Peer:
 class Issue:
     """One difference that bears on the migration."""
 
-    code: Optional[str] = None
-    severity: str = "warning"
+    code: str
+    severity: str
+    message: str
     subject: Optional[str] = None
     source: Optional[str] = None
     destination: Optional[str] = None
-    message: Optional[str] = None
 
     @classmethod
-    def read(cls, value: Object) -> Issue:
-        members = Members(value, strict=False)
-        issue = cls(*(members.take(name, "string") for name in
-                      ("code", "severity", "subject", "source", "destination", "message")))
+    def read(cls, members: Members) -> Issue:
+        issue = cls(*members.strings("code", "severity", "message", always=True),
+                    *members.strings("subject", "source", "destination"))
         if issue.severity not in SEVERITIES:
             issue.severity = "warning"
         return issue
@@ -115,20 +134,52 @@ class Issue:
 class Declined:
     """An optional capability that is not effective."""
 
-    capability: Optional[str] = None
+    capability: str
+    reason: str
+
+    @classmethod
+    def read(cls, members: Members) -> Declined:
+        return cls(*members.strings("capability", "reason", always=True))
+
+    def write(self) -> Object:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Of a capability."""
+
+    capability: str
+    name: str
+    value: str
+
+    @classmethod
+    def read(cls, members: Members) -> Parameter:
+        return cls(*members.strings("capability", "name", "value", always=True))
+
+    def write(self) -> Object:
+        return dict(vars(self))
+
+
+@dataclass
+class Combination:
+    """What one optional capability does to another one; in files only."""
+
+    capability: str
+    with_: str
     reason: Optional[str] = None
 
     @classmethod
-    def read(cls, value: Object) -> Declined:
-        members = Members(value, strict=False)
-        return cls(members.take("capability", "string"), members.take("reason", "string"))
+    def read(cls, members: Members) -> Combination:
+        return cls(*members.strings("capability", "with", always=True),
+                   *members.strings("reason"))
 
     def write(self) -> Object:
-        return _written(**vars(self))
+        return {"capability": self.capability, "with": self.with_, **_written(reason=self.reason)}
 
 
 def _take_name(members: Members) -> str:
-    name: str = members.take("name", "string")
+    name: str = members.take("name", STRING, always=True)
     if len(name.encode()) > NAME_MAX:
         raise Malformed(f"a name of {len(name.encode())} bytes")
     return name
@@ -136,28 +187,25 @@ def _take_name(members: Members) -> str:
 
 @dataclass
 class Section:
-    """Instances that differ in nothing else."""
+    """Instances that differ in nothing else. None: instance 0 alone."""
 
     name: str
     version: int
-    instances: list[int] = field(default_factory=list)
+    instances: Optional[list[int]] = None
     conditional: bool = False
 
     @classmethod
-    def read(cls, value: Object) -> Optional[Section]:
-        if "name" not in value:
-            return None
-        members = Members(value, strict=True)
-        version = members.take("version", "integer", always=True)
-        if version > VERSION_MAX:
-            raise Malformed(f"a section of version {version}")
-        return cls(_take_name(members), version,
-                   members.items("instances", "integer"),
-                   members.take("conditional", "boolean") or False)
+    def read(cls, members: Members) -> Section:
+        section = cls(_take_name(members), members.take("version", INTEGER32, always=True),
+                      conditional=members.take("conditional", BOOLEAN) or False)
+        if members.take("instances", LIST) is not None:
+            section.instances = members.items("instances", INTEGER32)
+        members.take("minimum-version", INTEGER32)
+        return section
 
     @property
     def every_instance(self) -> list[int]:
-        return self.instances or [0]
+        return [0] if self.instances is None else self.instances
 
     def write(self) -> Object:
         return _written(name=self.name, version=self.version, instances=self.instances,
@@ -178,25 +226,27 @@ class RamBlock:
     address: Optional[int] = None
 
     @classmethod
-    def read(cls, value: Object) -> Optional[RamBlock]:
-        if "name" not in value:
-            return None
-        members = Members(value, strict=True)
-        return cls(_take_name(members), members.take("size", "integer", always=True),
-                   members.take("max-size", "integer"), members.take("page-size", "integer"),
-                   members.take("resizeable", "boolean") or False,
-                   members.take("conditional", "boolean") or False,
-                   members.take("shared-file", "boolean") or False,
-                   members.take("address", "integer"))
+    def read(cls, members: Members) -> RamBlock:
+        return cls(_take_name(members), members.take("size", INTEGER, always=True),
+                   members.take("max-size", INTEGER), members.take("page-size", INTEGER),
+                   members.take("resizeable", BOOLEAN) or False,
+                   members.take("conditional", BOOLEAN) or False,
+                   members.take("shared-file", BOOLEAN) or False,
+                   members.take("address", INTEGER))
 
     def write(self) -> Object:
         return _written(**{**vars(self), **{name: getattr(self, name) or None for name in
                                             ("resizeable", "conditional", "shared_file")}})
 
 
+def _read_stream(members: Members) -> dict[str, bool]:
+    values = {name: members.take(name, BOOLEAN) for name in PROPERTIES}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 @dataclass
 class Profile:
-    """What a source is. A list that is None is not compared."""
+    """What a source is. A list that is empty is not compared."""
 
     peer: Peer = field(default_factory=Peer)
     page_size: Optional[int] = None
@@ -205,46 +255,38 @@ class Profile:
     name: Optional[str] = None
     capabilities: list[str] = field(default_factory=list)
     required_capabilities: list[str] = field(default_factory=list)
-    parameters: Object = field(default_factory=dict)
-    stream: Object = field(default_factory=dict)
-    sections: Optional[list[Section]] = None
-    ram_blocks: Optional[list[RamBlock]] = None
+    parameters: list[Parameter] = field(default_factory=list)
+    stream: dict[str, bool] = field(default_factory=dict)
+    sections: list[Section] = field(default_factory=list)
+    ram_blocks: list[RamBlock] = field(default_factory=list)
     unmigratable: list[str] = field(default_factory=list)
     blockers: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, value: Object) -> Profile:
-        members = Members(value, strict=True)
-        peer = Peer(*(members.take(name, "string")
-                      for name in ("qemu-version", "package", "arch", "machine")))
-        sections = [Section.read(item) for item in members.items("sections", "object")]
-        ram_blocks = [RamBlock.read(item) for item in members.items("ram-blocks", "object")]
+    def read(cls, members: Members) -> Profile:
         profile = cls(
-            peer, members.take("page-size", "integer"), members.take("host-page-size", "integer"),
-            members.take("uuid", "string"), members.take("name", "string"),
-            members.items("capabilities", "string"),
-            members.items("required-capabilities", "string", strict_items=True),
-            members.take("parameters", "object") or {}, members.take("stream", "object") or {},
-            [item for item in sections if item] or None,
-            [item for item in ram_blocks if item] or None,
-            members.items("unmigratable", "string"), members.items("blockers", "string"))
-        profile.unknown = members.unknown
+            Peer.read(members),
+            members.take("page-size", INTEGER), members.take("host-page-size", INTEGER),
+            *members.strings("uuid", "name"),
+            members.items("capabilities", STRING), members.items("required-capabilities", STRING),
+            members.objects("parameters", Parameter.read),
+            members.object("stream", _read_stream) or {},
+            members.objects("sections", Section.read),
+            members.objects("ram-blocks", RamBlock.read),
+            members.items("unmigratable", STRING), members.items("blockers", STRING))
         profile.check_bounds()
         return profile
 
     def check_bounds(self) -> None:
-        if sum(len(item.every_instance) for item in self.sections or []) > SECTIONS_MAX:
+        if sum(len(item.every_instance) or 1 for item in self.sections) > SECTIONS_MAX:
             raise Malformed(f"more than {SECTIONS_MAX} sections")
-        if len(self.ram_blocks or []) > RAM_BLOCKS_MAX:
+        if len(self.ram_blocks) > RAM_BLOCKS_MAX:
             raise Malformed(f"more than {RAM_BLOCKS_MAX} RAM blocks")
 
     def write(self) -> Object:
-        members = {name: value for name, value in vars(self).items()
-                   if name not in ("peer", "sections", "ram_blocks", "unknown")}
-        for name in ("sections", "ram_blocks"):
-            items = getattr(self, name)
-            members[name] = None if items is None else [item.write() for item in items]
+        members = {name: value for name, value in vars(self).items() if name != "peer"}
+        for name in ("parameters", "sections", "ram_blocks"):
+            members[name] = _all_written(members[name])
         return {**self.peer.write(), **_written(**members)}
 
 
@@ -259,27 +301,24 @@ class Hello:
     optional_capabilities: list[str] = field(default_factory=list)
     warnings_as_errors: bool = False
     profile: Profile = field(default_factory=Profile)
-    declined: list[Declined] = field(default_factory=list)      # in files only
-    combinations: list[Object] = field(default_factory=list)    # likewise
+    declined: list[Declined] = field(default_factory=list)              # in files only
+    combinations: list[Combination] = field(default_factory=list)       # likewise
     not_understood: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, value: Object, from_file: bool = False) -> Hello:
-        members = Members(value, strict=True)
+    def read(cls, value: Object) -> Hello:
+        members = Members(value)
         hello = cls(
-            [number for number in members.items("versions", "integer", always=True)
-             if number <= VERSION_MAX],
-            members.take("purpose", "string", always=True),
-            members.items("required", "string", always=True, strict_items=True),
-            members.items("features", "string"), members.items("optional-capabilities", "string"),
-            members.take("warnings-as-errors", "boolean") or False,
-            Profile.read(members.take("profile", "object") or {}))
-        if from_file:
-            hello.declined = [Declined.read(item) for item
-                              in members.items("declined", "object", strict=False)]
-            hello.combinations = members.items("combinations", "object", strict=False)
-        hello.not_understood = ([f"profile.{name}" for name in hello.profile.unknown]
-                                + members.unknown)
+            members.items("versions", INTEGER32, always=True),
+            members.take("purpose", STRING, always=True),
+            members.items("required", STRING, always=True),
+            members.items("features", STRING), members.items("optional-capabilities", STRING),
+            members.take("warnings-as-errors", BOOLEAN) or False,
+            members.object("profile", Profile.read) or Profile(),
+            members.objects("declined", Declined.read),
+            members.objects("combinations", Combination.read))
+        members.end()
+        hello.not_understood = members.ignored
         return hello
 
     def write(self) -> Object:
@@ -287,85 +326,85 @@ class Hello:
         return {**frozen, **_written(
             features=self.features, optional_capabilities=self.optional_capabilities,
             warnings_as_errors=self.warnings_as_errors or None,
-            profile=self.profile.write() or None)}
+            profile=self.profile.write() or None, declined=_all_written(self.declined),
+            combinations=_all_written(self.combinations))}
 
 
 @dataclass
 class Verdict:
-    """What ACCEPT and REJECT have in common, all of it read leniently."""
+    """What ACCEPT and REJECT have in common: they know the same members."""
 
     features: list[str] = field(default_factory=list)
     not_understood: list[str] = field(default_factory=list)
     peer: Peer = field(default_factory=Peer)
     issues: list[Issue] = field(default_factory=list)
     issues_omitted: int = 0
+    message: Optional[str] = None
+    version: int = 0
+    capabilities: list[str] = field(default_factory=list)
+    parameters: list[Parameter] = field(default_factory=list)
+    declined: list[Declined] = field(default_factory=list)
 
     def take(self, members: Members) -> None:
-        self.features = members.items("features", "string", strict=False)
-        self.not_understood = members.items("not-understood", "string", strict=False)
-        self.peer = Peer.read(members.take("peer", "object", strict=False) or {})
-        self.issues, self.issues_omitted = _read_issues(members)
+        self.features = members.items("features", STRING)
+        self.not_understood = members.items("not-understood", STRING)
+        self.peer = members.object("peer", Peer.read) or Peer()
+        self.issues = members.objects("issues", Issue.read)
+        self.issues_omitted = members.take("issues-omitted", INTEGER32) or 0
+        self.message = members.take("message", STRING)
+        self.version = members.take("version", INTEGER32) or 0
+        self.capabilities = members.items("capabilities", STRING)
+        self.parameters = members.objects("parameters", Parameter.read)
+        self.declined = members.objects("declined", Declined.read)
 
     def has(self, *severities: str) -> bool:
         return any(issue.severity in severities for issue in self.issues)
 
-    def write_verdict(self) -> Object:
-        return _written(features=self.features, not_understood=self.not_understood,
-                        peer=self.peer.write() or None,
-                        issues=[issue.write() for issue in self.issues],
+    def write(self) -> Object:
+        return _written(version=self.version or None, message=self.message,
+                        capabilities=self.capabilities,
+                        parameters=_all_written(self.parameters),
+                        declined=_all_written(self.declined), features=self.features,
+                        not_understood=self.not_understood, peer=self.peer.write() or None,
+                        issues=_all_written(self.issues),
                         issues_omitted=self.issues_omitted or None)
 
 
-def _read_issues(members: Members) -> tuple[list[Issue], int]:
-    issues = [Issue.read(item) for item in members.items("issues", "object", strict=False)]
-    return issues, members.take("issues-omitted", "integer", strict=False) or 0
-
-
-@dataclass
 class Accept(Verdict):
-    """The version and the capabilities are None if they were absent."""
-
-    version: Optional[int] = None
-    capabilities: Optional[list[str]] = None
-    parameters: Object = field(default_factory=dict)
-    declined: list[Declined] = field(default_factory=list)
+    """Read strictly."""
 
     @classmethod
     def read(cls, value: Object) -> Accept:
-        members = Members(value, strict=True)
-        accept = cls(version=members.take("version", "integer"),
-                     capabilities=members.items("capabilities", "string", strict_items=True),
-                     parameters=members.take("parameters", "object") or {},
-                     declined=[Declined.read(item) for item
-                               in members.items("declined", "object", strict=False)])
-        accept.take(members)
+        accept = cls()
+        accept.take(Members(value))
         return accept
 
-    def write(self) -> Object:
-        return {**_written(version=self.version, capabilities=self.capabilities,
-                           parameters=self.parameters or None,
-                           declined=[item.write() for item in self.declined]),
-                **self.write_verdict()}
 
-
-@dataclass
 class Reject(Verdict):
     """Nothing in it can be malformed."""
 
-    message: Optional[str] = None
-    version: int = 0
-
     @classmethod
     def read(cls, value: Object) -> Reject:
-        members = Members(value, strict=False)
-        reject = cls(message=members.take("message", "string"),
-                     version=members.take("version", "integer") or 0)
-        reject.take(members)
+        reject = cls()
+        try:
+            reject.take(Members(value))
+        except Malformed:
+            reject = cls()
+            reject.message, reject.issues, reject.issues_omitted = _salvaged(value)
         return reject
 
-    def write(self) -> Object:
-        return {**_written(message=self.message, version=self.version or None),
-                **self.write_verdict()}
+
+def _salvaged(value: Object) -> tuple[Optional[str], list[Issue], int]:
+    """What is good in a message that counts by its type."""
+    message, items, omitted = (value.get(name) for name in ("message", "issues", "issues-omitted"))
+    issues, lost = [], 0
+    for item in items if isinstance(items, list) else []:
+        try:
+            issues.append(Issue.read(Members(item if isinstance(item, dict) else {})))
+        except Malformed:
+            lost += 1
+    return (message if isinstance(message, str) else None, issues,
+            lost + (omitted if is_integer(omitted) else 0))
 
 
 @dataclass
@@ -373,31 +412,40 @@ class Commit:
     """The source agrees."""
 
     digest: str
+    without: list[Declined] = field(default_factory=list)
 
     @classmethod
     def read(cls, value: Object) -> Commit:
-        return cls(Members(value, strict=True).take("digest", "string", always=True))
+        members = Members(value)
+        return cls(members.take("digest", STRING, always=True),
+                   members.objects("without", Declined.read))
 
     def write(self) -> Object:
-        return _written(digest=self.digest)
+        return _written(digest=self.digest, without=_all_written(self.without))
 
 
 @dataclass
-class Abort:
-    """The source does not agree."""
+class Reason:
+    """ABORT or LAST WORD. Nothing in it can be malformed."""
 
     message: Optional[str] = None
     issues: list[Issue] = field(default_factory=list)
     issues_omitted: int = 0
+    guest: Optional[str] = None
 
     @classmethod
-    def read(cls, value: Object) -> Abort:
-        members = Members(value, strict=False)
-        return cls(members.take("message", "string"), *_read_issues(members))
+    def read(cls, value: Object) -> Reason:
+        members = Members(value)
+        try:
+            return cls(members.take("message", STRING), members.objects("issues", Issue.read),
+                       members.take("issues-omitted", INTEGER32) or 0,
+                       members.take("guest", STRING))
+        except Malformed:
+            return cls(*_salvaged(value))
 
     def write(self) -> Object:
-        return _written(message=self.message, issues=[issue.write() for issue in self.issues],
-                        issues_omitted=self.issues_omitted or None)
+        return _written(message=self.message, issues=_all_written(self.issues),
+                        issues_omitted=self.issues_omitted or None, guest=self.guest)
 
 
 def read_verdict(accepted: bool, payload: bytes) -> Verdict:
@@ -408,3 +456,10 @@ def read_verdict(accepted: bool, payload: bytes) -> Verdict:
         return Reject.read(parse(payload))
     except Malformed:
         return Reject()
+
+
+def read_reason(payload: bytes) -> Reason:
+    try:
+        return Reason.read(parse(payload))
+    except Malformed:
+        return Reason()

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, combinations
 from typing import Any, Optional
 
 from .frames import NO_SESSION
-from .messages import Accept, Declined, Hello, Issue, Peer, Profile, RamBlock
-from .strictjson import Object
+from .messages import Accept, Declined, Hello, Issue, Parameter, Peer, Profile, RamBlock
 
 RETURN_PATH = "return-path"
 NAMED_CHANNELS = "named-channels"
-NEED_CHANNELS = ("multifd", "postcopy-preempt")
-NEGOTIABLE = ("postcopy-ram", "dirty-bitmaps", "x-ignore-shared", "switchover-ack",
-              *NEED_CHANNELS)
+LATE_ERROR = "late-error"
+CHANNELS = {"multifd": "multifd", "postcopy-preempt": "preempt"}    # that a capability needs
+NEGOTIABLE = ("postcopy-ram", "dirty-bitmaps", "x-ignore-shared", "switchover-ack", *CHANNELS)
+DEFAULTS = {"multifd-channels": "2", "multifd-compression": "none"}
 
 # A capability that both sides have to agree on; None: the difference is an error anyway.
 STREAM_PROPERTIES: dict[str, Optional[str]] = {
@@ -32,11 +36,29 @@ RELATED_ARCHS = (("i386", "x86_64"), ("arm", "aarch64"), ("ppc", "ppc64"),
 
 COMPRESSIONS = ("none", "zlib", "zstd", "qatzip", "qpl", "uadk")
 
-Works = Callable[[Sequence[str]], bool]
+Possible = Callable[[Collection[str]], bool]
 
 
-def is_channels(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255
+def is_channels(value: str) -> bool:
+    return re.fullmatch("[1-9][0-9]{0,2}", value) is not None and int(value) <= 255
+
+
+def value_of(parameters: Sequence[Parameter], name: str) -> str:
+    """What was sent, or what it means that nothing was."""
+    sent = [item.value for item in parameters if item.name == name]
+    return sent[0] if sent else DEFAULTS[name]
+
+
+def other_channels(capabilities: Collection[str],
+                   parameters: Sequence[Parameter]) -> list[tuple[str, int]]:
+    """Names and indices."""
+    found = []
+    if "multifd" in capabilities:
+        count = int(value_of(parameters, "multifd-channels"))
+        found += [("multifd", index) for index in range(count)]
+    if "postcopy-preempt" in capabilities:
+        found.append(("preempt", 0))
+    return found
 
 
 @dataclass(frozen=True)
@@ -55,15 +77,15 @@ class Here:
     peer: Peer = field(default_factory=Peer)
     versions: Sequence[int] = (1,)
     purposes: Sequence[str] = ("migrate", "check")
-    features: Sequence[str] = (NAMED_CHANNELS,)
+    features: Sequence[str] = (NAMED_CHANNELS, LATE_ERROR)
     negotiable: Sequence[str] = NEGOTIABLE
     others: Collection[str] = ("auto-converge", "xbzrle", "events")  # known, and nothing more
-    works: Works = lambda capabilities: True
+    possible: Possible = lambda capabilities: True
     compressions: Sequence[str] = ("none", "zlib")
     page_size: Optional[int] = None
     host_page_size: int = 4096
     uuid: Optional[str] = None
-    stream: Object = field(default_factory=dict)
+    stream: dict[str, bool] = field(default_factory=dict)
     sections: Optional[dict[tuple[str, int], Reader]] = None
     ram_blocks: Optional[list[RamBlock]] = None
 
@@ -75,7 +97,7 @@ class Judgement:
     version: int = 0
     features: list[str] = field(default_factory=list)
     capabilities: list[str] = field(default_factory=lambda: [RETURN_PATH])
-    parameters: Object = field(default_factory=dict)
+    parameters: list[Parameter] = field(default_factory=list)
     declined: list[Declined] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
     is_accepted: bool = False
@@ -99,6 +121,7 @@ class _Judge:
         self._result = Judgement()
         self._barred: dict[str, str] = {}       # optional capabilities, and why
         self._not_shared_here: list[str] = []   # blocks whose contents may be elsewhere
+        self._droppable: list[str] = []         # optional ones that have channels
 
     def judge(self) -> Judgement:
         self._choose()
@@ -109,25 +132,27 @@ class _Judge:
         self._compare_ram_blocks()
         self._wish()
         self._warn_of_what_is_not_shared()
-        self._result.parameters = {name: group for name, group in self._there.parameters.items()
-                                   if name in self._result.capabilities
-                                   and name in self._negotiable}
+        self._result.parameters = [item for item in self._there.parameters
+                                   if item.capability in self._result.capabilities
+                                   and item.capability in self._negotiable]
         bad = ("error", "warning") if self._hello.warnings_as_errors else ("error",)
         self._result.is_accepted = not any(issue.severity in bad for issue in self._result.issues)
+        if self._result.is_accepted and self._hello.purpose == "check":
+            self._note_what_is_untried()
         return self._result
 
     @property
     def _negotiable(self) -> list[str]:
         """Without those that need channels which the two cannot have."""
         return [name for name in self._here.negotiable
-                if NAMED_CHANNELS in self._result.features or name not in NEED_CHANNELS]
+                if NAMED_CHANNELS in self._result.features or name not in CHANNELS]
 
     def _issue(self, code: str, subject: str, severity: str = "error", source: Any = None,
                destination: Any = None) -> None:
         theirs, ours = (None if value is None else str(value) for value in (source, destination))
         self._result.issues.append(
-            Issue(code, severity, subject, theirs, ours,
-                  f"{subject}: {code}, {theirs} on the source, {ours} here"))
+            Issue(code, severity, f"{subject}: {code}, {theirs} on the source, {ours} here",
+                  subject, theirs, ours))
 
     def _choose(self) -> None:
         hello, here = self._hello, self._here
@@ -168,7 +193,7 @@ class _Judge:
         for name, capability in STREAM_PROPERTIES.items():
             if name not in there or name not in here:
                 continue
-            if isinstance(there[name], bool) and there[name] == here[name]:
+            if there[name] == here[name]:
                 continue
             if capability is None or capability in self._result.capabilities:
                 self._issue("stream-format", name, source=there[name], destination=here[name])
@@ -220,10 +245,12 @@ class _Judge:
         differ = [name for name in there.keys() & here.keys()
                   if there[name].page_size and here[name].page_size
                   and there[name].page_size != here[name].page_size]
+        theirs, ours = _summary(there.values()), _summary(here.values())
+        if not differ and theirs and ours and theirs != ours:
+            differ = ["all RAM blocks"]
         for name in differ:
             if "postcopy-ram" in self._result.capabilities:
-                self._issue("ram-block-page-size", name, source=there[name].page_size,
-                            destination=here[name].page_size)
+                self._issue("ram-block-page-size", name)
             else:
                 self._barred["postcopy-ram"] = f"page size of {name} differs"
 
@@ -246,10 +273,15 @@ class _Judge:
             self._issue("capability-unsupported", "x-ignore-shared", "warning",
                         self._not_shared_here)
 
+    def _note_what_is_untried(self) -> None:
+        untried = [name for name in CHANNELS if name in self._result.capabilities]
+        if untried:
+            self._issue("channels-untried", ", ".join(untried), "info")
+
     def _require(self) -> None:
         pending: list[str] = []
-        for name in self._there.required_capabilities:
-            if name in pending or name == RETURN_PATH:
+        for name in dict.fromkeys(self._there.required_capabilities):
+            if name == RETURN_PATH:
                 continue
             if name in self._negotiable:
                 issues = self._parameter_issues(name)
@@ -257,14 +289,14 @@ class _Judge:
                     self._issue(code, subject)
                 if not issues:
                     pending.append(name)
-            elif name in NEED_CHANNELS and name in self._here.negotiable:
+            elif name in CHANNELS and name in self._here.negotiable:
                 self._issue("transport", name)
             elif name in self._here.others:
                 self._issue("capability-unsupported", name)
             else:
                 self._issue("capability-unknown", name)
         for name in self._settle(pending):
-            alone = self._here.works([RETURN_PATH, name])
+            alone = self._here.possible([RETURN_PATH, name])
             self._issue("capability-conflict" if alone else "capability-unsupported", name)
 
     def _settle(self, pending: list[str]) -> list[str]:
@@ -274,24 +306,28 @@ class _Judge:
         while moved:
             moved = False
             for name in list(pending):
-                if self._here.works([*effective, name]):
+                if self._here.possible([*effective, name]):
                     pending.remove(name)
                     effective.append(name)
                     moved = True
         return pending
 
     def _parameter_issues(self, capability: str) -> list[tuple[str, str]]:
-        group = self._there.parameters.get(capability, {})
-        if not isinstance(group, dict):
-            return [("parameter-unknown", capability)]
         issues = []
-        for name, value in group.items():
-            if capability != "multifd" or name not in ("multifd-channels", "multifd-compression"):
-                issues.append(("parameter-unknown", name))
-            elif not (is_channels(value) if name == "multifd-channels"
-                      else value in self._here.compressions):
-                issues.append(("parameter-value", name))
+        seen = set()
+        for item in self._there.parameters:
+            if item.capability != capability:
+                continue
+            if capability != "multifd" or item.name not in DEFAULTS:
+                issues.append(("parameter-unknown", item.name))
+            elif item.name in seen or not self._can_take(item):
+                issues.append(("parameter-value", item.name))
+            seen.add(item.name)
         return issues
+
+    def _can_take(self, item: Parameter) -> bool:
+        return (is_channels(item.value) if item.name == "multifd-channels"
+                else item.value in self._here.compressions)
 
     def _wish(self) -> None:
         for name in self._hello.optional_capabilities:
@@ -302,6 +338,7 @@ class _Judge:
                 self._result.declined.append(Declined(name, reason))
             else:
                 self._result.capabilities.append(name)
+                self._droppable += [name] if name in CHANNELS else []
 
     def _reason_to_decline(self, name: str) -> Optional[str]:
         if name not in self._negotiable:
@@ -310,9 +347,22 @@ class _Judge:
             return self._barred[name]
         for _, subject in self._parameter_issues(name):
             return f"parameter {subject}"
-        if not self._here.works([*self._result.capabilities, name]):
+        if not self._works({*self._result.capabilities, name}):
             return "it does not work with the others"
         return None
+
+    def _works(self, capabilities: set[str]) -> bool:
+        """Also if the channels of what is optional do not get through."""
+        droppable = self._droppable
+        subsets = chain.from_iterable(combinations(droppable, size)
+                                      for size in range(len(droppable) + 1))
+        return all(self._here.possible(capabilities - set(subset)) for subset in subsets)
+
+
+def _summary(blocks: Collection[RamBlock]) -> int:
+    """All page sizes in one number; 0 if one is missing."""
+    sizes = [block.page_size or 0 for block in blocks]
+    return functools.reduce(operator.or_, sizes) if all(sizes) else 0
 
 
 def _is_of_a_device(ram_block: str) -> bool:
@@ -322,7 +372,7 @@ def _is_of_a_device(ram_block: str) -> bool:
 def objections(hello: Hello, session: bytes, accept: Accept) -> list[str]:
     """Section "What the source checks": why the source has to abort."""
     profile: Profile = hello.profile
-    capabilities = accept.capabilities or []
+    capabilities = accept.capabilities
     offered = [RETURN_PATH, *profile.required_capabilities, *hello.optional_capabilities]
     found = []
     if accept.version != 1 or 1 not in hello.versions:
@@ -333,21 +383,22 @@ def objections(hello: Hello, session: bytes, accept: Accept) -> list[str]:
               if name not in capabilities]
     found += [f"{name} was not asked for" for name in capabilities
               if name not in offered]
-    if set(capabilities) & set(NEED_CHANNELS) and not (
+    found += [f"{name} comes twice" for name in set(capabilities)
+              if capabilities.count(name) > 1]
+    if set(capabilities) & set(CHANNELS) and not (
             NAMED_CHANNELS in hello.features and NAMED_CHANNELS in accept.features):
         found.append(f"other channels without {NAMED_CHANNELS}")
-    expected = {name: group for name, group in profile.parameters.items() if name in capabilities}
-    if not same(expected, accept.parameters):
+    if accept.parameters != [item for item in profile.parameters
+                             if item.capability in capabilities]:
         found.append("other parameters")
     if hello.warnings_as_errors and accept.has("error", "warning"):
         found.append("warnings")
     return found
 
 
-def same(one: Any, other: Any) -> bool:
-    """As JSON has it: to Python, true is 1."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return type(one) is type(other) and one == other
+def may_drop(hello: Hello, effective: Sequence[str], without: Sequence[Declined]) -> bool:
+    """Whether COMMIT may go on without these."""
+    names = [item.capability for item in without]
+    return len(names) == len(set(names)) and all(
+        name in CHANNELS and name in effective and name in hello.optional_capabilities
+        and name not in hello.profile.required_capabilities for name in names)

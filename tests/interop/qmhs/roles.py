@@ -4,21 +4,20 @@
 from __future__ import annotations
 
 import uuid
-from typing import Optional, Union
+from collections.abc import Mapping
+from typing import Optional
 
 from . import Incomplete, Malformed, grease
-from .frames import (ABORT, ACCEPT, COMMIT, HELLO, NO_SESSION, REJECT, UNKNOWN_MAX, VERDICTS,
-                     Frame, Header, decode_frame, decode_header, digest, message)
-from .messages import Accept, Commit, Hello, Issue, Reject, Verdict, read_verdict
-from .negotiation import Here, Judgement, judge, objections
+from .frames import (ABORT, ACCEPT, COMMIT, HELLO, LAST_WORD, NO_SESSION, REJECT, UNKNOWN_MAX,
+                     VERDICTS, Frame, Header, decode_frame, decode_header, decode_late, digest,
+                     message)
+from .messages import (NOT_STARTED, Accept, Commit, Declined, Hello, Issue, Reason, Reject,
+                       Verdict, read_reason, read_verdict)
+from .negotiation import (CHANNELS, LATE_ERROR, Here, Judgement, judge, may_drop, objections,
+                          other_channels)
 from .strictjson import Object, parse
 
-
-def greased(value: Object, *inner: str) -> Object:
-    """With one more member, and one more in each of the members named."""
-    value = {**value, **{name: {**value[name], **grease.member()}
-                         for name in inner if name in value}}
-    return {**value, **grease.member()}
+Place = tuple[str, int]             # name and index of a channel
 
 
 class Inbox:
@@ -48,9 +47,14 @@ class Inbox:
         return bytes(self._data)
 
     def take_header(self) -> Header:
+        """Of the main channel."""
+        header = self.take_any_header()
+        if not header.is_main:
+            raise Malformed(f"a channel '{header.name}', {header.index}")
+        return header
+
+    def take_any_header(self) -> Header:
         self.header, self._at = decode_header(self._data, self._at)
-        if not self.header.is_main:
-            raise Malformed(f"a channel '{self.header.name}', {self.header.index}")
         return self.header
 
     def take_frame(self) -> Frame:
@@ -66,25 +70,81 @@ class Inbox:
                 return frame
 
 
+class ReturnPath:
+    """What a destination says after COMMIT."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._unknown = 0
+
+    def put(self, data: bytes) -> None:
+        self._data += data
+
+    def take_last_word(self) -> Reason:
+        """All messages before it are dropped."""
+        while True:
+            frame, end = decode_late(self._data)
+            del self._data[:end]
+            if frame and frame.type == LAST_WORD:
+                return read_reason(frame.payload)
+            if frame:
+                self._unknown += 1
+                if frame.is_critical or self._unknown > UNKNOWN_MAX:
+                    raise Malformed(f"a {frame} on the return path")
+
+
+class Opening:
+    """One of a source's other channels. States: waiting; then open or failed."""
+
+    def __init__(self, header: Header):
+        self._header = header
+        self._inbox = Inbox()
+        self.state = "waiting"
+
+    def begin(self) -> bytes:
+        return self._header.encode()
+
+    @property
+    def beyond(self) -> bytes:
+        return self._inbox.rest
+
+    def receive(self, data: bytes) -> None:
+        """The empty one is the end."""
+        self._inbox.put(data)
+        try:
+            header = self._inbox.take_any_header()
+            fits = (header.name, header.index, header.session) == (
+                self._header.name, self._header.index, self._header.session)
+            self.state = "open" if fits else "failed"
+        except Incomplete:
+            self.state = "waiting" if data else "failed"
+        except Malformed:
+            self.state = "failed"
+
+
 class Source:
-    """States: waiting; accepted; then committed, aborted or checked. Or: refused, failed."""
+    """States: waiting; opening; then committed, aborted or checked. Or: refused, failed.
+
+    While it is opening, somebody else has to open `channels`, and says how that went.
+    """
 
     def __init__(self, hello: Hello, with_grease: bool = True):
         self._hello = hello
         self._grease = with_grease
         self._inbox = Inbox()
+        self._late = ReturnPath()
         self._sent = b""
         self.state = "waiting"
         self.problem = ""
         self.verdict: Optional[Verdict] = None
+        self.channels: list[Place] = []
+        self.without: list[Declined] = []
+        self.last_word: Optional[Reason] = None
 
     def begin(self) -> bytes:
-        value = self._hello.write()
-        frames = [message(HELLO, value)]
+        frames = [self._message(HELLO, self._hello.write())]
         if self._grease:
-            value["versions"] = [*value["versions"], grease.number()]
-            value["features"] = [*value.get("features", []), grease.name()]
-            frames = [grease.frame(), message(HELLO, greased(value, "profile"))]
+            frames.insert(0, grease.frame())
         self._sent = Header().encode() + b"".join(map(Frame.encode, frames))
         return self._sent
 
@@ -93,11 +153,19 @@ class Source:
         return self._inbox.header.session if self._inbox.header else NO_SESSION
 
     @property
+    def heard(self) -> bytes:
+        """Up to the verdict."""
+        return self._inbox.read
+
+    @property
     def beyond(self) -> bytes:
         return self._inbox.rest
 
     def receive(self, data: bytes) -> bytes:
         """What to say to it."""
+        if self.state == "committed":
+            self._hear_late(data)
+            return b""
         self._inbox.put(data)
         if self.state != "waiting":
             return b""
@@ -125,13 +193,47 @@ class Source:
             self.state = "failed" if problems else "checked"
             return b""
         if problems:
-            self.state = "aborted"
-            return self._say(ABORT, {"message": self.problem})
-        self.state = "committed"
-        return self._say(COMMIT, Commit(digest(self._sent, self._inbox.read)).write())
+            return self._abort()
+        self.channels = other_channels(verdict.capabilities, verdict.parameters)
+        self.state = "opening"
+        return b"" if self.channels else self.opened({})
 
-    def _say(self, kind: int, value: Object) -> bytes:
-        return message(kind, greased(value) if self._grease else value).encode()
+    def opening(self, place: Place) -> Opening:
+        return Opening(Header(self.session, *place))
+
+    def opened(self, failed: Mapping[Place, str]) -> bytes:
+        """All channels have been answered but for these. What to say then."""
+        assert self.state == "opening" and self.verdict
+        for capability, name in CHANNELS.items():
+            reasons = [reason for place, reason in failed.items() if place[0] == name]
+            if reasons and capability in self._hello.profile.required_capabilities:
+                self.problem = reasons[0]
+                return self._abort()
+            if reasons:
+                self.without.append(Declined(capability, reasons[0]))
+        self.state = "committed"
+        commit = Commit(digest(self._sent, self._inbox.read), self.without)
+        return self._message(COMMIT, commit.write()).encode()
+
+    def _abort(self) -> bytes:
+        self.state = "aborted"
+        return self._message(ABORT, Reason(self.problem).write()).encode()
+
+    def _message(self, kind: int, value: Object) -> Frame:
+        return message(kind, grease.greased(value) if self._grease else value)
+
+    def _hear_late(self, data: bytes) -> None:
+        self._late.put(data)
+        if not self.verdict or LATE_ERROR not in self.verdict.features or (
+                LATE_ERROR not in self._hello.features):
+            return
+        try:
+            self.last_word = self._late.take_last_word()
+            self.state, self.problem = "failed", self.last_word.message or "no reason"
+        except Incomplete:
+            pass
+        except Malformed as error:
+            self.state, self.problem = "failed", str(error)
 
 
 class Destination:
@@ -144,6 +246,7 @@ class Destination:
         self._inbox = Inbox()
         self._heard = b""
         self._sent = b""
+        self._come: set[Place] = set()
         self.state = "waiting"
         self.problem = ""
         self.session = uuid.uuid4().bytes
@@ -160,8 +263,21 @@ class Destination:
         if self.state == "waiting":
             return self._hear_hello()
         if self.state == "accepted":
-            self._hear_last_word()
+            return self._hear_end()
         return b""
+
+    @property
+    def channels(self) -> list[Place]:
+        return other_channels(self.judgement.capabilities, self.judgement.parameters)
+
+    def take(self, header: Header) -> bytes:
+        """What to say on another channel that begins like this; nothing: it is dropped."""
+        place = header.name, header.index
+        if (self.state != "accepted" or header.session != self.session
+                or place not in self.channels or place in self._come):
+            return b""
+        self._come.add(place)
+        return Header(self.session, *place).encode()
 
     def _hear_hello(self) -> bytes:
         try:
@@ -177,7 +293,8 @@ class Destination:
             if frame.type != HELLO:
                 raise Malformed(f"{frame} in place of HELLO")
             if self._busy:
-                return self._reject("another session exists", [Issue("busy", "error")])
+                return self._reject("another session exists",
+                                    [Issue("busy", "error", "another session exists")])
             self.hello = Hello.read(parse(frame.payload))
         except Incomplete:
             return b""
@@ -192,42 +309,69 @@ class Destination:
         self.state = "checked" if hello.purpose == "check" else "accepted"
         self._heard = self._inbox.read
         accept = Accept(version=self.judgement.version, capabilities=self.judgement.capabilities,
-                        parameters=self.judgement.parameters, declined=self.judgement.declined)
+                        parameters=self.judgement.parameters, declined=self.judgement.declined,
+                        issues=self.judgement.issues)
         return self._say(ACCEPT, accept)
 
     def _reject(self, why: str, issues: list[Issue]) -> bytes:
         self.state, self.problem = "refused", why
-        reject = Reject(message=why, version=self.judgement.version)
-        reject.issues = issues
-        return self._say(REJECT, reject)
+        return self._say(REJECT, Reject(message=why, version=self.judgement.version,
+                                        issues=issues))
 
-    def _say(self, kind: int, verdict: Union[Accept, Reject]) -> bytes:
+    def _say(self, kind: int, verdict: Verdict) -> bytes:
         if self.hello:
             verdict.features = self.judgement.features
             verdict.not_understood = self.hello.not_understood
         verdict.peer = self._here.peer
-        if isinstance(verdict, Accept):
-            verdict.issues = self.judgement.issues
-        value = verdict.write()
-        frames = [message(kind, value)]
+        frames = [self._message(kind, verdict.write())]
         if self._grease:
-            value["features"] = [*verdict.features, grease.name()]
-            frames = [grease.frame(), message(kind, greased(value, "peer"))]
+            frames.insert(0, grease.frame())
         self._sent = Header(self.session).encode() + b"".join(map(Frame.encode, frames))
         return self._sent
 
-    def _hear_last_word(self) -> None:
+    def _message(self, kind: int, value: Object) -> Frame:
+        return message(kind, grease.greased(value) if self._grease else value)
+
+    def _hear_end(self) -> bytes:
         try:
             frame = self._inbox.take_frame()
             if frame.type == ABORT:
-                self.state = "aborted"
-                return
+                self.state, self.problem = "aborted", read_reason(frame.payload).message or ""
+                return b""
             if frame.type != COMMIT:
                 raise Malformed(f"{frame} in place of COMMIT")
-            if Commit.read(parse(frame.payload)).digest != digest(self._heard, self._sent):
-                raise Malformed("another digest")
-            self.state = "committed"
         except Incomplete:
-            pass
+            return b""
         except Malformed as error:
             self.state, self.problem = "failed", str(error)
+            return b""
+        try:
+            self._take_commit(Commit.read(parse(frame.payload)))
+        except Malformed as error:
+            return self.cannot_go_on(str(error))
+        self.state = "committed"
+        return b""
+
+    def _take_commit(self, commit: Commit) -> None:
+        assert self.hello
+        judgement = self.judgement
+        if commit.digest != digest(self._heard, self._sent):
+            raise Malformed("another digest")
+        if not may_drop(self.hello, judgement.capabilities, commit.without):
+            raise Malformed("it leaves out what it may not")
+        dropped = [item.capability for item in commit.without]
+        judgement.declined += commit.without
+        judgement.capabilities = [name for name in judgement.capabilities if name not in dropped]
+        judgement.parameters = [item for item in judgement.parameters
+                                if item.capability not in dropped]
+        missing = set(self.channels) - self._come
+        if missing:
+            raise Malformed(f"{len(missing)} channels are missing")
+
+    def cannot_go_on(self, why: str) -> bytes:
+        """After COMMIT. What to say: a last word, if the source understands it."""
+        self.state, self.problem = "failed", why
+        if LATE_ERROR not in self.judgement.features:
+            return b""
+        word = Reason(why, self.judgement.issues, guest=NOT_STARTED)
+        return self._message(LAST_WORD, word.write()).encode()

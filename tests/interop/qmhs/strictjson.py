@@ -19,7 +19,7 @@ INTEGER_MIN = -(1 << 63)
 INTEGER_MAX = (1 << 64) - 1
 DIGITS_MAX = 20         # of INTEGER_MAX, and of INTEGER_MIN with its sign
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"([ \t\r\n]*:)?', re.DOTALL)
 
 
 def parse(payload: bytes) -> Object:
@@ -51,7 +51,10 @@ def is_integer(value: Any) -> bool:
 
 
 def _check_shape(text: str) -> None:
-    """Depth and number of objects, before the parser spends anything on them."""
+    """Names, depth, number of objects, before the parser spends anything on them."""
+    for content, colon in _STRING.findall(text):
+        if colon and len(content.encode()) > NAME_MAX:
+            raise Malformed(f"a name of more than {NAME_MAX} bytes")
     depth = objects = 0
     for char in _STRING.sub("", text):
         if char in "[{":
@@ -71,8 +74,6 @@ def _object(pairs: list[tuple[str, Any]]) -> Object:
     result: Object = {}
     for name, value in pairs:
         _check_text(name)
-        if len(name.encode()) > NAME_MAX:
-            raise Malformed(f"a name of more than {NAME_MAX} bytes")
         if name in result:
             raise Malformed(f"two members '{name}'")
         _check_value(value)

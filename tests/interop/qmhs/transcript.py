@@ -6,10 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from . import Malformed
-from .frames import (ABORT, ACCEPT, COMMIT, HELLO, LAST_WORDS, VERDICTS, Frame, Header,
-                     decode_frame, decode_header, digest)
-from .messages import Abort, Accept, Commit, Hello, Verdict, read_verdict
+from . import Incomplete, Malformed
+from .frames import (ACCEPT, COMMIT, ENDS, HELLO, VERDICTS, Frame, Header, decode_frame,
+                     decode_header, digest)
+from .messages import Accept, Commit, Hello, Reason, Verdict, read_reason, read_verdict
+from .roles import ReturnPath
 from .strictjson import Object, parse
 
 
@@ -55,8 +56,9 @@ class Conversation:
     hello: Hello
     verdict: Verdict
     commit: Optional[Commit] = None
-    abort: Optional[Abort] = None
+    abort: Optional[Reason] = None
     digest: Optional[str] = field(default=None)     # as it has to be
+    last_word: Optional[Reason] = None
 
     @property
     def is_accepted(self) -> bool:
@@ -69,16 +71,26 @@ def decode(source: bytes, destination: bytes) -> Conversation:
     first = _decode_part(source, (HELLO,))
     hello = Hello.read(first.json(HELLO))
     goes_on = accepted and hello.purpose != "check"
-    asked = _decode_part(source, LAST_WORDS) if goes_on else first
+    asked = _decode_part(source, ENDS) if goes_on else first
     verdict = answered.known(*VERDICTS)
     assert verdict
     result = Conversation(asked, answered, hello, read_verdict(bool(accepted), verdict.payload))
     if goes_on and asked.known(COMMIT):
         result.commit = Commit.read(asked.json(COMMIT))
         result.digest = digest(asked.up_to(HELLO), answered.up_to(ACCEPT))
+        result.last_word = _last_word(answered.rest)
     elif goes_on:
-        result.abort = Abort.read(asked.json(ABORT))
+        result.abort = read_reason(asked.frames[-1].payload)
     return result
+
+
+def _last_word(data: bytes) -> Optional[Reason]:
+    path = ReturnPath()
+    path.put(data)
+    try:
+        return path.take_last_word()
+    except Incomplete:
+        return None
 
 
 def _decode_part(data: bytes, last: tuple[int, ...]) -> Part:
