@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Optional
 
 from machine import LOOPBACK
-from wire import HEADER_SIZE, LAST_WORDS, VERDICTS, end_of_conversation
+from wire import HEADER_SIZE, LAST_WORDS, VERDICTS, Peer, end_of_conversation, fill_backlog
 
 SPEAKERS = ("source", "destination")
 LAST = {"source": LAST_WORDS, "destination": VERDICTS}
@@ -26,12 +28,13 @@ def other_than(speaker: str) -> str:
 class Line:
     """One connection of the source, and ours to the destination once there is one."""
 
-    def __init__(self, number: int, source: socket.socket, target: int):
+    def __init__(self, relay: Relay, number: int, source: socket.socket):
+        self.relay = relay
         self.number = number
-        self._target = target
         self._ends = {"source": source}
         self.said = {speaker: bytearray() for speaker in SPEAKERS}  # what has come
         self.passed = {speaker: 0 for speaker in SPEAKERS}          # and gone on
+        self.over: dict[str, float] = {}    # when a part of the handshake was
 
     async def reach(self) -> None:
         """Connect to the destination, unless that has been done."""
@@ -40,7 +43,7 @@ class Line:
         sock = socket.socket()
         sock.setblocking(False)
         self._ends["destination"] = sock
-        await asyncio.get_running_loop().sock_connect(sock, (LOOPBACK, self._target))
+        await asyncio.get_running_loop().sock_connect(sock, (LOOPBACK, self.relay.target))
         for one in self._ends.values():
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -52,6 +55,9 @@ class Line:
         """Wait for more; False at the end."""
         data = await self._receive(speaker)
         self.said[speaker] += data
+        if not self.number and speaker not in self.over:
+            if self.conversation(speaker) is not None:
+                self.over[speaker] = time.monotonic()
         return bool(data)
 
     async def _receive(self, speaker: str) -> bytes:
@@ -88,6 +94,41 @@ class Line:
     async def carry_both(self) -> None:
         await self.reach()
         await asyncio.gather(*map(self.carry, SPEAKERS))
+
+    async def carry_late(self, delay: float) -> None:
+        """As over a line that is so long, one way; to connect takes a round trip."""
+        await asyncio.sleep(2 * delay)
+        await self.reach()
+        await asyncio.gather(*(self._carry_late(speaker, delay) for speaker in SPEAKERS))
+
+    async def _carry_late(self, speaker: str, delay: float) -> None:
+        pieces: asyncio.Queue[tuple[float, int]] = asyncio.Queue()
+
+        async def hear() -> None:
+            more = True
+            while more:
+                more = await self.hear(speaker)
+                count = len(self.said[speaker]) if more else 0
+                pieces.put_nowait((time.monotonic() + delay, count))
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(hear())
+            while True:
+                due, count = await pieces.get()
+                await asyncio.sleep(due - time.monotonic())
+                if not count:
+                    break
+                await self.tell(speaker, count)
+            self.shut(speaker)
+
+    @contextlib.asynccontextmanager
+    async def answer(self, tls: Optional[ssl.SSLContext] = None) -> AsyncIterator[Peer]:
+        """Speak with the source, in place of the destination."""
+        peer = await Peer.on(self._ends["source"].dup(), tls)
+        try:
+            yield peer
+        finally:
+            peer.close()
 
     async def carry_part(self, speaker: str, count: int, beyond: bool = False) -> None:
         """All that the other one says, and `count` bytes of what the speaker says.
@@ -173,7 +214,7 @@ class Relay:
     """
 
     def __init__(self, port: int, treatment: Treatment = Line.carry_both):
-        self._target = port
+        self.target = port
         self._treatment = treatment
         self._listener = socket.socket()
         self._listener.setblocking(False)
@@ -182,9 +223,10 @@ class Relay:
         self.lines: list[Line] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting: Optional[asyncio.Task[None]] = None
+        self._fillers: list[socket.socket] = []
 
     async def __aenter__(self) -> Relay:
-        self._listener.listen(64)
+        self._listener.listen(512)
         self._accepting = self._start(self._accept())
         return self
 
@@ -199,10 +241,20 @@ class Relay:
         for task in self._tasks:
             task.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._listener.close()
-        for line in self.lines:
-            line.close()
+        for one in (self._listener, *self._fillers, *self.lines):
+            one.close()
         return results
+
+    async def refuse(self) -> None:
+        """From now on nobody can connect any more."""
+        await self._stop_accepting()
+        self._listener.close()
+
+    async def drop(self) -> None:
+        """From now on nobody can connect any more, nor finds out."""
+        await self._stop_accepting()
+        self._listener.listen(0)
+        self._fillers = await fill_backlog(self._listener)
 
     async def hang_up(self) -> None:
         """End all connections, as the host of somebody who has died does."""
@@ -211,6 +263,11 @@ class Relay:
     async def quiet(self) -> None:
         """Wait until all treatments are over."""
         await asyncio.gather(*(task for task in self._tasks if task is not self._accepting))
+
+    async def _stop_accepting(self) -> None:
+        assert self._accepting
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
 
     def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -222,7 +279,7 @@ class Relay:
         while True:
             source, _ = await loop.sock_accept(self._listener)
             source.setblocking(False)
-            line = Line(len(self.lines), source, self._target)
+            line = Line(self, len(self.lines), source)
             self.lines.append(line)
             self._start(self._treat(line))
 

@@ -9,6 +9,7 @@ import json
 import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 from machine import LOOPBACK
 from processes import MIB, PATIENCE
@@ -21,6 +22,17 @@ FEW = 20                # less than that
 # Each of those who have a place may have sent a whole HELLO. The rest is for one
 # that is being parsed, a migration's threads, and what the allocator keeps.
 MEMORY = CONNECTIONS_MAX * HELLO_MAX + 64 * MIB
+
+# The group of RFC 7919
+FFDHE2048 = """-----BEGIN DH PARAMETERS-----
+MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
++8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
+87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
+YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
+7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
+ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
+-----END DH PARAMETERS-----
+"""
 
 Attack = Callable[[int, contextlib.AsyncExitStack, int], Awaitable[None]]
 
@@ -80,6 +92,17 @@ def anonymous() -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_NONE
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("aNULL:@SECLEVEL=0")
+    return context
+
+
+def anonymous_server(directory: Path) -> ssl.SSLContext:
+    """The other end of that."""
+    group = directory / "dh.pem"
+    group.write_text(FFDHE2048)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ADH:@SECLEVEL=0")
+    context.load_dh_params(str(group))
     return context
 
 

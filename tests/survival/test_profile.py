@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, Optional
 
 import pytest
 from machine import Json, Lab, Machine, NotSeen
-from processes import (MIB, UNDER, UUIDS, Options, begin, bytes_of, check, end, fds, inet,
-                       locked_memory, pc_lab, require_listening, require_refused, require_success,
-                       set_capabilities, set_channels, settings, small_lab, start_destination,
-                       start_source, verdict, wait_status)
+from processes import (MIB, UNDER, UUIDS, Options, begin, bytes_of, check, differences, end, fds,
+                       inet, locked_memory, pc_lab, require_listening, require_refused,
+                       require_success, set_capabilities, set_channels, settings, small_lab,
+                       start_destination, start_source, verdict, wait_status)
 from relay import Line, Relay
-from wire import HELLO, Peer, message_of, without_grease
+from wire import HELLO, Peer, message_of, parameter, without_grease
 
 SLOW = 64 << 10         # bytes a second
 FAST = 0.02             # what the commands may take, in seconds
@@ -72,6 +72,7 @@ async def test_it_is_what_the_wire_says(options: tuple[str, ...],
         source = await start_source(lab, options=options)
         destination, port = await start_destination(lab, options=["-smp", "2"])
         await set_capabilities(source, *required)
+        await set_channels(source, 3)
         async with unchanged(source):
             profile = await source.execute("query-migrate-profile")
         async with Relay(port) as relay:
@@ -90,16 +91,15 @@ def require_same(profile: Json, said: list[Json], required: tuple[str, ...]) -> 
     expected = copy.deepcopy(profile)
     assert expected.pop("purpose") == "check"
     optional = expected.pop("optional-capabilities")
-    expected.pop("declined")
-    possible = {*optional, *(c["capability"] for c in expected.pop("combinations")
+    expected.pop("declined", None)
+    possible = {*optional, *(c["capability"] for c in expected.pop("combinations", [])
                              if "reason" not in c)}
-    groups = expected["profile"].pop("parameters")
+    parameters = expected["profile"].pop("parameters")
     for hello in said:
         asked = hello.pop("optional-capabilities")
         assert set(asked) <= possible
-        sent = hello["profile"].pop("parameters")
-        for name in {*asked, *required}:
-            assert sent.get(name) == groups.get(name)
+        assert hello["profile"].pop("parameters", []) == [
+            one for one in parameters if one["capability"] in {*asked, *required}]
         hello["versions"] = [number for number in hello["versions"] if number & 0x0f0f != 0x0a0a]
         assert hello == expected
 
@@ -170,14 +170,15 @@ CONFLICTS: dict[str, Optional[list[str]]] = {
     "multifd-first": ["multifd", "postcopy-ram"],
     "mixed": ["xbzrle", "multifd", "postcopy-ram", "events", "x-ignore-shared"],
 }
-SAME = ("capabilities", "declined", "issues")
+SAME = ("capabilities", "declined")
 
 
 async def attempt(source: Machine, port: int, options: Options) -> Json:
     """A handshake for a migration that gets no further: the last byte of COMMIT is lost."""
     async def treat(line: Line) -> None:
-        if line.number == 0:
-            await line.carry_part("source", 1 << 30)
+        if line.number:
+            return await line.carry_both()
+        await line.carry_part("source", 1 << 30)
         await line.end_with_either()
 
     async with Relay(port, treat) as relay:
@@ -211,9 +212,11 @@ async def require_agreement(two: Pair, wishes: dict[str, Optional[list[str]]]) -
                     said.append(await attempt(source, port, options))
                     await require_listening(destination)
                 for one in foretold:
-                    assert {issue["code"] for issue in one["issues"]} == two.codes
+                    assert {issue["code"] for issue in differences(one)} == two.codes
+                    assert one["issues"] == said[0]["issues"]
                     for info in said:
                         assert one["compatible"] == (info["status"] == "accepted"), info
+                        assert differences(one) == differences(info)
                         for member in SAME:
                             assert one[member] == info[member], (member, options)
 
@@ -252,39 +255,30 @@ async def test_blockers_are_told() -> None:
 # Later versions, and garbage
 
 
-def objects(value: Any) -> Iterator[Any]:
-    """All objects and lists in it."""
+def objects(value: Any) -> Iterator[Json]:
+    """All objects in it."""
     if isinstance(value, dict):
         yield value
         for one in value.values():
             yield from objects(one)
     elif isinstance(value, list):
-        yield value
         for one in value:
             yield from objects(one)
 
 
 async def test_what_is_not_known_is_ignored() -> None:
     news: Json = {"later": {"deep": [1, "two", {"three": None}]}}
-    strict_lists = ("versions", "required", "required-capabilities", "optional-capabilities")
     async with pc_lab() as lab:
         source = await start_source(lab, options=UUIDS[0])
         candidate = await start_candidate(lab, *UUIDS[1], "-smp", "2")
         profile = await profile_of(source)
         good = await judge(candidate, profile)
-        assert {issue["code"] for issue in good["issues"]} == {"uuid", "section-extra"}
+        assert {issue["code"] for issue in differences(good)} == {"uuid", "section-extra"}
         later = copy.deepcopy(profile)
-        kept = [id(one) for one in objects(later["profile"]["parameters"])]
-        kept += [id(later.get(name, later["profile"].get(name))) for name in strict_lists]
-        kept += [id(one.get("instances")) for one in later["profile"]["sections"]]
         for one in list(objects(later)):
-            if id(one) in kept:
-                continue
-            if isinstance(one, dict):
-                one.update(copy.deepcopy(news))
-            else:
-                one.extend([7, None, [], copy.deepcopy(news)])
-        later["versions"] = [9, "ten", 1 << 40, *later["versions"], None]
+            one.update(copy.deepcopy(news))
+        later["versions"] = [9, *later["versions"], 10]
+        later["features"].append("later")
         assert await judge(candidate, later) == good
 
 
@@ -295,14 +289,17 @@ async def test_what_is_absent_is_not_compared(missing: str) -> None:
     async with pc_lab() as lab:
         source = await start_source(lab, options=UUIDS[0])
         candidate = await start_candidate(lab, *UUIDS[1], "-smp", "2")
+        await set_capabilities(source, "dirty-bitmaps")
+        await set_channels(source, 3)
         profile = await profile_of(source)
         good = await judge(candidate, profile)
+        assert {"dirty-bitmaps", "multifd"} <= set(good["capabilities"])
         del profile["profile"][missing]
-        gone = {"uuid": "uuid", "sections": "section-extra"}.get(missing)
-        expected = [issue for issue in good["issues"] if issue["code"] != gone]
+        gone = {"uuid": "uuid", "sections": "section-extra",
+                "required-capabilities": "dirty-bitmaps"}.get(missing)
         judged = await judge(candidate, profile)
-        assert judged["issues"] == expected
-        assert judged["capabilities"] == good["capabilities"]
+        assert judged["issues"] == [issue for issue in good["issues"] if issue["code"] != gone]
+        assert judged["capabilities"] == [name for name in good["capabilities"] if name != gone]
 
 
 def deep(levels: int) -> Any:
@@ -317,8 +314,9 @@ BAD_VALUES: list[Any] = [
     -(1 << 63), 1.5, -0.0, 1e300, "", "x", "%s%n", "\u0000", "\U0001f600", "x" * 2000,
     [], {}, [None], [[]], [{}], {"": None}, ["x"] * 300, [{"name": "x"}],
     [{"name": "x", "size": 1, "version": 1}], {"name": {"name": {}}}, deep(15), deep(20),
-    deep(900), [1 << 64, -1, 1.5], {"multifd": {"multifd-channels": 1 << 64}},
-    {"multifd": {"multifd-channels": -1, "multifd-compression": None}},
+    deep(900), [1 << 64, -1, 1.5], [parameter("multifd-channels", 1 << 64)],
+    [parameter("multifd-channels", -1), parameter("multifd-channels", 2)],
+    [parameter("multifd-compression", "none", "x")],
 ]
 
 SHARE = 3       # one place gets each third of them, another one the next
@@ -350,6 +348,7 @@ async def test_garbage() -> None:
         source = await start_source(lab, options=[*UUIDS[0], "-name", "guest"])
         candidate = await start_candidate(lab)
         await set_capabilities(source, "dirty-bitmaps", "multifd")
+        await set_channels(source, 3)
         profile = await profile_of(source)
         for parts in ("sections", "ram-blocks"):        # that is enough, and quicker
             del profile["profile"][parts][2:]
@@ -360,14 +359,14 @@ async def test_garbage() -> None:
                 for new in BAD_VALUES[number % SHARE::SHARE]:
                     try:
                         judged = await judge(candidate, replaced(profile, path, new))
-                        assert {"compatible", *SAME} <= set(judged)
+                        assert {"compatible", "issues", *SAME} <= set(judged)
                         verdicts += 1
                     except NotSeen as error:
                         assert "malformed migration profile" in str(error), (path, error)
                         errors += 1
                 assert await judge(candidate, profile) == good
         print(f"{verdicts} verdicts, {errors} errors")
-        assert verdicts > 200 and errors > 300
+        assert verdicts > 50 and errors > 500
 
 
 WRONG: dict[str, Any] = {
@@ -461,8 +460,7 @@ async def test_after_a_refusal() -> None:
         await begin(source, inet(port))
         await require_refused(source)
         judged = await judge(destination, await profile_of(source))
-        assert [issue["code"] for issue in judged["issues"]] == ["section-missing"] * len(
-            judged["issues"]) and judged["issues"]
+        assert {issue["code"] for issue in differences(judged)} == {"section-missing"}
 
 
 async def test_of_one_that_waits() -> None:

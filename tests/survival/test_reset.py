@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A client that sees a migration end resets its settings at once, as libvirt does.
 
-During the migration what was negotiated cannot be set. The client never stops trying, and
-what counts are the answers to what it sends after it has heard of the end.
+It never stops trying. As in any migration a source refuses to set capabilities meanwhile;
+nothing is refused for another reason, and nothing that it sends after it has heard of the end.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ IN_FLIGHT = 2
 AFTER = 20              # commands, sent after the end, whose answers count
 CHANNELS = 3
 RESET_CHANNELS = 5
+AS_EVER = "There's a migration process in progress"
 
 
-# A capability, and what it is not during the migration.
+# A capability, and what the user wants it to be, against what the migration uses.
 MULTIFD_ON = ("multifd", True)
 POSTCOPY_OFF = ("postcopy-ram", False)
 Reset = tuple[str, bool]
@@ -72,7 +73,7 @@ class Client:
         return message
 
     async def reset_until_after_the_end(self, reset: Reset) -> list[str]:
-        """Returns what was refused after the end, and why."""
+        """Returns why something was refused that should not have been."""
         commands = resets(reset)
         refused = []
         sent = answered = 0
@@ -87,8 +88,10 @@ class Client:
                     first = sent
             elif "id" in message:
                 answered += 1
-                if first is not None and message["id"] >= first and "error" in message:
-                    refused.append(message["error"]["desc"])
+                error = message.get("error", {}).get("desc", AS_EVER)
+                if error != AS_EVER or (first is not None and message["id"] >= first
+                                        and "error" in message):
+                    refused.append(error)
         return refused
 
 

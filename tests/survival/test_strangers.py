@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 
 import pytest
 import strangers
-from machine import until
-from processes import (NO_MULTIFD, Watch, begin, inet, pc_lab, require_good_migration,
-                       require_listening, require_success, set_channels, start_destination,
-                       start_source)
+from machine import LOOPBACK, until
+from processes import (NO_MULTIFD, PATIENCE, Watch, begin, inet, pc_lab, require_good_migration,
+                       require_listening, require_success, set_channels,
+                       start_destination, start_source)
 from relay import Line, Relay
-from strangers import (CONNECTIONS_MAX, CROWD, IDLE, MEMORY, Attack, join, require_only_the_last,
-                       say, under)
+from strangers import (CONNECTIONS_MAX, CROWD, FEW, IDLE, MEMORY, Attack, join,
+                       require_only_the_last, say, under)
 from wire import HELLO, frame, header, hello
 
 MULTIFD_CHANNELS = 8
+SLOW_CHANNELS = 32      # as many as a source opens at once
 
 ATTACKS: list[Attack] = [
     strangers.connect_and_close, strangers.garbage, strangers.http, strangers.tls,
@@ -43,31 +45,43 @@ async def test_strangers_disturb_nobody(attack: Attack, multifd: bool) -> None:
 
 @by_name
 async def test_strangers_do_not_disturb_a_session(attack: Attack) -> None:
-    """They come while it waits for a multifd channel."""
-    late = asyncio.Event()
+    """They come while it waits for channels, which take their time, one after the other."""
+    may_go_on = asyncio.Semaphore(0)
 
     async def treat(line: Line) -> None:
-        if line.number == 2:
-            await late.wait()
+        if line.number:
+            await may_go_on.acquire()
         await line.carry_both()
+
+    async def let_one_go_on() -> None:
+        # A source that sees none of them go on gives up after 5 seconds.
+        for _ in range(SLOW_CHANNELS - 1):
+            may_go_on.release()
+            await asyncio.sleep(1)
 
     async with pc_lab() as lab:
         source = await start_source(lab)
         destination, port = await start_destination(lab)
-        await set_channels(source, MULTIFD_CHANNELS)
-        async with Watch(destination, MEMORY, CONNECTIONS_MAX + 2 * MULTIFD_CHANNELS):
+        await set_channels(source, SLOW_CHANNELS)
+        async with Watch(destination, MEMORY, CONNECTIONS_MAX + 2 * SLOW_CHANNELS):
             async with Relay(port, treat) as relay:
                 await begin(source, inet(relay.port))
 
                 async def waits() -> bool:
                     info = await destination.migration()
-                    return (len(relay.lines) == 1 + MULTIFD_CHANNELS
+                    return (len(relay.lines) == 1 + SLOW_CHANNELS
                             and info.get("handshake", {}).get("status") == "in-progress")
 
                 await until("the session", 10, waits)
+                going_on = asyncio.create_task(let_one_go_on())
                 async with under(attack, port):
-                    late.set()
+                    assert (await source.handshake())["status"] == "in-progress"
+                    going_on.cancel()
+                    for _ in range(SLOW_CHANNELS):
+                        may_go_on.release()
                     await require_success(source, destination)
+        for machine in (source, destination):
+            assert "multifd" in (await machine.handshake())["capabilities"]
 
 
 async def test_64_connections_at_most() -> None:
@@ -103,3 +117,43 @@ async def test_who_was_refused_goes_first() -> None:
             slow = await say(port, stack, header()[:32])
             await join(port, stack)
             assert not await slow.ended(0.1)
+
+
+class Deaf:
+    """Somebody who asks for a long answer, and reads nothing of it, but that it comes."""
+
+    # Names as long as they may be, of which each makes an issue with a text
+    _SECTIONS = [{"name": f"{number}".ljust(255, "x"), "version": 1} for number in range(300)]
+    QUESTION = header() + frame(HELLO, hello() | {"profile": {"sections": _SECTIONS}})
+
+    def __init__(self) -> None:
+        self._sock = socket.socket()
+        self._sock.setblocking(False)
+        # With more, or in large segments, the answer would go into buffers of kernels.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+
+    async def ask(self, port: int) -> bool:
+        """Returns whether there is an answer."""
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(self._sock, (LOOPBACK, port))
+        with contextlib.suppress(ConnectionError):
+            await loop.sock_sendall(self._sock, self.QUESTION)
+            return bool(await asyncio.wait_for(loop.sock_recv(self._sock, 1), PATIENCE))
+        return False
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+async def test_deaf_connections_make_room() -> None:
+    """They have their verdict, and the one goes that had the most time to take it."""
+    async with pc_lab() as lab, contextlib.AsyncExitStack() as stack:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        async with Watch(destination, MEMORY, CONNECTIONS_MAX + 1):
+            for _ in range(CONNECTIONS_MAX + FEW):
+                one = Deaf()
+                stack.callback(one.close)
+                assert await one.ask(port)
+            await require_good_migration(source, destination, port)

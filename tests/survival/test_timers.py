@@ -12,11 +12,12 @@ import time
 from collections.abc import Awaitable, Callable
 
 from machine import Lab, Machine
-from processes import (MIB, PATIENCE, Watch, begin, inet, migrate, pc_lab, require_good_migration,
-                       require_listening, require_timeout, start_destination, start_source)
+from processes import (PATIENCE, TIMEOUT, Watch, begin, inet, migrate, pc_lab,
+                       require_good_migration, require_listening, require_timeout,
+                       start_destination, start_source)
 from relay import Line, Relay
 from strangers import join, join_tls, say, tls_hello
-from wire import COMMIT, HELLO, STREAM, Peer, frame, header, hello, prefix
+from wire import COMMIT, HELLO, Peer, frame, header, hello, prefix
 
 
 async def keep_sending(peer: Peer, data: bytes, pause: float) -> None:
@@ -79,36 +80,41 @@ async def silent_strangers_with_tls() -> None:
 
 # A source that has got the session, and is heard of no more
 
-async def no_commit(peer: Peer) -> None:
+async def no_commit(peer: Peer, _: int, __: contextlib.AsyncExitStack) -> None:
     await peer.hold_session()
 
 
-async def half_a_commit(peer: Peer) -> None:
+async def half_a_commit(peer: Peer, _: int, __: contextlib.AsyncExitStack) -> None:
     await peer.hold_session()
     await peer.send(prefix(COMMIT, 100) + b'{"digest"')
 
 
-async def no_channels(peer: Peer) -> None:
+async def no_channels(peer: Peer, _: int, __: contextlib.AsyncExitStack) -> None:
     await peer.hold_session(multifd=2)
-    await peer.commit()
 
 
-async def stream_and_no_channels(peer: Peer) -> None:
-    await no_channels(peer)
-    await peer.send(STREAM)
+async def a_late_channel(peer: Peer, port: int, stack: contextlib.AsyncExitStack) -> None:
+    """With each channel, the time begins anew; those that have no place do not count."""
+    session = await peer.hold_session(multifd=2)
+    await asyncio.sleep(TIMEOUT / 3)
+    channel = await say(port, stack, header("multifd", 1, session))
+    assert (await channel.read_header()).number == 1
 
 
-async def end_behind_a_full_buffer(peer: Peer) -> None:
-    """Its end cannot arrive: nothing is read while channels are missing."""
-    await no_channels(peer)
-    peer.write(STREAM)
-    for _ in range(64):
-        peer.write(bytes(MIB))
-        await asyncio.sleep(0)      # who watches others must not wait for this
-    peer.finish()
+async def channels_without_a_place(peer: Peer, port: int,
+                                   stack: contextlib.AsyncExitStack) -> None:
+    async def go_on(session: bytes) -> None:
+        with contextlib.suppress(ConnectionError):      # until nobody listens any more
+            while True:
+                await say(port, stack, header("multifd", 2, session))
+                await asyncio.sleep(TIMEOUT / 10)
+
+    session = await peer.hold_session(multifd=2)
+    going_on = asyncio.create_task(go_on(session))
+    stack.callback(going_on.cancel)
 
 
-GONE = [no_commit, half_a_commit, no_channels, stream_and_no_channels, end_behind_a_full_buffer]
+GONE = [no_commit, half_a_commit, no_channels, a_late_channel, channels_without_a_place]
 
 
 async def is_free_in(destination: Machine, limit: float) -> bool:
@@ -117,15 +123,15 @@ async def is_free_in(destination: Machine, limit: float) -> bool:
 
 
 async def outlive(lab: Lab, number: int,
-                  leave: Callable[[Peer], Awaitable[None]]) -> None:
+                  leave: Callable[[Peer, int, contextlib.AsyncExitStack], Awaitable[None]]) -> None:
     """The second source is told `busy` all the while; then its migration succeeds."""
     source = await start_source(lab, f"source {number}")
     destination, port = await start_destination(lab, f"destination {number}")
-    first = await Peer.connect(port)
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        first = await join(port, stack)
         async with Watch(destination):
+            await leave(first, port, stack)
             start = time.monotonic()
-            await leave(first)
             busy = await migrate(source, port)
             assert busy["status"] == "failed"
             assert "another migration" in busy["error-desc"]
@@ -133,8 +139,6 @@ async def outlive(lab: Lab, number: int,
                                   lambda limit: is_free_in(destination, limit), start)
             assert await first.ended(PATIENCE)
             await require_good_migration(source, destination, port)
-    finally:
-        first.close()
 
 
 async def outlive_a_qemu(lab: Lab, number: int, held: int) -> None:
@@ -175,16 +179,3 @@ async def test_timers() -> None:
     async with asyncio.TaskGroup() as group:
         for wait in (silent_strangers, silent_strangers_with_tls, dead_sources):
             group.create_task(wait())
-
-
-async def test_an_end_behind_unread_data() -> None:
-    """Nothing is read while channels are missing, but the state of the connection tells."""
-    async with pc_lab() as lab:
-        source = await start_source(lab)
-        destination, port = await start_destination(lab)
-        first = await Peer.connect(port)
-        await stream_and_no_channels(first)
-        first.finish()
-        await require_listening(destination)
-        first.close()
-        await require_good_migration(source, destination, port)

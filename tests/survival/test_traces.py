@@ -31,8 +31,19 @@ def told(log: Path) -> list[tuple[str, str]]:
 def story(log: Path) -> list[str]:
     """The steps. Others come in any number, or in any order."""
     return [name for name, _ in told(log)
-            if name not in ("frame_received", "take", "give_back", "source_channel",
-                            "destination_channel")]
+            if name not in ("frame_received", "message_sent", "apply", "restore",
+                            "destination_channel", "channel_greet", "channel_open",
+                            "channel_interrupt")]
+
+
+def sent(log: Path) -> list[str]:
+    """Messages as they were sent, which is their type and JSON."""
+    return [what for name, what in told(log) if name == "message_sent"]
+
+
+def heard(log: Path, name: str) -> list[str]:
+    """What the other side has sent, as it came."""
+    return [what.partition(" ")[2] for event, what in told(log) if event == name]
 
 
 async def require_story(log: Path, expected: list[str]) -> None:
@@ -44,16 +55,13 @@ async def require_story(log: Path, expected: list[str]) -> None:
     assert story(log) == expected
 
 
-async def require_given_back(log: Path) -> None:
-    """Each setting that was taken, soon after the end."""
-    def names(event: str) -> list[str]:
-        return sorted(what.partition("=")[0] for name, what in told(log) if name == event)
+async def require_restored(log: Path) -> None:
+    """What was agreed on took effect for the session alone."""
+    async def restored() -> bool:
+        return "restore" in [name for name, _ in told(log)]
 
-    async def all_of_them() -> bool:
-        return names("give_back") == names("take")
-
-    assert "return-path" in names("take")
-    await until("settings to be given back", PROMPT, all_of_them, every=0.001)
+    assert "return-path" in [what.partition("=")[0] for name, what in told(log) if name == "apply"]
+    await until("settings to be restored", PROMPT, restored, every=0.001)
 
 
 class Pair:
@@ -72,6 +80,12 @@ class Pair:
 
 
 AGREED = ["source_hello", "source_verdict", "source_commit", "source_end"]
+
+
+def began(tls: bool = False) -> list[str]:
+    return ["source_start", "channel_connect", *["channel_tls"][:tls]]
+
+
 TAKEN = ["destination_accept", "destination_hello", "destination_verdict", "destination_commit",
          "destination_end"]
 ASKED = TAKEN[:3] + TAKEN[4:]
@@ -83,10 +97,14 @@ async def test_migration(tls: bool, tmp_path: Path) -> None:
         pair = Pair(lab, tmp_path)
         source, _ = await pair.start(tls)
         assert (await migrate(source, pair.port, PLAIN))["status"] == "completed"
-        await require_story(pair.here, ["source_connect", *["source_tls"][:tls], *AGREED])
+        await require_story(pair.here, [*began(tls), *AGREED])
         await require_story(pair.there, TAKEN)
         for log in (pair.here, pair.there):
-            await require_given_back(log)
+            await require_restored(log)
+        assert heard(pair.here, "source_verdict") == sent(pair.there)
+        assert [f"{kind} {text}" for kind, text in zip(
+            ("HELLO", "COMMIT"), heard(pair.there, "destination_hello")
+            + heard(pair.there, "destination_commit"))] == sent(pair.here)
 
 
 async def test_channels(tmp_path: Path) -> None:
@@ -94,10 +112,13 @@ async def test_channels(tmp_path: Path) -> None:
         pair = Pair(lab, tmp_path)
         source, _ = await pair.start()
         assert (await migrate(source, pair.port, TWO_CHANNELS))["status"] == "completed"
-        for log, name in ((pair.here, "source_channel"), (pair.there, "destination_channel")):
-            words = [what for event, what in told(log) if event == name]
-            assert {"multifd 0", "multifd 1"} == {
-                " ".join(what.split()[1:3]) for what in words}, words
+        for log, name in ((pair.here, "channel_connect"), (pair.there, "destination_channel")):
+            words = [" ".join(what.split()[1:3]) for event, what in told(log) if event == name]
+            assert sorted(words[-2:]) == ["multifd 0", "multifd 1"], words
+        names = [name for name, _ in told(pair.here)]
+        for step in ("channel_greet", "channel_open"):
+            assert names.count(step) == 2
+            assert names.index("source_verdict") < names.index(step) < names.index("source_commit")
 
 
 async def test_check(tmp_path: Path) -> None:
@@ -106,8 +127,7 @@ async def test_check(tmp_path: Path) -> None:
         source, destination = await pair.start()
         assert (await check(source, inet(pair.port)))["status"] == "accepted"
         await require_listening(destination)
-        await require_story(pair.here, ["check_start", "source_hello", "source_verdict",
-                                        "source_end", "check_end"])
+        await require_story(pair.here, [*began(), "source_hello", "source_verdict", "source_end"])
         await require_story(pair.there, ASKED)
 
 
@@ -118,8 +138,7 @@ async def test_refusal(tmp_path: Path) -> None:
         source, destination = await pair.start()
         assert (await migrate(source, pair.port, STRICTLY))["status"] == "failed"
         await require_listening(destination)
-        await require_story(pair.here, ["source_connect", "source_hello", "source_verdict",
-                                        "source_end"])
+        await require_story(pair.here, [*began(), "source_hello", "source_verdict", "source_end"])
         await require_story(pair.there, ASKED)
         for log in (pair.here, pair.there):
             name, reason = told(log)[-1]
@@ -133,7 +152,7 @@ async def test_nobody_answers(tmp_path: Path) -> None:
         await begin(source, inet(silent.port), {"timeout": 1})
         await (await silent.next()).read_hello()
         await end(source)
-        await require_story(log, ["source_connect", "source_hello", "source_end"])
+        await require_story(log, [*began(), "source_hello", "source_end"])
         assert "within 1 seconds" in told(log)[-1][1]
 
 
@@ -148,7 +167,7 @@ async def test_acceptance_that_is_none(tmp_path: Path) -> None:
         await peer.send(header(session=SESSION)
                         + frame(ACCEPT, {"version": 7, "capabilities": ["return-path"]}))
         await end(source)
-        await require_story(log, ["source_connect", "source_hello", "source_verdict",
+        await require_story(log, [*began(), "source_hello", "source_verdict",
                                   "source_abort", "source_end"])
         for name, reason in told(log)[-2:]:
             assert "version 7" in reason, name
@@ -179,7 +198,7 @@ async def test_cancelled_check(tmp_path: Path) -> None:
         await (await silent.next()).read_hello()
         await source.execute("migrate_cancel")
         await verdict(source)
-        await require_story(log, ["check_start", "source_hello", "source_end", "check_end"])
+        await require_story(log, [*began(), "source_hello", "source_end"])
         assert "cancelled" in told(log)[-1][1]
 
 
@@ -189,6 +208,5 @@ async def test_nobody_answers_to_tls(tmp_path: Path) -> None:
         source = await start_source(lab, tls=True, options=traced(log))
         await begin(source, inet(silent.port), {"timeout": 1})
         await end(source)
-        await require_story(log, ["source_connect", "source_tls", "source_tls_timeout",
-                                  "source_not_connected"])
+        await require_story(log, [*began(tls=True), "source_end"])
         assert "within 1 seconds" in told(log)[-1][1]
