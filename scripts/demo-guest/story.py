@@ -140,7 +140,7 @@ class Demo:
         require_completed(answer)
         say(f"The guest stood still for {answer.info['downtime']} ms.")
 
-        heading("   What the two said to each other, in one round trip before the first byte")
+        heading("   What the two said to each other before the first byte of the stream")
         handshake = await handshake_of(source, destination)
         self.handshakes["first move"] = handshake
         title_row("the source tells", "the destination tells")

@@ -77,6 +77,9 @@ ACCEPTED: Json = {
     **REFUSED, "status": "accepted", "capabilities": ["return-path", "multifd"], "declined": [],
     "issues": [], "issues-omitted": 0, "parameters": {"multifd-channels": 2}, "message": "x"}
 
+UNTRIED = {"code": "channels-untried", "severity": "info", "subject": "multifd",
+           "message": "a migration would try more than a check does"}
+
 ASKED: Json = {**ACCEPTED, "status": "in-progress"}
 OTHER: Json = {**ACCEPTED, "status": "in-progress", "check-only": False}
 
@@ -261,6 +264,25 @@ async def test_explains_an_acceptance() -> None:
     assert "parameters    multifd-channels 2" in lines
     assert "migration     failed: no space" in lines
     assert (await explain(ACCEPTED)).out.splitlines()[0] == "compatible"
+
+
+async def test_what_a_check_leaves_out_is_no_difference() -> None:
+    """It is told beside what the migration would use, if that is told; JSON has it all."""
+    line = f"untried       {UNTRIED['message']}"
+    info = {**ACCEPTED, "issues": [UNTRIED]}
+    lines = (await explain(info)).out.splitlines()
+    assert lines[0] == "compatible" and lines[-1] == line
+    result = await explain({**info, "issues": [UNTRIED, ISSUES[0]]})
+    assert result.out.splitlines()[0] == "compatible, with 1 warning" and line in result.out
+    assert "channels-untried" not in result.out
+    refused = await explain({**REFUSED, "issues": [UNTRIED, ISSUES[1]]})
+    assert refused.out.splitlines()[0] == "not compatible: 1 error, 3 more"
+    assert "untried" not in refused.out
+    told = json.loads((await explain(info, "--json")).out)["issues"]
+    assert {name: told[0][name] for name in UNTRIED} == UNTRIED
+    # Of another severity it is something that nobody knows here.
+    worse = await explain({**info, "issues": [{**UNTRIED, "severity": "error"}]})
+    assert "error     channels-untried" in worse.out
 
 
 @pytest.mark.parametrize("info", [ACCEPTED, REFUSED, {**ACCEPTED, "status": "failed"}])
@@ -838,6 +860,7 @@ async def test_real_profiles_are_judged(place: Path) -> None:
         assert same.out.startswith("compatible\n")
         assert re.search("^capabilities  return-path, multifd, switchover-ack$", same.out, re.M)
         assert re.search("^source        QEMU 10.*, pc-q35-10.0, x86_64$", same.out, re.M)
+        assert re.search("^untried       .* channels of multifd ", same.out, re.M)
         none = await judged("same", "--optional-capabilities=", "--json")
         assert json.loads(none.out)["capabilities"] == ["return-path"]
 
@@ -913,6 +936,7 @@ async def test_real_checks_over_the_wire(place: Path) -> None:
             result = await checked(same)
             assert result.status == 0 and result.out.startswith("compatible\n")
             assert re.search("^destination   QEMU 10.*, pc-q35-10.0, x86_64$", result.out, re.M)
+            assert re.search("^untried       .* channels of multifd ", result.out, re.M)
         result = await checked("--optional-capabilities=", "--json", same)
         facts = json.loads(result.out)
         assert facts["check-only"] is True and facts["capabilities"] == ["return-path"]
