@@ -9,13 +9,16 @@
  */
 
 #include "qemu/osdep.h"
+#include "migration/handshake.h"
+#include "migration/qemu-file.h"
+#include "migration/yank_functions.h"
 #include "qapi/error.h"
+#include "qapi/qapi-commands-yank.h"
+#include "qapi/util.h"
 #include "qemu/cutils.h"
-#include "qobject/qdict.h"
-#include "../migration/handshake-destination.h"
-#include "../migration/handshake-json.h"
-#include "../migration/handshake-policy.h"
-#include "../migration/handshake-settings.h"
+#include "qemu/yank.h"
+#include "../../migration/handshake/conversation.h"
+#include "../../migration/handshake/settings.h"
 #include "peer.h"
 #include "stubs.h"
 
@@ -23,160 +26,200 @@
 #define PEERS_MAX       160
 #define STEPS_MAX       64
 
-static const HandshakeSink sink;
-
 /* One input's world */
 static struct {
     GPtrArray *peers;           /* of FuzzPeer, also those that are gone */
     FuzzPeer *slots[SLOTS];     /* those that the script can name */
-    bool tls[SLOTS];            /* TLS "negotiates" */
-    bool crowd;                 /* strangers took all the room */
-    bool prepare_fails;
-    bool prepared;
-    bool running;               /* a migration was delivered */
+    bool crowd;                 /* peers that nobody knows took all the room */
+    bool setup_fails;
+    bool set_up;                /* multifd is */
+    bool running;               /* a migration was handed over */
     bool over;                  /* ... and has ended */
-    unsigned multifd;           /* channels that were delivered */
-    bool preempt;               /* so was this one */
-    bool may_preempt;           /* what runs has one */
+    unsigned multifd;           /* channels that were handed over */
+    GPtrArray *channels;        /* these */
+    QEMUFile *preempt;          /* so was this one */
+    QEMUFile *main;
 } world;
 
-static FuzzPeer *find_peer(const QIOChannel *ioc)
+static FuzzPeer *find_peer(QIOChannel *ioc)
 {
     for (guint i = 0; i < world.peers->len; i++) {
         FuzzPeer *peer = g_ptr_array_index(world.peers, i);
 
-        if (peer->ioc == ioc) {
+        if (peer->ioc == fuzz_raw(ioc)) {
             return peer;
         }
     }
     g_assert_not_reached();
 }
 
-/* Header and session of what the destination said; false if it said none */
-static bool get_session(const FuzzPeer *peer, QemuUUID *session)
-{
-    HandshakeHeader header;
-    size_t size;
-
-    if (peer->heard->len < HANDSHAKE_HEADER_SIZE) {
-        return false;
-    }
-    handshake_header_parse(peer->heard->data, &header, &size, &error_abort);
-    *session = header.session;
-    return true;
-}
-
 /* The last one that somebody was told, be it with ACCEPT or with REJECT */
 static QemuUUID current_session(void)
 {
-    QemuUUID session = { 0 };
+    HandshakeHeader header = { 0 };
 
     for (guint i = world.peers->len; i-- > 0;) {
-        if (get_session(g_ptr_array_index(world.peers, i), &session)) {
-            break;
+        FuzzPeer *peer = g_ptr_array_index(world.peers, i);
+
+        if (fuzz_get_header(peer->heard, &header) &&
+            !strcmp(header.name, HANDSHAKE_CHANNEL_MAIN)) {
+            return header.session;
         }
     }
-    return session;
+    return (QemuUUID) { 0 };
 }
 
-static bool sink_prepare(Error **errp)
+/* The loader gets all that comes after what the handshake has read */
+static void check_unread(const FuzzPeer *peer, size_t read)
 {
-    g_assert(!world.prepared);
-    if (world.prepare_fails) {
+    g_assert_cmpuint(read + fuzz_peer_unread(peer), ==, peer->said->len);
+}
+
+/* It has come with this header, was answered with it, and is no one else's */
+static void check_channel(QIOChannel *ioc, const char *name, unsigned index)
+{
+    FuzzPeer *peer = find_peer(ioc);
+    HandshakeHeader said, heard;
+    size_t size = fuzz_get_header(peer->said, &said);
+
+    g_assert(world.set_up && !world.running && size);
+    g_assert_cmpstr(said.name, ==, name);
+    g_assert_cmpuint(said.index, ==, index);
+    check_unread(peer, size);
+
+    peer->deaf = false;
+    fuzz_peer_listen(peer);
+    if (peer->fd >= 0) {
+        g_assert_cmpuint(fuzz_get_header(peer->heard, &heard), ==,
+                         peer->heard->len);
+        g_assert(!memcmp(&said, &heard, sizeof(said)));
+    }
+}
+
+static bool recv_setup(Error **errp)
+{
+    g_assert(!world.set_up && migrate_get_current()->negotiated.active);
+    if (world.setup_fails) {
         error_setg(errp, "not today");
         return false;
     }
-    world.prepared = true;
+    world.set_up = true;
     return true;
 }
 
-static void check_channel(QIOChannel *ioc, const char *name, unsigned index)
+static void recv_attach(QIOChannel *ioc, unsigned id)
 {
-    const FuzzPeer *peer = find_peer(ioc);
-    HandshakeHeader header;
-    size_t size;
-
-    g_assert(world.prepared);
-    g_assert_cmpuint(peer->said->len, >=, HANDSHAKE_HEADER_SIZE);
-    handshake_header_parse(peer->said->data, &header, &size, &error_abort);
-    g_assert_cmpstr(header.name, ==, name);
-    g_assert_cmpuint(header.index, ==, index);
-}
-
-static void sink_multifd(QIOChannel *ioc, unsigned index)
-{
-    g_assert(!world.running);
-    g_assert_cmpuint(index, ==, world.multifd);
+    g_assert_cmpuint(id, ==, world.multifd);
     world.multifd++;
-    check_channel(ioc, HANDSHAKE_CHANNEL_MULTIFD, index);
+    check_channel(ioc, HANDSHAKE_CHANNEL_MULTIFD, id);
+    g_ptr_array_add(world.channels, object_ref(OBJECT(ioc)));
 }
 
-static void sink_preempt(QIOChannel *ioc)
+static void preempt(QEMUFile *file)
 {
     g_assert(!world.preempt);
-    g_assert(!world.running || world.may_preempt);
-    world.preempt = true;
-    check_channel(ioc, HANDSHAKE_CHANNEL_PREEMPT, 0);
+    world.preempt = file;
+    check_channel(qemu_file_get_ioc(file), HANDSHAKE_CHANNEL_PREEMPT, 0);
+}
+
+static void check_session(QIOChannel *ioc, const QemuUUID *session)
+{
+    HandshakeHeader header;
+
+    fuzz_get_header(find_peer(ioc)->said, &header);
+    g_assert(qemu_uuid_is_equal(&header.session, session));
+}
+
+/* What both sides have agreed on is in force, and all of its channels stand */
+static void check_agreed(const MigrationHandshakeVerdict *message,
+                         const QemuUUID *session)
+{
+    const MigrationNegotiated *negotiated =
+        &migrate_get_current()->negotiated;
+    g_autoptr(MigrationHandshakeEffective) effective =
+        handshake_policy_effective(message->capabilities, message->parameters);
+
+    g_assert_true(negotiated->active);
+    for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
+        g_assert_cmpint(negotiated->capabilities[i], ==,
+                        handshake_has_name(message->capabilities,
+                                           MigrationCapability_str(i)));
+    }
+    g_assert_cmpuint(world.multifd, ==, effective->multifd_channels);
+    g_assert_cmpint(world.preempt != NULL, ==,
+                    handshake_has_name(message->capabilities,
+                                       "postcopy-preempt"));
+    for (guint i = 0; i < world.channels->len; i++) {
+        check_session(g_ptr_array_index(world.channels, i), session);
+    }
+    if (world.preempt) {
+        check_session(qemu_file_get_ioc(world.preempt), session);
+    }
 }
 
 /* Who gets here was told ACCEPT, and has said COMMIT with the right digest */
 static void check_conversation(FuzzPeer *peer)
 {
-    const size_t hello = fuzz_find_frame(peer->said, 0, 0, NULL);
-    g_autoptr(GString) accept = NULL;
-    g_autoptr(GString) commit = NULL;
-    g_autofree char *expected = NULL;
-    g_autofree char *digest = NULL;
+    const size_t hello_end = fuzz_find_frame(peer->said, 0, 0, NULL);
+    g_autoptr(GString) hello_json = NULL;
+    g_autoptr(GString) accept_json = NULL;
+    g_autoptr(GString) commit_json = NULL;
+    g_autoptr(MigrationHandshakeHello) hello = NULL;
     g_autoptr(HandshakeVerdict) verdict = NULL;
-    g_autoptr(QDict) values = NULL;
-    g_autoptr(GByteArray) rest = NULL;
-    size_t verdict_end, commit_end;
+    g_autoptr(MigrationHandshakeCommit) commit = NULL;
+    g_autofree char *digest = NULL;
+    HandshakeHeader header;
+    size_t accept_end, commit_end;
 
     peer->deaf = false;
     fuzz_peer_listen(peer);
-    verdict_end = fuzz_find_frame(peer->heard, HANDSHAKE_FRAME_ACCEPT, 0,
-                                  &accept);
-    commit_end = fuzz_find_frame(peer->said, 0, hello, &commit);
-    /* What has been said to a peer that is gone, nobody knows */
-    world.may_preempt = peer->fd < 0;
-    if (peer->fd >= 0) {
-        g_assert(hello && verdict_end && commit_end);
-        g_assert_cmpuint(verdict_end, ==, peer->heard->len);
-        digest = handshake_commit_from_json(commit->str, commit->len,
-                                            &error_abort);
-        expected = fuzz_digest(peer->said, hello, peer->heard, verdict_end);
-        g_assert_cmpstr(digest, ==, expected);
-
-        verdict = handshake_verdict_from_json(accept->str, accept->len, true,
-                                              &error_abort);
-        values = handshake_policy_values(verdict->capabilities,
-                                         verdict->parameters);
-        g_assert_cmpuint(world.multifd, ==,
-                         qdict_get_try_int(values, "multifd-channels", 0));
-        world.may_preempt = handshake_strlist_contains(verdict->capabilities,
-                                                       "postcopy-preempt");
-        g_assert(!world.preempt || world.may_preempt);
+    fuzz_find_frame(peer->said, HANDSHAKE_FRAME_HELLO, 0, &hello_json);
+    accept_end = fuzz_find_frame(peer->heard, HANDSHAKE_FRAME_ACCEPT, 0,
+                                 &accept_json);
+    commit_end = fuzz_find_frame(peer->said, 0, hello_end, &commit_json);
+    g_assert(hello_end && commit_end);
+    check_unread(peer, commit_end);
+    if (peer->fd < 0) {
+        /* What has been said to a peer that is gone, nobody knows */
+        return;
     }
-    /* The loader gets all that comes after COMMIT */
-    rest = fuzz_rest(peer->ioc);
-    g_assert_cmpuint(commit_end + rest->len, ==, peer->said->len);
-    g_assert(!rest->len || !memcmp(peer->said->data + commit_end, rest->data,
-                                   rest->len));
+    g_assert_cmpuint(accept_end, ==, peer->heard->len);
+    hello = handshake_get_hello(hello_json, NULL, &error_abort);
+    verdict = handshake_get_verdict(accept_json, true, &error_abort);
+    commit = handshake_get_commit(commit_json, &error_abort);
+    digest = fuzz_digest(peer->said, hello_end, peer->heard, accept_end);
+    g_assert_cmpstr(commit->digest, ==, digest);
+    handshake_policy_drop(hello, commit->without, verdict, &error_abort);
+    fuzz_get_header(peer->heard, &header);
+    check_agreed(verdict->message, &header.session);
 }
 
-static void sink_start(QIOChannel *ioc)
+static void start(QEMUFile *file)
 {
-    g_assert(world.prepared && !world.running);
-    check_conversation(find_peer(ioc));
+    g_assert(world.set_up && !world.running);
+    check_conversation(find_peer(qemu_file_get_ioc(file)));
     world.running = true;
+    world.main = file;
 }
 
-static const HandshakeSink sink = {
-    .prepare = sink_prepare,
-    .multifd = sink_multifd,
-    .preempt = sink_preempt,
-    .start = sink_start,
-};
+/* A word after ACCEPT says why COMMIT has come to nothing */
+static size_t check_last_word(const GByteArray *heard, size_t accept_end)
+{
+    g_autoptr(GString) json = NULL;
+    g_autofree char *message = NULL;
+    HandshakeIssues issues = { 0 };
+    size_t end = fuzz_find_frame(heard, HANDSHAKE_FRAME_LAST_WORD, accept_end,
+                                 &json);
+
+    if (!end) {
+        return accept_end;
+    }
+    message = handshake_get_reason(json, &issues);
+    g_assert_cmpstr(message, !=, "");
+    fuzz_check_issues(&issues);
+    handshake_issues_free(&issues);
+    return end;
+}
 
 /* All that a destination may ever say before the stream */
 static void check_answer(const FuzzPeer *peer)
@@ -185,23 +228,32 @@ static void check_answer(const FuzzPeer *peer)
     g_autoptr(HandshakeVerdict) verdict = NULL;
     g_autoptr(GString) accept = NULL;
     g_autoptr(GString) reject = NULL;
-    QemuUUID session;
+    HandshakeHeader header;
     size_t end;
 
-    if (!heard->len || heard->data[0] == 0x15 || !get_session(peer, &session)) {
+    if (!heard->len || heard->data[0] == 0x15) {
         /* Nothing, or an alert of TLS */
         return;
     }
+    end = fuzz_get_header(heard, &header);
+    g_assert_cmpuint(end, ==, HANDSHAKE_HEADER_SIZE);
+    if (heard->len == end) {
+        /* It was one of the other channels, or came without handshake */
+        return;
+    }
+    g_assert_cmpstr(header.name, ==, HANDSHAKE_CHANNEL_MAIN);
     end = fuzz_find_frame(heard, HANDSHAKE_FRAME_ACCEPT, 0, &accept) ?:
           fuzz_find_frame(heard, HANDSHAKE_FRAME_REJECT, 0, &reject);
     if (end) {
-        g_assert_cmpuint(end, ==, heard->len);
-        verdict = handshake_verdict_from_json((accept ?: reject)->str,
-                                              (accept ?: reject)->len,
-                                              accept != NULL, &error_abort);
+        verdict = handshake_get_verdict(accept ?: reject, accept != NULL,
+                                        &error_abort);
         fuzz_check_verdict(verdict);
-        g_assert(accept ? !qemu_uuid_is_null(&session)
-                        : verdict->message != NULL);
+        g_assert(accept ? !qemu_uuid_is_null(&header.session)
+                        : verdict->message->message != NULL);
+        if (accept) {
+            end = check_last_word(heard, end);
+        }
+        g_assert_cmpuint(end, ==, heard->len);
     }
 }
 
@@ -227,37 +279,35 @@ static FuzzPeer *new_peer(void)
     return peer;
 }
 
+/* Whoever does not get in is not talked with, now or later */
+static void accept_peer(FuzzPeer *peer)
+{
+    if (!migration_handshake_accept(peer->ioc)) {
+        fuzz_peer_close(peer);
+    }
+}
+
 static void op_connect(FuzzInput *in, unsigned slot)
 {
-    if (world.tls[slot]) {
-        world.tls[slot] = false;
-        if (world.over) {
-            handshake_destination_too_late(world.slots[slot]->ioc);
-        } else {
-            handshake_destination_accept(world.slots[slot]->ioc, &sink);
-        }
-    } else if (world.peers->len < PEERS_MAX && !world.over) {
+    if (world.peers->len < PEERS_MAX) {
         world.slots[slot] = new_peer();
-        handshake_destination_accept(world.slots[slot]->ioc, &sink);
+        accept_peer(world.slots[slot]);
     }
 }
 
-static void op_connect_tls(FuzzInput *in, unsigned slot)
+/* What a QMP client may do while others talk */
+static void op_tls(FuzzInput *in, unsigned slot)
 {
-    if (!world.tls[slot] && world.peers->len < PEERS_MAX && !world.over) {
-        world.slots[slot] = new_peer();
-        world.tls[slot] = true;
-        /* As migration_handshake_before_tls() */
-        qio_channel_set_blocking(world.slots[slot]->ioc, false, NULL);
-        handshake_destination_before_tls(world.slots[slot]->ioc);
-    }
+    const uint8_t what = fuzz_byte(in);
+
+    stubs_set_tls(what & 1);
+    stubs.bad_credentials = what & 2;
 }
 
-static void op_tls_failed(FuzzInput *in, unsigned slot)
+static void op_begin_tls(FuzzInput *in, unsigned slot)
 {
-    if (world.tls[slot]) {
-        world.tls[slot] = false;
-        handshake_destination_tls_failed(world.slots[slot]->ioc);
+    if (world.slots[slot]) {
+        fuzz_peer_begin_tls(world.slots[slot]);
     }
 }
 
@@ -311,25 +361,27 @@ static void put_main_header(GByteArray *buf, unsigned slot)
 }
 
 /* HELLOs that lead somewhere */
+#define HELLO(purpose, more) \
+    "{\"versions\":[1],\"purpose\":\"" purpose "\",\"required\":[]" more "}"
+#define CHANNELS ",\"features\":[\"named-channels\",\"late-error\"]"
+#define MULTIFD(count) \
+    ",\"profile\":{\"required-capabilities\":[\"multifd\"]," \
+    "\"parameters\":[{\"capability\":\"multifd\"," \
+    "\"name\":\"multifd-channels\",\"value\":\"" count "\"}]}"
+
 static const char *const hellos[] = {
-    "{\"versions\":[1],\"purpose\":\"migrate\",\"required\":[]}",
-    "{\"versions\":[1],\"purpose\":\"migrate\",\"required\":[],"
-    "\"features\":[\"named-channels\"],\"profile\":{"
-    "\"required-capabilities\":[\"multifd\"],"
-    "\"parameters\":{\"multifd\":{\"multifd-channels\":1}}}}",
-    "{\"versions\":[1],\"purpose\":\"migrate\",\"required\":[],"
-    "\"features\":[\"named-channels\"],"
-    "\"optional-capabilities\":[\"multifd\",\"switchover-ack\"]}",
-    "{\"versions\":[1],\"purpose\":\"migrate\",\"required\":[],"
-    "\"features\":[\"named-channels\"],\"profile\":{"
-    "\"required-capabilities\":[\"postcopy-preempt\",\"postcopy-ram\"]}}",
-    "{\"versions\":[1],\"purpose\":\"check\",\"required\":[]}",
+    HELLO("migrate", ""),
+    HELLO("migrate", CHANNELS MULTIFD("1")),
+    HELLO("migrate", CHANNELS
+          ",\"optional-capabilities\":[\"multifd\",\"switchover-ack\"]"),
+    HELLO("migrate", CHANNELS ",\"profile\":{\"required-capabilities\":"
+          "[\"postcopy-preempt\",\"postcopy-ram\"]}"),
+    HELLO("check", CHANNELS MULTIFD("2")),
     "{\"versions\":[2],\"purpose\":\"migrate\",\"required\":[\"x\"]}",
-    "{\"versions\":[1],\"purpose\":\"migrate\",\"required\":[],"
-    "\"features\":[\"named-channels\"],\"profile\":{"
-    "\"required-capabilities\":[\"multifd\"],"
-    "\"parameters\":{\"multifd\":{\"multifd-channels\":100}}}}",
+    HELLO("migrate", CHANNELS MULTIFD("100")),
     "{\"versions\":[1]}",
+    HELLO("migrate", CHANNELS ",\"optional-capabilities\":[\"multifd\","
+          "\"postcopy-ram\",\"postcopy-preempt\"]"),
 };
 
 static void op_hello(FuzzInput *in, unsigned slot)
@@ -354,41 +406,88 @@ static void op_own_hello(FuzzInput *in, unsigned slot)
     say(slot, buf);
 }
 
-static void op_commit(FuzzInput *in, unsigned slot)
+static void say_commit(FuzzPeer *peer, MigrationHandshakeDeclinedList *without)
 {
-    FuzzPeer *peer = world.slots[slot];
-    g_autofree char *digest = NULL;
-    g_autofree char *json = NULL;
+    g_autofree char *digest =
+        fuzz_digest(peer->said, fuzz_find_frame(peer->said, 0, 0, NULL),
+                    peer->heard, peer->heard->len);
+    MigrationHandshakeCommit commit = {
+        .digest = digest,
+        .has_without = without != NULL,
+        .without = without,
+    };
     g_autoptr(GByteArray) buf = g_byte_array_new();
 
-    if (peer) {
-        digest = fuzz_digest(peer->said,
-                             fuzz_find_frame(peer->said, 0, 0, NULL),
-                             peer->heard, peer->heard->len);
-        json = handshake_commit_to_json(digest);
-        fuzz_put_json(buf, HANDSHAKE_FRAME_COMMIT, json);
-        say(slot, buf);
+    handshake_put_commit(buf, &commit, &error_abort);
+    fuzz_peer_say(peer, buf->data, buf->len);
+}
+
+static void op_commit(FuzzInput *in, unsigned slot)
+{
+    if (world.slots[slot]) {
+        say_commit(world.slots[slot], NULL);
     }
+}
+
+/* What a source goes without, or may not go without */
+static void op_commit_without(FuzzInput *in, unsigned slot)
+{
+    static const char *const names[] = {
+        "multifd", "postcopy-preempt", "switchover-ack", "return-path", "x",
+        "postcopy-ram",
+    };
+    MigrationHandshakeDeclinedList *without = NULL;
+    const uint8_t which = fuzz_byte(in);
+
+    for (int i = 0; i < ARRAY_SIZE(names); i++) {
+        if (which & 1 << i) {
+            handshake_declined_add(&without, names[i], "no way");
+        }
+    }
+    if (which & 128) {
+        handshake_declined_add(&without, names[0], "twice");
+    }
+    if (world.slots[slot]) {
+        say_commit(world.slots[slot], without);
+    }
+    qapi_free_MigrationHandshakeDeclinedList(without);
 }
 
 /* Of another conversation, or none */
 static void op_bad_commit(FuzzInput *in, unsigned slot)
 {
     const uint8_t what = fuzz_byte(in);
-    g_autofree char *json = handshake_commit_to_json("00");
     g_autoptr(GByteArray) buf = g_byte_array_new();
 
-    fuzz_put_json(buf, HANDSHAKE_FRAME_COMMIT, what & 1 ? json : "{}");
+    fuzz_put_json(buf, HANDSHAKE_FRAME_COMMIT,
+                  what & 1 ? "{\"digest\":\"00\"}" : "{}");
     say(slot, buf);
 }
 
 static void op_abort(FuzzInput *in, unsigned slot)
 {
     static const HandshakeIssues none;
-    g_autofree char *json = handshake_abort_to_json("enough", &none);
     g_autoptr(GByteArray) buf = g_byte_array_new();
 
-    fuzz_put_json(buf, HANDSHAKE_FRAME_ABORT, json);
+    handshake_put_reason(buf, HANDSHAKE_FRAME_ABORT, "enough", &none,
+                         &error_abort);
+    say(slot, buf);
+}
+
+/* Answered, or dropped */
+static void op_channel(FuzzInput *in, unsigned slot)
+{
+    const uint8_t what = fuzz_byte(in);
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    HandshakeHeader header = {
+        .session = current_session(),
+        .index = what >> 1,
+    };
+
+    pstrcpy(header.name, sizeof(header.name),
+            what & 1 ? HANDSHAKE_CHANNEL_PREEMPT : HANDSHAKE_CHANNEL_MULTIFD);
+    op_connect(in, slot);
+    handshake_header_put(buf, &header);
     say(slot, buf);
 }
 
@@ -436,7 +535,7 @@ static void op_wait(FuzzInput *in, unsigned slot)
     fuzz_advance(fuzz_byte(in) * 200);
 }
 
-/* Strangers who say nothing; once, since it takes its time */
+/* Peers who say nothing; once, since it takes its time */
 static void op_crowd(FuzzInput *in, unsigned slot)
 {
     const int count = world.crowd || world.over ? 0 : 56 + fuzz_byte(in) % 16;
@@ -445,7 +544,7 @@ static void op_crowd(FuzzInput *in, unsigned slot)
         FuzzPeer *peer = new_peer();
 
         peer->deaf = true;
-        handshake_destination_accept(peer->ioc, &sink);
+        accept_peer(peer);
     }
     world.crowd |= count > 0;
 }
@@ -470,26 +569,59 @@ static void op_set_channels(FuzzInput *in, unsigned slot)
     stubs_set_multifd_channels(fuzz_byte(in));
 }
 
-static void op_prepare_fails(FuzzInput *in, unsigned slot)
+static void op_setup_fails(FuzzInput *in, unsigned slot)
 {
-    world.prepare_fails = !world.prepare_fails;
+    world.setup_fails = !world.setup_fails;
 }
 
-/* As migration_handshake_incoming_cleanup() */
+static void op_yank(FuzzInput *in, unsigned slot)
+{
+    YankInstanceList migration = { .value = MIGRATION_YANK_INSTANCE };
+
+    qmp_yank(&migration, &error_abort);
+}
+
+static void close_file(QEMUFile *file)
+{
+    if (file) {
+        migration_ioc_unregister_yank_from_file(file);
+        qemu_fclose(file);
+    }
+}
+
+/* As migration_incoming_state_destroy() */
 static void op_migration_over(FuzzInput *in, unsigned slot)
 {
     if (world.running && !world.over) {
         world.over = true;
-        handshake_destination_end();
-        handshake_settings_give_back();
+        for (guint i = 0; i < world.channels->len; i++) {
+            QIOChannel *ioc = g_ptr_array_index(world.channels, i);
+
+            migration_ioc_unregister_yank(ioc);
+            object_unref(OBJECT(ioc));
+        }
+        close_file(world.preempt);
+        close_file(world.main);
+        migration_incoming_get_current()->state = MIGRATION_STATUS_COMPLETED;
+        migration_handshake_incoming_cleanup();
+    }
+}
+
+/* What recovers a paused migration comes without handshake */
+static void op_pause(FuzzInput *in, unsigned slot)
+{
+    if (world.running && !world.over) {
+        migration_incoming_get_current()->state =
+            MIGRATION_STATUS_POSTCOPY_PAUSED;
     }
 }
 
 static void (*const ops[])(FuzzInput *in, unsigned slot) = {
     op_connect, op_hello, op_commit, op_header, op_bytes, op_close,
     op_wait, op_abort, op_own_hello, op_frame, op_grease, op_finish, op_deaf,
-    op_crowd, op_turn, op_connect_tls, op_tls_failed, op_set, op_set_channels,
-    op_prepare_fails, op_migration_over, op_bad_commit,
+    op_crowd, op_turn, op_tls, op_commit_without, op_set, op_set_channels,
+    op_setup_fails, op_migration_over, op_bad_commit, op_channel, op_yank,
+    op_pause, op_begin_tls,
 };
 
 #ifdef PLANTED_BUG
@@ -505,8 +637,34 @@ static void planted_bug(unsigned op, unsigned slot)
 }
 #endif
 
+static void begin(void)
+{
+    MigrationAddress addr = { .transport = MIGRATION_ADDRESS_TYPE_SOCKET };
+    MigrationChannel channel = {
+        .channel_type = MIGRATION_CHANNEL_TYPE_HANDSHAKE,
+        .addr = &addr,
+    };
+
+    memset(&world, 0, sizeof(world));
+    world.peers = g_ptr_array_new();
+    world.channels = g_ptr_array_new();
+    stubs_reset();
+    stubs.incoming = true;
+    stubs.recv_setup = recv_setup;
+    stubs.recv_attach = recv_attach;
+    stubs.preempt = preempt;
+    stubs.start = start;
+    /* As qmp_migrate_incoming() */
+    yank_register_instance(MIGRATION_YANK_INSTANCE, &error_abort);
+    migration_handshake_listen(&channel, &error_abort);
+    migration_incoming_get_current()->state = MIGRATION_STATUS_SETUP;
+}
+
 static void end(void)
 {
+    MigrationIncomingState *mis = migration_incoming_get_current();
+    const MigrationHandshakeInfo *info;
+
     for (guint i = 0; i < world.peers->len; i++) {
         FuzzPeer *peer = g_ptr_array_index(world.peers, i);
 
@@ -515,26 +673,31 @@ static void end(void)
         check_answer(peer);
         fuzz_peer_close(peer);
     }
+    /* Nobody has to wait until a peer that is gone would be late */
     fuzz_run();
-    /* TLS sees by itself that its peer is gone; here, time does */
-    fuzz_advance(60 * 1000);
     op_migration_over(NULL, 0);
     fuzz_run();
-    g_assert(!handshake_destination_is_busy());
-    stubs_check_settings();
+    info = migrate_get_current()->handshake->info;
+    if (info) {
+        g_assert_cmpint(info->status, !=,
+                        MIGRATION_HANDSHAKE_STATUS_IN_PROGRESS);
+        fuzz_check_info(info);
+    }
+    stubs_check_idle();
+    yank_unregister_instance(MIGRATION_YANK_INSTANCE);
     for (guint i = 0; i < world.peers->len; i++) {
         fuzz_peer_free(g_ptr_array_index(world.peers, i));
     }
+    g_clear_pointer(&mis->handshake, handshake_destination_free);
     g_ptr_array_unref(world.peers);
+    g_ptr_array_unref(world.channels);
 }
 
 void fuzz_one(const uint8_t *data, size_t size)
 {
     FuzzInput in = { data, data + size };
 
-    memset(&world, 0, sizeof(world));
-    world.peers = g_ptr_array_new();
-    stubs.incoming = true;
+    begin();
     for (int step = 0; in.pos < in.end && step < STEPS_MAX; step++) {
         const unsigned op = fuzz_byte(&in) % ARRAY_SIZE(ops);
         const uint8_t slot = fuzz_byte(&in);

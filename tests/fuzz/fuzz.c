@@ -5,17 +5,21 @@
  */
 
 #include "qemu/osdep.h"
-#include "qapi/error.h"
+#include "qemu/bswap.h"
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
 #include "qemu/timer.h"
-#include "qobject/qjson.h"
-#include "../migration/handshake-wire.h"
+#include "qapi/error.h"
+#include "qapi/qapi-visit-migration-handshake.h"
+#include "qapi/qobject-output-visitor.h"
+#include "qapi/util.h"
 #include "fuzz.h"
-#include "stubs.h"
 
-/* As handshake_text() cuts it */
+/* As message.c bounds them */
 #define TEXT_MAX        1024
+#define STREAM_NAME_MAX 255
+#define SECTIONS_MAX    16384
+#define RAM_BLOCKS_MAX  2048
 /* Far more turns than any input takes */
 #define TURNS_MAX       100000
 
@@ -82,15 +86,25 @@ void fuzz_advance(int64_t ms)
     fuzz_run();
 }
 
-void fuzz_check_text(const char *text)
+static void check_line(const char *text, size_t max)
 {
     if (text) {
-        g_assert_cmpuint(strlen(text), <=, TEXT_MAX);
+        g_assert_cmpuint(strlen(text), <=, max);
         g_assert_true(g_utf8_validate(text, -1, NULL));
         for (; *text; text++) {
             g_assert_false(g_ascii_iscntrl(*text));
         }
     }
+}
+
+void fuzz_check_text(const char *text)
+{
+    check_line(text, TEXT_MAX);
+}
+
+void fuzz_check_message(const char *text)
+{
+    check_line(text, 2 * TEXT_MAX + 256);
 }
 
 void fuzz_check_issues(const HandshakeIssues *issues)
@@ -109,8 +123,14 @@ void fuzz_check_issues(const HandshakeIssues *issues)
         fuzz_check_text(issue->source);
         fuzz_check_text(issue->destination);
         fuzz_check_text(issue->message);
-        errors += issue->severity == MIGRATION_HANDSHAKE_SEVERITY_ERROR;
-        warnings += issue->severity == MIGRATION_HANDSHAKE_SEVERITY_WARNING;
+        if (g_str_equal(issue->severity, "error")) {
+            /* They come first */
+            g_assert_cmpuint(errors++, ==, listed);
+        } else if (g_str_equal(issue->severity, "warning")) {
+            warnings++;
+        } else {
+            g_assert_cmpstr(issue->severity, ==, "info");
+        }
         listed++;
     }
     g_assert_cmpuint(listed, ==, issues->listed);
@@ -130,40 +150,43 @@ static void check_declined(const MigrationHandshakeDeclinedList *l)
     }
 }
 
-void fuzz_check_hello(const HandshakeHello *hello)
+void fuzz_check_hello(const MigrationHandshakeHello *hello)
 {
-    const HandshakeProfile *profile = hello->profile;
-    const GPtrArray *sections = profile->sections;
-    const GPtrArray *blocks = profile->ram_blocks;
+    const MigrationHandshakeCombinationList *c;
+    const MigrationProfileSectionList *s;
+    const MigrationProfileRAMBlockList *b;
+    size_t count = 0;
 
-    g_assert(hello->purpose);
+    g_assert(hello->purpose && hello->profile);
     check_declined(hello->declined);
-    if (sections) {
-        g_assert_cmpuint(sections->len, <=, HANDSHAKE_SECTIONS_MAX);
-        for (guint i = 0; i < sections->len; i++) {
-            const HandshakeSection *s = g_ptr_array_index(sections, i);
-
-            g_assert_cmpuint(strlen(s->name), <=, HANDSHAKE_STREAM_NAME_MAX);
-            g_assert(!s->minimum && !s->idle);
-        }
+    for (c = hello->combinations; c; c = c->next) {
+        fuzz_check_text(c->value->reason);
     }
-    if (blocks) {
-        g_assert_cmpuint(blocks->len, <=, HANDSHAKE_RAM_BLOCKS_MAX);
-        for (guint i = 0; i < blocks->len; i++) {
-            const HandshakeRAMBlock *b = g_ptr_array_index(blocks, i);
-
-            g_assert_cmpuint(strlen(b->name), <=, HANDSHAKE_STREAM_NAME_MAX);
-        }
+    for (s = hello->profile->sections; s; s = s->next) {
+        g_assert_cmpuint(strlen(s->value->name), <=, STREAM_NAME_MAX);
+        count += QAPI_LIST_LENGTH(s->value->instances) ?: 1;
     }
+    g_assert_cmpuint(count, <=, SECTIONS_MAX);
+    for (b = hello->profile->ram_blocks; b; b = b->next) {
+        g_assert_cmpuint(strlen(b->value->name), <=, STREAM_NAME_MAX);
+    }
+    g_assert_cmpuint(QAPI_LIST_LENGTH(hello->profile->ram_blocks), <=,
+                     RAM_BLOCKS_MAX);
 }
 
 void fuzz_check_verdict(const HandshakeVerdict *verdict)
 {
     g_autofree char *summary = handshake_issues_summary(&verdict->issues);
-    const MigrationHandshakePeer *peer = verdict->peer;
+    const MigrationHandshakePeer *peer = verdict->message->peer;
+    const strList *l;
 
     fuzz_check_issues(&verdict->issues);
-    check_declined(verdict->declined);
+    g_assert_null(verdict->message->issues);
+    fuzz_check_text(verdict->message->message);
+    check_declined(verdict->message->declined);
+    for (l = verdict->message->not_understood; l; l = l->next) {
+        fuzz_check_text(l->value);
+    }
     /* Two texts and what stands around them */
     g_assert_cmpuint(strlen(summary), <=, 2 * TEXT_MAX + 64);
     if (peer) {
@@ -174,12 +197,49 @@ void fuzz_check_verdict(const HandshakeVerdict *verdict)
     }
 }
 
-char *fuzz_json(QDict *dict)
+void fuzz_check_info(const MigrationHandshakeInfo *info)
 {
-    g_autoptr(GString) json = qobject_to_json(QOBJECT(dict));
+    const MigrationHandshakeIssueList *l;
+    unsigned listed = 0;
 
-    qobject_unref(dict);
-    return g_strdup(json->str);
+    fuzz_check_message(info->message);
+    for (l = info->issues; l; l = l->next) {
+        fuzz_check_text(l->value->code);
+        fuzz_check_text(l->value->message);
+        listed++;
+    }
+    /* Those of a LAST WORD are behind the verdict's */
+    g_assert_cmpuint(listed, <=, 2 * HANDSHAKE_ISSUES_MAX);
+    g_assert(!info->has_issues_omitted == !info->issues_omitted);
+    check_declined(info->declined);
+    for (const strList *c = info->capabilities; c; c = c->next) {
+        fuzz_check_text(c->value);
+    }
+}
+
+QObject *fuzz_hello_object(const MigrationHandshakeHello *hello)
+{
+    MigrationHandshakeHello *obj = (MigrationHandshakeHello *)hello;
+    QObject *result;
+    Visitor *v = qobject_output_visitor_new(&result);
+
+    visit_type_MigrationHandshakeHello(v, NULL, &obj, &error_abort);
+    visit_complete(v, &result);
+    visit_free(v);
+    return result;
+}
+
+GString *fuzz_payload(GByteArray *buf, HandshakeFrameType type)
+{
+    GString *json;
+
+    g_assert_cmpuint(buf->len, >=, HANDSHAKE_PREFIX_SIZE);
+    g_assert_cmpuint(ldl_be_p(buf->data), ==, buf->len - HANDSHAKE_PREFIX_SIZE);
+    g_assert_cmpuint(lduw_be_p(buf->data + 4), ==, type);
+    json = g_string_new_len((char *)buf->data + HANDSHAKE_PREFIX_SIZE,
+                            buf->len - HANDSHAKE_PREFIX_SIZE);
+    g_byte_array_unref(buf);
+    return json;
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
@@ -202,7 +262,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     g_random_set_seed(1);
     /* What is limited to one a second is so within an input */
     fuzz_advance(2000);
-    stubs_reset();
     fuzz_one(data, size);
     return 0;
 }

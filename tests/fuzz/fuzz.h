@@ -7,15 +7,15 @@
 #ifndef QEMU_TESTS_FUZZ_FUZZ_H
 #define QEMU_TESTS_FUZZ_FUZZ_H
 
-#include "../migration/handshake-message.h"
+#include "migration/handshake/message.h"
 
 /**
  * fuzz_one: what a target does with one input
  * @data: bytes from the fuzzer
  * @size: how many
  *
- * Each target has its own.  Time, random numbers and settings are the same at
- * the beginning of each call.
+ * Each target has its own.  Time and random numbers are the same at the
+ * beginning of each call; stubs_reset() is for targets with stubs.c to call.
  */
 void fuzz_one(const uint8_t *data, size_t size);
 
@@ -45,11 +45,17 @@ void fuzz_advance(int64_t ms);
 
 /* Abort if something from a peer is not as the headers promise. */
 void fuzz_check_text(const char *text);
+/* One of our own that quotes such texts */
+void fuzz_check_message(const char *text);
 void fuzz_check_issues(const HandshakeIssues *issues);
-void fuzz_check_hello(const HandshakeHello *hello);
+void fuzz_check_hello(const MigrationHandshakeHello *hello);
 void fuzz_check_verdict(const HandshakeVerdict *verdict);
+void fuzz_check_info(const MigrationHandshakeInfo *info);
 
-/* A JSON object as text; @dict is consumed */
-char *fuzz_json(QDict *dict);
+/* A HELLO as QMP would return it */
+QObject *fuzz_hello_object(const MigrationHandshakeHello *hello);
+
+/* The payload of the one frame in @buf, which is of type @type; consumes it */
+GString *fuzz_payload(GByteArray *buf, HandshakeFrameType type);
 
 #endif

@@ -6,16 +6,16 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
-#include "qobject/qjson.h"
-#include "../migration/handshake-message.h"
+#include "qapi/util.h"
+#include "qobject/qdict.h"
 #include "fuzz.h"
 
-/* As handshake-message.c bounds it */
+/* As message.c bounds it */
 #define NOT_UNDERSTOOD_MAX  64
 
 #ifdef PLANTED_BUG
 /* There is room for all purposes that are known */
-static void planted_bug(const HandshakeHello *hello)
+static void planted_bug(const MigrationHandshakeHello *hello)
 {
     g_autofree char *copy = g_malloc(sizeof(HANDSHAKE_PURPOSE_MIGRATE));
 
@@ -25,81 +25,70 @@ static void planted_bug(const HandshakeHello *hello)
 }
 #endif
 
-static void check_not_understood(const strList *list)
-{
-    unsigned count = 0;
-
-    for (; list; list = list->next) {
-        count++;
-    }
-    g_assert_cmpuint(count, <=, NOT_UNDERSTOOD_MAX);
-}
-
-static void drop_last(uint32List **list)
-{
-    while ((*list)->next) {
-        list = &(*list)->next;
-    }
-    qapi_free_uint32List(*list);
-    *list = NULL;
-}
-
-static void drop_last_name(strList **list)
-{
-    while ((*list)->next) {
-        list = &(*list)->next;
-    }
-    qapi_free_strList(*list);
-    *list = NULL;
-}
-
 /* What was understood is not lost on the way into a file and back */
-static void check_file(const char *text, size_t len)
+static void check_file(const MigrationHandshakeHello *hello)
 {
-    g_autoptr(HandshakeHello) hello =
-        handshake_hello_from_profile(text, len, &error_abort);
-    g_autoptr(QDict) first = handshake_hello_to_profile(hello);
-    g_autoptr(GString) file = qobject_to_json(QOBJECT(first));
-    g_autoptr(HandshakeHello) again =
-        handshake_hello_from_profile(file->str, file->len, &error_abort);
-    g_autoptr(QDict) second = handshake_hello_to_profile(again);
+    QObject *first = fuzz_hello_object(hello);
+    g_autoptr(MigrationHandshakeHello) again =
+        handshake_get_profile(first, &error_abort);
+    QObject *second = fuzz_hello_object(again);
 
-    fuzz_check_hello(hello);
-    g_assert_true(qobject_is_equal(QOBJECT(first), QOBJECT(second)));
+    g_assert_true(qobject_is_equal(first, second));
+    qobject_unref(first);
+    qobject_unref(second);
 }
 
 /* Nor into a frame */
-static void check_frame(const HandshakeHello *hello)
+static void check_frame(const MigrationHandshakeHello *hello)
 {
-    g_autofree char *frame = handshake_hello_to_json(hello);
-    g_autoptr(HandshakeHello) again =
-        handshake_hello_from_json(frame, strlen(frame), NULL, &error_abort);
-    g_autoptr(QDict) first = handshake_hello_to_profile(hello);
-    g_autoptr(QDict) second = NULL;
+    GByteArray *buf = g_byte_array_new();
+    g_autoptr(GString) json = NULL;
+    g_autoptr(MigrationHandshakeHello) again = NULL;
+    uint32List **version;
+    strList **feature;
+    QObject *first = fuzz_hello_object(hello);
+    QObject *second;
 
+    g_assert_true(handshake_put_hello(buf, hello, &error_abort));
+    json = fuzz_payload(buf, HANDSHAKE_FRAME_HELLO);
+    again = handshake_get_hello(json, NULL, &error_abort);
     /* It has got grease */
-    drop_last(&again->versions);
-    drop_last_name(&again->features);
-    second = handshake_hello_to_profile(again);
-    g_assert_true(qobject_is_equal(QOBJECT(first), QOBJECT(second)));
+    version = &again->versions;
+    while ((*version)->next) {
+        version = &(*version)->next;
+    }
+    g_clear_pointer(version, qapi_free_uint32List);
+    feature = &again->features;
+    while (*feature && (*feature)->next) {
+        feature = &(*feature)->next;
+    }
+    g_clear_pointer(feature, qapi_free_strList);
+
+    second = fuzz_hello_object(again);
+    g_assert_true(qobject_is_equal(first, second));
+    qobject_unref(first);
+    qobject_unref(second);
 }
 
 void fuzz_one(const uint8_t *data, size_t size)
 {
-    const char *text = (const char *)data;
+    g_autoptr(GString) json = g_string_new_len((const char *)data, size);
     g_autoptr(strList) not_understood = NULL;
     g_autoptr(Error) err = NULL;
-    g_autoptr(HandshakeHello) hello =
-        handshake_hello_from_json(text, size, &not_understood, &err);
+    g_autoptr(MigrationHandshakeHello) hello =
+        handshake_get_hello(json, &not_understood, &err);
 
-    check_not_understood(not_understood);
     g_assert(!hello == !!err);
+    g_assert_cmpuint(QAPI_LIST_LENGTH(not_understood), <=, NOT_UNDERSTOOD_MAX);
+    for (strList *l = not_understood; l; l = l->next) {
+        fuzz_check_text(l->value);
+    }
     if (hello) {
         fuzz_check_hello(hello);
 #ifdef PLANTED_BUG
         planted_bug(hello);
 #endif
-        check_file(text, size);
+        check_file(hello);
         check_frame(hello);
     }
 }

@@ -1,5 +1,5 @@
 /*
- * Migration handshake: fuzz the readers of COMMIT and ABORT
+ * Migration handshake: fuzz the readers of COMMIT, ABORT and LAST WORD
  *
  * The first byte says which one it is.
  *
@@ -8,61 +8,67 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
-#include "../migration/handshake-message.h"
-#include "../migration/handshake-wire.h"
 #include "fuzz.h"
 
-static void read_commit(const char *text, size_t len)
+static void read_commit(const GString *json)
 {
     g_autoptr(Error) err = NULL;
-    g_autofree char *digest = handshake_commit_from_json(text, len, &err);
-    g_autofree char *json = NULL;
-    g_autofree char *again = NULL;
+    g_autoptr(MigrationHandshakeCommit) commit =
+        handshake_get_commit(json, &err);
+    g_autoptr(MigrationHandshakeCommit) again = NULL;
+    g_autoptr(GString) copy = NULL;
+    const MigrationHandshakeDeclinedList *l;
+    GByteArray *buf;
 
-    g_assert(!digest == !!err);
-    if (digest) {
-        json = handshake_commit_to_json(digest);
-        again = handshake_commit_from_json(json, strlen(json), &error_abort);
-        g_assert_cmpstr(again, ==, digest);
+    g_assert(!commit == !!err);
+    if (commit) {
+        for (l = commit->without; l; l = l->next) {
+            fuzz_check_text(l->value->capability);
+            fuzz_check_text(l->value->reason);
+        }
+        buf = g_byte_array_new();
+        g_assert_true(handshake_put_commit(buf, commit, &error_abort));
+        copy = fuzz_payload(buf, HANDSHAKE_FRAME_COMMIT);
+        again = handshake_get_commit(copy, &error_abort);
+        g_assert_cmpstr(again->digest, ==, commit->digest);
     }
 }
 
-static void read_abort(const char *text, size_t len)
+static void read_reason(const GString *json, HandshakeFrameType type)
 {
     HandshakeIssues issues = { 0 };
-    g_autoptr(Error) err = NULL;
-    g_autofree char *message = handshake_abort_from_json(text, len, &issues,
-                                                         &err);
-    g_autofree char *json = NULL;
+    HandshakeIssues more = { 0 };
+    g_autofree char *message = handshake_get_reason(json, &issues);
     g_autofree char *again = NULL;
+    g_autoptr(GString) copy = NULL;
+    GByteArray *buf = g_byte_array_new();
 
-    g_assert(!message == !!err);
+    g_assert(message);
     fuzz_check_text(message);
     fuzz_check_issues(&issues);
-    if (message) {
-        HandshakeIssues more = { 0 };
 
-        json = handshake_abort_to_json(message, &issues);
-        g_assert_cmpuint(strlen(json), <=, HANDSHAKE_FRAME_MAX);
-        again = handshake_abort_from_json(json, strlen(json), &more,
-                                          &error_abort);
-        g_assert_cmpstr(again, ==, message);
-        g_assert_cmpuint(more.listed + more.omitted, ==,
-                         issues.listed + issues.omitted);
-        handshake_issues_free(&more);
-    }
+    g_assert_true(handshake_put_reason(buf, type, message, &issues,
+                                       &error_abort));
+    copy = fuzz_payload(buf, type);
+    again = handshake_get_reason(copy, &more);
+    g_assert_cmpstr(again, ==, message);
+    g_assert_cmpuint(more.listed + more.omitted, ==,
+                     issues.listed + issues.omitted);
     handshake_issues_free(&issues);
+    handshake_issues_free(&more);
 }
 
 void fuzz_one(const uint8_t *data, size_t size)
 {
     FuzzInput in = { data, data + size };
-    const bool commit = fuzz_byte(&in) & 1;
-    const char *text = (const char *)in.pos;
+    const uint8_t which = fuzz_byte(&in);
+    g_autoptr(GString) json = g_string_new_len((const char *)in.pos,
+                                               in.end - in.pos);
 
-    if (commit) {
-        read_commit(text, in.end - in.pos);
+    if (which & 1) {
+        read_commit(json);
     } else {
-        read_abort(text, in.end - in.pos);
+        read_reason(json, which & 2 ? HANDSHAKE_FRAME_LAST_WORD
+                                    : HANDSHAKE_FRAME_ABORT);
     }
 }

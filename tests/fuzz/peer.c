@@ -5,23 +5,41 @@
  */
 
 #include "qemu/osdep.h"
-#include "io/channel-socket.h"
+#include <sys/ioctl.h>
+#include "io/channel-tls.h"
 #include "qapi/error.h"
 #include "qemu/bswap.h"
-#include "../migration/handshake-message.h"
 #include "peer.h"
 
-FuzzPeer *fuzz_peer_new(void)
+static FuzzPeer *peer_new(int *fd)
 {
     FuzzPeer *peer = g_new0(FuzzPeer, 1);
     int fds[2];
 
     g_assert(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds));
     g_assert(!fcntl(fds[1], F_SETFL, O_NONBLOCK));
-    peer->ioc = QIO_CHANNEL(qio_channel_socket_new_fd(fds[0], &error_abort));
+    *fd = fds[0];
     peer->fd = fds[1];
     peer->said = g_byte_array_new();
     peer->heard = g_byte_array_new();
+    return peer;
+}
+
+FuzzPeer *fuzz_peer_new(void)
+{
+    int fd;
+    FuzzPeer *peer = peer_new(&fd);
+
+    peer->ioc = QIO_CHANNEL(qio_channel_socket_new_fd(fd, &error_abort));
+    return peer;
+}
+
+FuzzPeer *fuzz_peer_accept(QIOChannelSocket *ioc)
+{
+    FuzzPeer *peer = peer_new(&ioc->fd);
+
+    qio_channel_set_feature(QIO_CHANNEL(ioc), QIO_CHANNEL_FEATURE_SHUTDOWN);
+    peer->ioc = QIO_CHANNEL(object_ref(OBJECT(ioc)));
     return peer;
 }
 
@@ -35,10 +53,29 @@ void fuzz_peer_free(FuzzPeer *peer)
     g_free(peer);
 }
 
+QIOChannel *fuzz_raw(QIOChannel *ioc)
+{
+    Object *tls = object_dynamic_cast(OBJECT(ioc), TYPE_QIO_CHANNEL_TLS);
+
+    return tls ? QIO_CHANNEL_TLS(tls)->master : ioc;
+}
+
+void fuzz_peer_begin_tls(FuzzPeer *peer)
+{
+    static const uint8_t tls = FUZZ_TLS;
+
+    if (peer->fd >= 0 && !peer->tls && !peer->said->len && !peer->finished) {
+        peer->tls = send(peer->fd, &tls, 1, MSG_NOSIGNAL) == 1;
+    }
+}
+
 void fuzz_peer_say(FuzzPeer *peer, const void *data, size_t len)
 {
     ssize_t sent = -1;
 
+    if (!peer->said->len && len && *(const uint8_t *)data == FUZZ_TLS) {
+        return;
+    }
     if (peer->fd >= 0 && !peer->finished) {
         sent = send(peer->fd, data, len, MSG_NOSIGNAL);
     }
@@ -77,6 +114,14 @@ void fuzz_peer_close(FuzzPeer *peer)
     }
 }
 
+size_t fuzz_peer_unread(const FuzzPeer *peer)
+{
+    int unread;
+
+    g_assert(!ioctl(QIO_CHANNEL_SOCKET(peer->ioc)->fd, FIONREAD, &unread));
+    return unread;
+}
+
 void fuzz_put_frame(GByteArray *buf, uint16_t type, uint16_t flags,
                     const void *payload, size_t len)
 {
@@ -105,13 +150,28 @@ void fuzz_put_any_frame(GByteArray *buf, FuzzInput *in)
 void fuzz_put_grease(GByteArray *buf, FuzzInput *in)
 {
     for (int n = fuzz_byte(in) % 20; n >= 0; n--) {
-        fuzz_put_frame(buf, handshake_grease_number(), 0, "", 0);
+        handshake_put_grease(buf);
     }
 }
 
 void fuzz_put_json(GByteArray *buf, uint16_t type, const char *json)
 {
     fuzz_put_frame(buf, type, HANDSHAKE_FRAME_CRITICAL, json, strlen(json));
+}
+
+size_t fuzz_get_header(const GByteArray *said, HandshakeHeader *header)
+{
+    size_t size;
+
+    if (said->len < HANDSHAKE_HEADER_SIZE) {
+        return 0;
+    }
+    size = lduw_be_p(said->data + 6);
+    memset(header, 0, sizeof(*header));
+    memcpy(&header->session, said->data + 8, sizeof(header->session));
+    memcpy(header->name, said->data + 24, HANDSHAKE_NAME_SIZE);
+    header->index = ldl_be_p(said->data + 40);
+    return size <= said->len ? size : 0;
 }
 
 size_t fuzz_find_frame(const GByteArray *said, uint16_t type, size_t after,
@@ -159,16 +219,4 @@ char *fuzz_digest(const GByteArray *source, size_t hello,
     qcrypto_hash_digestv(QCRYPTO_HASH_ALGO_SHA256, iov, ARRAY_SIZE(iov),
                          &digest, &error_abort);
     return digest;
-}
-
-GByteArray *fuzz_rest(QIOChannel *ioc)
-{
-    GByteArray *rest = g_byte_array_new();
-    char buf[4096];
-    ssize_t len;
-
-    while ((len = qio_channel_read(ioc, buf, sizeof(buf), NULL)) > 0) {
-        g_byte_array_append(rest, (uint8_t *)buf, len);
-    }
-    return rest;
 }

@@ -7,7 +7,7 @@
 #ifndef QEMU_TESTS_FUZZ_PEER_H
 #define QEMU_TESTS_FUZZ_PEER_H
 
-#include "../migration/handshake-wire.h"
+#include "io/channel-socket.h"
 #include "fuzz.h"
 
 typedef struct FuzzPeer {
@@ -15,14 +15,25 @@ typedef struct FuzzPeer {
     int fd;                 /* ours; -1 once it is closed */
     bool deaf;              /* does not read */
     bool finished;          /* does not write any more */
+    bool tls;               /* has begun with TLS, which is not in @said: */
     GByteArray *said;       /* to QEMU */
     GByteArray *heard;
 } FuzzPeer;
 
+/* Connected to a new socket of QEMU's */
 FuzzPeer *fuzz_peer_new(void);
+/* Connected to a socket that QEMU has opened */
+FuzzPeer *fuzz_peer_accept(QIOChannelSocket *ioc);
 
-/* Closes both ends; aborts if anybody in QEMU still has a reference */
+/* Aborts if anybody in QEMU still has a reference to its end */
 void fuzz_peer_free(FuzzPeer *peer);
+
+/* The raw channel below TLS, if that is one with TLS */
+QIOChannel *fuzz_raw(QIOChannel *ioc);
+
+/* What gets a peer through TLS, see tls.c; nothing else begins like it */
+#define FUZZ_TLS    0x16
+void fuzz_peer_begin_tls(FuzzPeer *peer);
 
 /* What there is no room for is lost */
 void fuzz_peer_say(FuzzPeer *peer, const void *data, size_t len);
@@ -30,6 +41,9 @@ void fuzz_peer_say(FuzzPeer *peer, const void *data, size_t len);
 bool fuzz_peer_listen(FuzzPeer *peer);
 void fuzz_peer_finish(FuzzPeer *peer);
 void fuzz_peer_close(FuzzPeer *peer);
+
+/* How much QEMU has not read */
+size_t fuzz_peer_unread(const FuzzPeer *peer);
 
 /* Builders of what a peer says; they append to @buf */
 void fuzz_put_frame(GByteArray *buf, uint16_t type, uint16_t flags,
@@ -39,6 +53,15 @@ void fuzz_put_any_frame(GByteArray *buf, FuzzInput *in);
 /* Frames that are skipped, or one too many of them */
 void fuzz_put_grease(GByteArray *buf, FuzzInput *in);
 void fuzz_put_json(GByteArray *buf, uint16_t type, const char *json);
+
+/**
+ * fuzz_get_header: the header that a channel has begun with
+ * @said: what one side has said on it
+ * @header: set to it
+ *
+ * Returns: its size; 0 if it is not there, or not complete
+ */
+size_t fuzz_get_header(const GByteArray *said, HandshakeHeader *header);
 
 /**
  * fuzz_find_frame: the first frame of a type, behind a channel header
@@ -55,8 +78,5 @@ size_t fuzz_find_frame(const GByteArray *said, uint16_t type, size_t after,
 /* What both sides saw: the source's bytes up to HELLO, and up to the verdict */
 char *fuzz_digest(const GByteArray *source, size_t hello,
                   const GByteArray *destination, size_t verdict);
-
-/* What QEMU has not read; the channel has to be without further use */
-GByteArray *fuzz_rest(QIOChannel *ioc);
 
 #endif

@@ -26,26 +26,36 @@ from machine import Json, Lab, Machine                      # noqa: E402
 from processes import (Options, begin, end, inet, pc_lab,   # noqa: E402
                        set_channels, start_destination, start_source)
 from relay import Relay             # noqa: E402
-from wire import (ABORT, ACCEPT, COMMIT, HEADER_SIZE, HELLO, PREFIX_SIZE,   # noqa: E402
-                  REJECT, SESSION, FakeDestination, Peer, frame, header)
+from wire import (ABORT, ACCEPT, COMMIT, HEADER_SIZE, HELLO, LAST_WORD,     # noqa: E402
+                  PREFIX_SIZE, REJECT, SESSION, FakeDestination, Peer, frame, header, parameter)
 
 SPOKEN = (HELLO, ACCEPT, REJECT, COMMIT, ABORT)
-NAMES = {HELLO: "hello", ACCEPT: "accept", REJECT: "reject", COMMIT: "commit", ABORT: "abort"}
+NAMES = {HELLO: "hello", ACCEPT: "accept", REJECT: "reject", COMMIT: "commit", ABORT: "abort",
+         LAST_WORD: "last-word"}
 
 # Places in the tables of operations in destination.c and source.c. There, a byte
 # for the connection follows, with AT_ONCE if QEMU does not run before the next.
 (CONNECT, CANNED_HELLO, SAY_COMMIT, SAY_HEADER, SAY_BYTES, CLOSE, WAIT, SAY_ABORT,
  SAY_HELLO) = range(9)
-CONNECT_TLS, SAY_BAD_COMMIT, AT_ONCE = 15, 21, 128
-MULTIFD, PREEMPT, IN_SESSION = 1, 2, 4
+(SWITCH_TLS, SAY_WITHOUT, SWITCH, SET_CHANNELS, SETUP_FAILS, OVER, SAY_BAD_COMMIT, CHANNEL,
+ YANK, PAUSE, BEGIN_TLS) = range(15, 26)
+SAY_ACCEPT, SAY_REJECT, SAY_VERDICT, ANSWER_HEADER = range(4)
+(END, WAIT_HERE, CANCEL, ANSWER, ANSWER_ALL, SAY_LAST_WORD, SLOW, CONNECTED, YANK_HERE, FAIL,
+ TLS_HERE, BEGIN_TLS_HERE) = (7, 10, 12, 15, 16, 17, 18, 19, 20, 21, 22, 23)
+AT_ONCE = 128
+ALL, ON, BAD = 4, 1, 2          # of what was offered; a switch; credentials
+# What a source wants: bits of a script's first byte
+CHECK, TIMEOUT, WANTED, SWITCHES, ONE_CONNECTION, SLOWLY = 1, 4, 8, 16, 32, 128
+# Places in QEMU's list of capabilities
+POSTCOPY, RETURN_PATH, MULTIFD, PREEMPT = 5, 8, 10, 18
 OTHERS, OWN = range(2)          # see profile.c
-SAY_ACCEPT, SAY_REJECT, SAY_VERDICT = range(3)
+
+LAST_WORD_READERS = {COMMIT: 1, ABORT: 0, LAST_WORD: 2}     # see last-word.c
 
 Said = dict[int, bytes]
 
 # What only a few machines say, on top of the shortest HELLO.
-CHANNELS = {"features": ["named-channels"]}
-MULTIFD_GROUP = {"multifd-channels": 2, "multifd-compression": "none"}
+CHANNELS = {"features": ["named-channels", "late-error"]}
 HELLOS: dict[str, Json] = {
     "shortest": {},
     "versions": {"versions": [2, 4294967295, "x"], "required": ["later"], "purpose": "resume"},
@@ -70,14 +80,16 @@ HELLOS: dict[str, Json] = {
         "multifd-flush-after-each-section": True}}},
     "conflict": {**CHANNELS, "profile": {"required-capabilities": [
         "multifd", "postcopy-ram", "xbzrle", "return-path", "later", "multifd"],
-        "parameters": {"multifd": MULTIFD_GROUP, "return-path": {"x": 1}}}},
+        "parameters": [parameter("multifd-channels", 2), parameter("multifd-compression", "none"),
+                       parameter("x", 1, "return-path")]}},
     "no-channels": {"optional-capabilities": ["multifd"], "profile": {
         "required-capabilities": ["postcopy-preempt"]}},
-    "values": {**CHANNELS, "profile": {"required-capabilities": ["multifd"], "parameters": {
-        "multifd": {"multifd-channels": 0, "multifd-compression": "zlib", "later": None}}}},
+    "values": {**CHANNELS, "profile": {"required-capabilities": ["multifd"], "parameters": [
+        parameter("multifd-channels", 0), parameter("multifd-compression", "zlib"),
+        {"capability": "multifd", "name": "later", "value": None}]}},
     "groups": {**CHANNELS, "optional-capabilities": [
         "multifd", "later", "xbzrle", "multifd", "return-path"],
-        "profile": {"parameters": {"multifd": 1}}},
+        "profile": {"parameters": [parameter("", 1)]}},
 }
 
 
@@ -113,15 +125,18 @@ def write_messages(name: str, frames: Said) -> None:
         write("json", name_of_it, message)
         if kind == HELLO:
             write("hello", name_of_it, message)
-            write("judge", name_of_it, bytes(4) + message)
+            write("compare", name_of_it, bytes(4) + message)
             write("destination", name_of_it,
                   bytes([CONNECT, 0, SAY_HELLO, 0]) + text(message) + bytes([SAY_COMMIT, 0]))
         elif kind in (ACCEPT, REJECT):
             accept = bytes([kind == ACCEPT])
             write("verdict", name_of_it, accept + message)
-            write("source", name_of_it, bytes([0, SAY_VERDICT]) + accept + text(message))
+            write("source", name_of_it, bytes([0, SAY_VERDICT, 0]) + accept + text(message)
+                  + bytes([ANSWER_ALL, 0]))
         else:
-            write("last-word", name_of_it, bytes([kind == COMMIT]) + message)
+            write("last-word", name_of_it, bytes([LAST_WORD_READERS[kind]]) + message)
+            if kind == LAST_WORD:
+                write("return-path", name_of_it, bytes(1) + frame(kind, message))
 
 
 def write_short_messages() -> None:
@@ -132,11 +147,14 @@ def write_short_messages() -> None:
         ACCEPT: b'{"version":1,"capabilities":["return-path"]}',
         REJECT: b'{"message":"no","issues":[{"code":"uuid","severity":"error","message":"no"}]}',
         COMMIT: b'{"digest":"00"}',
-        ABORT: b'{"message":"no"}'})
+        ABORT: b'{"message":"no"}',
+        LAST_WORD: b'{"message":"no","guest":"not-started"}'})
     odd = json.dumps({"message": "line\n" * 300 + "\u00e9" * 300, "issues-omitted": 7,
                       "issues": [{}, 1, {"severity": "later", "source": "x" * 2000}],
                       "peer": {"machine": "\x7f" * 1100}}, ensure_ascii=False).encode()
-    write_messages("odd", {REJECT: odd, ABORT: odd})
+    write_messages("odd", {REJECT: odd, ABORT: odd, LAST_WORD: odd})
+    write_messages("without", {COMMIT: json.dumps({"digest": "0" * 64, "without": [
+        {"capability": "multifd", "reason": "no way"}, {}, 1]}).encode()})
     for name, more in HELLOS.items():
         message = {"versions": [1], "purpose": "migrate", "required": [], **more}
         write_messages(name, {HELLO: json.dumps(message, separators=(",", ":")).encode()})
@@ -144,43 +162,108 @@ def write_short_messages() -> None:
 
 def write_scripts() -> None:
     """The ways that a conversation can take, in a few bytes each."""
+    write_destination_scripts()
+    write_source_scripts()
+    # A message of QEMU's own, and what was not agreed on
+    pong = struct.pack(">HHI", 2, 4, 7)
+    unknown = struct.pack(">IHH", 2, 0x0a0a, 0) + b"{}"
+    write("return-path", "pong", bytes(1) + pong + unknown + pong)
+    write("return-path", "unknown", bytes(1) + unknown * 18)
+    write("return-path", "critical", bytes(1) + frame(0x0a0a, {}))
+    write("return-path", "not-agreed", bytes([2]) + frame(LAST_WORD, {}))
+    write("return-path", "no-handshake", bytes([1]) + header())
+
+
+def write_destination_scripts() -> None:
     def hello(number: int, slot: int = 0) -> bytes:
         return bytes([CONNECT, slot, CANNED_HELLO, slot, number])
 
-    def channel(slot: int, name: int, index: int = 0) -> bytes:
-        return bytes([CONNECT, slot, SAY_HEADER, slot, name | IN_SESSION, index])
+    def channel(slot: int, index: int = 0, preempt: bool = False) -> bytes:
+        return bytes([CHANNEL, slot, index << 1 | preempt])
 
     commit = bytes([SAY_COMMIT, 0])
-    stream = bytes([SAY_COMMIT, AT_ONCE, SAY_BYTES, 0, 8]) + b"QEVM\0\0\0\3"
     wait = bytes([WAIT, 0, 255])
+    multifd = hello(1) + channel(1)
     scripts = {
         "plain": hello(0) + commit,
-        "multifd": hello(1) + commit + channel(1, MULTIFD),
-        "multifd-default": hello(2) + commit + channel(1, MULTIFD, 1) + channel(2, MULTIFD),
-        "preempt": hello(3) + commit + channel(1, PREEMPT),
-        "stream": hello(0) + stream,
-        "stream-multifd": hello(1) + stream + channel(1, MULTIFD),
-        "preempt-unasked": hello(0) + channel(1, PREEMPT) + commit + channel(2, PREEMPT),
-        "channel-first": hello(1) + channel(1, MULTIFD) + commit,
-        "missing-channel": hello(2) + commit + channel(1, MULTIFD) + wait,
+        "multifd": multifd + commit,
+        "multifd-default": hello(2) + channel(1, 1) + channel(2) + commit,
+        "preempt": hello(3) + channel(1, preempt=True) + commit,
+        "all-channels": hello(8) + channel(1) + channel(2, preempt=True) + channel(3, 1) + commit,
+        "stream": hello(0) + bytes([SAY_COMMIT, AT_ONCE, SAY_BYTES, 0, 8]) + b"QEVM\0\0\0\3",
+        "channel-first": channel(1) + hello(1) + channel(2) + commit,
+        "channel-twice": multifd + channel(2) + commit,
+        "channel-of-another-session": hello(1) + bytes([CONNECT, 1, SAY_HEADER, 1, 1, 0]) + commit,
+        "channel-unasked": hello(0) + channel(1, preempt=True) + commit,
+        "channel-missing": hello(2) + channel(1) + commit,
+        "channel-late": hello(2) + channel(1) + wait + channel(2, 1) + commit,
+        "without-multifd": hello(2) + channel(1) + bytes([SAY_WITHOUT, 0, 1]),
+        "without-both": hello(8) + channel(1) + bytes([SAY_WITHOUT, 0, 3]),
+        "without-required": multifd + bytes([SAY_WITHOUT, 0, 1]),
+        "without-other": hello(2) + bytes([SAY_WITHOUT, 0, 4]),
+        "changed": hello(0) + bytes([SWITCH, 0, 0x2b]) + commit + hello(0, 1),
+        "setup-fails": multifd + bytes([SETUP_FAILS, 0]) + commit + hello(0, 1),
+        "over": multifd + commit + bytes([OVER, 0]) + hello(0, 1),
+        "yanked": multifd + commit + bytes([YANK, 0]),
+        "paused": multifd + commit + bytes([PAUSE, 0]) + hello(0, 1) + hello(0, 2),
         "check": hello(4),
         "refused": hello(5),
         "abort": hello(0) + bytes([SAY_ABORT, 0]) + hello(0, 1) + bytes([SAY_COMMIT, 1]),
         "busy": hello(0) + hello(0, 1) + commit,
-        "closed": hello(1) + bytes([CLOSE, 0]) + hello(0, 1),
-        "silent": hello(1) + wait + hello(0, 1),
+        "closed": multifd + bytes([CLOSE, 0]) + hello(0, 1),
+        "silent": multifd + wait + hello(0, 1),
         "legacy": bytes([CONNECT, 0, SAY_BYTES, 0, 8]) + b"QEVM\0\0\0\3",
         "other-digest": hello(0) + bytes([SAY_BAD_COMMIT, 0, 1]),
-        "no-digest": hello(1) + bytes([SAY_BAD_COMMIT, 0, 0]),
-        "tls": bytes([CONNECT_TLS, 0]) + hello(0) + commit,
+        "no-digest": multifd + bytes([SAY_BAD_COMMIT, 0, 0]),
+        "tls": bytes([SWITCH_TLS, 0, ON, CONNECT, 0, BEGIN_TLS, 0, CANNED_HELLO, 0, 0]) + commit,
+        "tls-failed": bytes([SWITCH_TLS, 0, ON]) + hello(0),
+        "tls-late": bytes([SWITCH_TLS, 0, ON, CONNECT, 0]) + wait,
+        "tls-bad": bytes([SWITCH_TLS, 0, ON | BAD]) + hello(0),
     }
     for name, script in scripts.items():
         write("destination", f"script-{name}", script)
-    write("source", "script-no-session", bytes([0, SAY_HEADER, 0, 0, SAY_ACCEPT, 4]))
-    write("source", "script-accept", bytes([0, SAY_ACCEPT, 4]))
-    write("source", "script-multifd", bytes([8, 2, 10, 17, SAY_ACCEPT, 4]))
-    write("source", "script-check", bytes([1, SAY_ACCEPT, 4]))
-    write("source", "script-reject", bytes([0, SAY_REJECT, 9]))
+
+
+def write_source_scripts() -> None:
+    accept = bytes([SAY_ACCEPT, 0, ALL])
+    answer = bytes([ANSWER_ALL, 0])
+    required = bytes([SWITCHES, MULTIFD << 1 | ON, RETURN_PATH << 1 | ON])
+    agreed = bytes(1) + accept + answer
+    scripts = {
+        "accept": agreed,
+        "preempt": bytes([WANTED, 2, POSTCOPY, PREEMPT]) + accept + answer,
+        "required": required + accept + answer,
+        "preempt-gone": bytes([WANTED, 2, POSTCOPY, PREEMPT]) + accept + bytes([END, 1]),
+        "required-gone": required + accept + bytes([ANSWER, 1, END, 2]),
+        "one-gone": bytes(1) + accept + bytes([ANSWER, 1, END, 2]),
+        "one-silent": bytes(1) + accept + bytes([ANSWER, 1, WAIT_HERE, 0, 20]),
+        "one-wrong": bytes(1) + accept + bytes([ANSWER, 1, ANSWER_HEADER, 2, 2, 7]),
+        "another-session": bytes(1) + accept + bytes([ANSWER, 1, ANSWER_HEADER, 2, 2, 1]),
+        "not-all-accepted": bytes(1) + bytes([SAY_ACCEPT, 0, 0, 0, 1]) + answer,
+        "no-session": bytes([0, ANSWER_HEADER, 0, 0, 0]) + accept,
+        "check": bytes([CHECK]) + accept,
+        "one-connection": bytes([ONE_CONNECTION]) + accept,
+        "reject": bytes([0, SAY_REJECT, 0, 3]),
+        "reject-much": bytes([0, SAY_REJECT, 0, 255]),
+        "late": bytes([TIMEOUT, 1, WAIT_HERE, 0, 255]),
+        "never": bytes([SLOWLY, WAIT_HERE, 0, 255, CANCEL, 0, CONNECTED, 0, ON]),
+        "nobody": bytes([SLOWLY, CONNECTED, 0, 0]),
+        "tls": bytes([SLOWLY, TLS_HERE, 0, ON, CONNECTED, 0, ON, BEGIN_TLS_HERE, 0, SLOW, 0])
+               + accept + bytes([BEGIN_TLS_HERE, 1, BEGIN_TLS_HERE, 2]) + answer,
+        "tls-failed": bytes([SLOWLY, TLS_HERE, 0, ON, CONNECTED, 0, ON, ANSWER_HEADER, 0, 0, 0]),
+        "tls-late": bytes([SLOWLY, TLS_HERE, 0, ON, CONNECTED, 0, ON, WAIT_HERE, 0, 255]),
+        "tls-bad": bytes([SLOWLY, TLS_HERE, 0, ON | BAD, CONNECTED, 0, ON]),
+        "channels-slowly": bytes([0, SLOW, 0]) + accept + bytes([CONNECTED, 0, ON, ANSWER, 1,
+                                                                 CONNECTED, 0, 0]),
+        "cancelled": bytes([0, CANCEL, 0]),
+        "cancelled-channels": bytes(1) + accept + bytes([CANCEL, AT_ONCE]) + answer,
+        "yanked": bytes(1) + accept + bytes([YANK_HERE, AT_ONCE]) + answer,
+        "yanked-stream": agreed + bytes([YANK_HERE, 0]),
+        "failed-stream": agreed + bytes([FAIL, 0]),
+        "last-word": agreed + bytes([SAY_LAST_WORD, 0, 3]),
+    }
+    for name, script in scripts.items():
+        write("source", f"script-{name}", script)
 
 
 async def conversation(name: str, source: Machine, port: int, options: Optional[Options]) -> None:
@@ -249,9 +332,13 @@ async def record_abort() -> None:
 async def record_profile() -> None:
     async with pc_lab() as lab:
         profile: Json = await (await start_source(lab)).execute("query-migrate-profile")
-        for name, options in (("default", [0]), ("strict", [0x0f]), ("wanted", [0x89, 10, 17])):
-            write("profile", name, bytes([*options, OTHERS]) + json.dumps(profile).encode())
-            write("profile", f"own-{name}", bytes([*options, OWN, 7, 10, 4]))
+        said = json.dumps(profile).encode()
+        for name, options in (("default", [0]), ("strict", [0x0f]),
+                              ("wanted", [0x89, MULTIFD, PREEMPT])):
+            write("profile", name, bytes([*options, OTHERS]) + said)
+            write("profile", f"own-{name}", bytes([*options, OWN, 7, MULTIFD, 4]))
+        # What QMP reads as a number, and writes as none
+        write("profile", "infinity", bytes([0, OTHERS]) + said.replace(b": 4096", b": 1e999", 1))
 
 
 async def main() -> None:

@@ -1,46 +1,57 @@
 /*
  * Migration handshake: QEMU without a machine, for the fuzz targets
  *
- * Settings are real (handshake-settings.c and QEMU's own options.c).  What is
- * below them is not: one machine that never runs, a host that can do all.
+ * Settings are real (settings.c and QEMU's own options.c).  What is around them
+ * is not: one machine that never runs, a host that can do all, and no migration
+ * behind the handshake.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
 #include "qemu/osdep.h"
+#include <glib/gprintf.h>
 #include "exec/ramlist.h"
 #include "exec/target_page.h"
 #include "hw/qdev-properties-system.h"
 #include "hw/qdev-properties.h"
+#include "io/channel-socket.h"
+#include "io/task.h"
 #include "migration/colo.h"
 #include "migration/cpr.h"
 #include "migration/handshake.h"
 #include "migration/misc.h"
+#include "migration/multifd.h"
+#include "migration/options.h"
+#include "migration/postcopy-ram.h"
+#include "migration/qemu-file.h"
+#include "migration/ram.h"
+#include "migration/savevm.h"
+#include "migration/yank_functions.h"
+#include "monitor/monitor.h"
 #include "qapi/error.h"
 #include "qapi/util.h"
+#include "qemu/error-report.h"
 #include "qemu/units.h"
-#include "qobject/qdict.h"
+#include "qemu/yank.h"
 #include "system/kvm.h"
 #include "system/runstate.h"
 #include "system/system.h"
-#include "../migration/handshake-profile.h"
-#include "../migration/handshake-settings.h"
-#include "../migration/migration.h"
-#include "../migration/multifd.h"
-#include "../migration/options.h"
-#include "../migration/postcopy-ram.h"
-#include "../migration/ram.h"
-#include "../migration/savevm-sections.h"
+#include "../../migration/handshake/conversation.h"
+#include "../../migration/handshake/machine.h"
+#include "../../migration/handshake/settings.h"
 #include "stubs.h"
+
+/* The last type of a message on the return path that is QEMU's own */
+#define RP_TYPE_MAX     7
 
 struct Stubs stubs;
 
 /* QEMU has one reference to it, and keeps it for as long as it runs */
 static MigrationState outgoing = { .parent_obj.parent_obj.ref = 1 };
 static MigrationIncomingState incoming;
-static bool start_capabilities[MIGRATION_CAPABILITY__MAX];
-static uint8_t start_channels;
-static MultiFDCompression start_compression;
+static bool own_capabilities[MIGRATION_CAPABILITY__MAX];
+static uint8_t own_channels;
+static MultiFDCompression own_compression;
 
 /* The profile of a small 'pc' */
 static const struct {
@@ -49,7 +60,6 @@ static const struct {
     uint32_t minimum;
     uint32_t instance;
     bool conditional;
-    bool idle;
 } sections[] = {
     { "timer", 2, 1 },
     { "ram", 4, 4 },
@@ -83,7 +93,7 @@ static const struct {
     { "port92", 1, 1 },
     { "acpi_build", 1, 1 },
     { "globalstate", 1, 1, .conditional = true },
-    { "dirty-bitmap", 1, 0, .conditional = true, .idle = true },
+    { "dirty-bitmap", 1, 0, .conditional = true },
 };
 
 static const struct {
@@ -101,7 +111,7 @@ static const struct {
     { "0000:00:02.0/shared", 64 * KiB, .shared_file = true },
 };
 
-void handshake_profile_identify(HandshakeProfile *profile)
+static void profile_identify(MigrationProfile *profile)
 {
     profile->qemu_version = g_strdup("10.0.13");
     profile->arch = g_strdup("x86_64");
@@ -109,54 +119,96 @@ void handshake_profile_identify(HandshakeProfile *profile)
                                                     : "pc-i440fx-10.0");
 }
 
-static QDict *stream_properties(void)
+static MigrationProfileStream *profile_stream(void)
 {
-    static const char *const names[] = {
-        "send-configuration", "send-section-footer", "send-switchover-start",
-        "store-global-state", "multifd-flush-after-each-section",
-        "multifd-clean-tls-termination", "x-preempt-pre-7-2", "suppress-vmdesc"
-    };
-    QDict *stream = qdict_new();
+    MigrationProfileStream *stream = g_new0(MigrationProfileStream, 1);
 
-    for (int i = 0; i < ARRAY_SIZE(names); i++) {
-        qdict_put_bool(stream, names[i], i < 4 || i == 5);
-    }
+    stream->has_send_configuration = stream->send_configuration = true;
+    stream->has_send_section_footer = stream->send_section_footer = true;
+    stream->has_send_switchover_start = stream->send_switchover_start = true;
+    stream->has_store_global_state = stream->store_global_state = true;
+    stream->has_multifd_clean_tls_termination = true;
+    stream->multifd_clean_tls_termination = true;
+    stream->has_multifd_flush_after_each_section = true;
+    stream->has_x_preempt_pre_7_2 = true;
+    stream->has_suppress_vmdesc = true;
     return stream;
 }
 
-void handshake_profile_collect(HandshakeProfile *profile)
+static MigrationProfileSection *profile_section(int i,
+                                                MigrationHandshakeRole role)
 {
-    handshake_profile_identify(profile);
-    profile->page_size = 4 * KiB;
-    profile->host_page_size = 4 * KiB;
-    profile->stream = stream_properties();
-    profile->sections = handshake_sections_new();
-    for (int i = 0; i < (stubs.small_machine ? 2 : ARRAY_SIZE(sections)); i++) {
-        HandshakeSection *to = handshake_sections_add(profile->sections,
-                                                      sections[i].name);
+    MigrationProfileSection *to = g_new0(MigrationProfileSection, 1);
 
-        to->instance = sections[i].instance;
-        to->version = sections[i].version;
-        to->minimum = sections[i].minimum;
-        to->conditional = sections[i].conditional;
-        to->idle = sections[i].idle;
+    to->name = g_strdup(sections[i].name);
+    to->has_instances = sections[i].instance;
+    if (sections[i].instance) {
+        QAPI_LIST_PREPEND(to->instances, sections[i].instance);
     }
-    profile->ram_blocks = handshake_ram_blocks_new();
+    to->version = sections[i].version;
+    to->has_minimum_version = role == MIGRATION_HANDSHAKE_ROLE_DESTINATION;
+    to->minimum_version = to->has_minimum_version ? sections[i].minimum : 0;
+    to->has_conditional = to->conditional = sections[i].conditional;
+    return to;
+}
+
+static MigrationProfileRAMBlock *profile_ram_block(int i)
+{
+    MigrationProfileRAMBlock *to = g_new0(MigrationProfileRAMBlock, 1);
+
+    to->name = g_strdup(ram_blocks[i].name);
+    to->size = ram_blocks[i].size;
+    to->has_resizeable = to->resizeable = ram_blocks[i].max_size;
+    to->has_max_size = to->resizeable;
+    to->max_size = ram_blocks[i].max_size;
+    to->has_page_size = true;
+    to->page_size = 4 * KiB;
+    to->has_shared_file = to->shared_file = ram_blocks[i].shared_file;
+    to->has_address = to->shared_file;
+    return to;
+}
+
+MigrationProfile *handshake_profile_new(MigrationHandshakeRole role)
+{
+    MigrationProfile *profile = g_new0(MigrationProfile, 1);
+    MigrationProfileSectionList **section = &profile->sections;
+    MigrationProfileRAMBlockList **block = &profile->ram_blocks;
+
+    profile_identify(profile);
+    profile->has_page_size = profile->has_host_page_size = true;
+    profile->page_size = profile->host_page_size = 4 * KiB;
+    profile->stream = profile_stream();
+    profile->has_sections = profile->has_ram_blocks = true;
+    for (int i = 0; i < (stubs.small_machine ? 2 : ARRAY_SIZE(sections)); i++) {
+        QAPI_LIST_APPEND(section, profile_section(i, role));
+    }
     for (int i = 0; i < (stubs.small_machine ? 1 : ARRAY_SIZE(ram_blocks));
          i++) {
-        HandshakeRAMBlock *to = handshake_ram_blocks_add(profile->ram_blocks,
-                                                         ram_blocks[i].name);
-
-        to->size = ram_blocks[i].size;
-        to->resizeable = ram_blocks[i].max_size;
-        to->max_size = ram_blocks[i].max_size ?: to->size;
-        to->page_size = 4 * KiB;
-        to->shared_file = to->has_address = ram_blocks[i].shared_file;
+        QAPI_LIST_APPEND(block, profile_ram_block(i));
     }
     if (stubs.other_machine) {
         profile->uuid = g_strdup("6a2f1f0e-52c3-4b8e-9d0c-1d3f5a7b9c11");
+        profile->has_unmigratable = true;
         QAPI_LIST_PREPEND(profile->unmigratable, g_strdup("ivshmem"));
     }
+    return profile;
+}
+
+MigrationHandshakePeer *handshake_peer_new(const MigrationProfile *profile)
+{
+    MigrationHandshakePeer *peer = g_new0(MigrationHandshakePeer, 1);
+    g_autoptr(MigrationProfile) local = NULL;
+
+    if (!profile) {
+        local = g_new0(MigrationProfile, 1);
+        profile_identify(local);
+        profile = local;
+    }
+    peer->qemu_version = handshake_text(profile->qemu_version);
+    peer->package = handshake_text(profile->package);
+    peer->machine = handshake_text(profile->machine);
+    peer->arch = handshake_text(profile->arch);
+    return peer;
 }
 
 bool qemu_savevm_resolve_section(const char **idstr, uint32_t *instance_id)
@@ -181,64 +233,86 @@ void stubs_reset(void)
     MigrationParameters *parameters = &outgoing.parameters;
 
     stubs = (struct Stubs) { 0 };
-    handshake_settings_forget_host();
-    if (!parameters->tls_creds) {
+    if (!outgoing.handshake) {
+        qemu_mutex_init(&outgoing.qemu_file_lock);
         migrate_params_init(parameters);
+        migration_handshake_init(&outgoing);
     }
+    qapi_free_MigrationHandshakeInfo(outgoing.handshake->info);
+    memset(outgoing.handshake, 0, sizeof(*outgoing.handshake));
+    outgoing.state = MIGRATION_STATUS_NONE;
+    incoming.state = MIGRATION_STATUS_NONE;
+    stubs_set_tls(false);
     parameters->multifd_channels = 2;
     parameters->multifd_compression = MULTIFD_COMPRESSION_NONE;
     memset(outgoing.capabilities, 0, sizeof(outgoing.capabilities));
     outgoing.capabilities[MIGRATION_CAPABILITY_EVENTS] = true;
-    stubs_set_start();
+    memcpy(own_capabilities, outgoing.capabilities, sizeof(own_capabilities));
+    own_channels = parameters->multifd_channels;
+    own_compression = parameters->multifd_compression;
 }
 
-strList *stubs_capabilities(void)
+void stubs_check_idle(void)
 {
-    strList *names = NULL;
-    strList **tail = &names;
+    const MigrationHandshake *h = outgoing.handshake;
 
-    for (int i = 0; i < MIGRATION_CAPABILITY__MAX; i++) {
-        if (outgoing.capabilities[i]) {
-            QAPI_LIST_APPEND(tail, g_strdup(MigrationCapability_str(i)));
-        }
-    }
-    return names;
-}
-
-void stubs_set_start(void)
-{
-    memcpy(start_capabilities, outgoing.capabilities,
-           sizeof(start_capabilities));
-    start_channels = outgoing.parameters.multifd_channels;
-    start_compression = outgoing.parameters.multifd_compression;
-}
-
-void stubs_check_settings(void)
-{
-    g_assert(!memcmp(start_capabilities, outgoing.capabilities,
-                     sizeof(start_capabilities)));
-    g_assert_cmpint(start_channels, ==, outgoing.parameters.multifd_channels);
-    g_assert_cmpint(start_compression, ==,
+    g_assert(!h->source && !h->in_session && !h->late_error && !h->places);
+    g_assert_false(outgoing.negotiated.active);
+    g_assert_false(handshake_destination_is_busy(incoming.handshake));
+    g_assert_cmpuint(OBJECT(&outgoing)->ref, ==, 1);
+    g_assert(!memcmp(own_capabilities, outgoing.capabilities,
+                     sizeof(own_capabilities)));
+    g_assert_cmpint(own_channels, ==, outgoing.parameters.multifd_channels);
+    g_assert_cmpint(own_compression, ==,
                     outgoing.parameters.multifd_compression);
 }
 
 void stubs_set_capability(unsigned capability, bool on)
 {
-    const char *name;
-
     capability %= MIGRATION_CAPABILITY__MAX;
-    name = MigrationCapability_str(capability);
-    if (!handshake_settings_taken(name)) {
-        outgoing.capabilities[capability] = on;
-        start_capabilities[capability] = on;
-    }
+    outgoing.capabilities[capability] = on;
+    own_capabilities[capability] = on;
 }
 
 void stubs_set_multifd_channels(uint8_t count)
 {
-    if (count && !handshake_settings_taken("multifd-channels")) {
+    if (count) {
         outgoing.parameters.multifd_channels = count;
-        start_channels = count;
+        own_channels = count;
+    }
+}
+
+void stubs_set_tls(bool on)
+{
+    g_free(outgoing.parameters.tls_creds);
+    outgoing.parameters.tls_creds = g_strdup(on ? "tls0" : "");
+}
+
+void stubs_read_return_path(QEMUFile *rp)
+{
+    for (;;) {
+        g_autoptr(Error) err = NULL;
+        uint16_t type = qemu_get_be16(rp);
+        uint16_t len = qemu_get_be16(rp);
+
+        if (qemu_file_get_error(rp)) {
+            return;
+        }
+        if (type == 0 || type > RP_TYPE_MAX) {
+            bool skipped = migration_handshake_read_frame(rp, type, len, &err);
+
+            g_assert(skipped == !err);
+            if (err) {
+                return;
+            }
+            g_assert(type == 0 && outgoing.handshake->late_error);
+            g_assert_cmpuint(outgoing.handshake->unknown_frames, <=,
+                             HANDSHAKE_UNKNOWN_MAX);
+        } else {
+            g_autofree uint8_t *buf = g_malloc(len);
+
+            qemu_get_buffer(rp, buf, len);
+        }
     }
 }
 
@@ -252,27 +326,70 @@ MigrationIncomingState *migration_incoming_get_current(void)
     return &incoming;
 }
 
-bool migration_handshake_listening(void)
+void migration_connect(MigrationState *s, Error *error_in)
 {
-    return stubs.incoming;
+    stubs.connected(s, error_in);
 }
 
-bool migration_handshake_may_set(const char *name, Error **errp)
+void migration_fd_process_incoming(QEMUFile *f)
 {
-    return !handshake_settings_taken(name);
+    stubs.start(f);
 }
 
-bool migration_handshake_set_capability_later(MigrationCapability capability,
-                                              bool state)
+int multifd_recv_setup(Error **errp)
 {
-    return false;
+    return stubs.recv_setup(errp) ? 0 : -1;
 }
 
-void migration_handshake_set_multifd_later(bool *has_channels,
-                                           uint8_t channels,
-                                           bool *has_compression,
-                                           MultiFDCompression compression)
+void multifd_recv_attach(QIOChannel *ioc, uint8_t id)
 {
+    stubs.recv_attach(ioc, id);
+}
+
+void postcopy_preempt_new_channel(MigrationIncomingState *mis, QEMUFile *file)
+{
+    stubs.preempt(file);
+}
+
+/* The linker puts it in the place of the one that resolves and connects */
+void __wrap_qio_channel_socket_connect_async(QIOChannelSocket *ioc,
+                                             SocketAddress *addr,
+                                             QIOTaskFunc callback,
+                                             gpointer opaque,
+                                             GDestroyNotify destroy,
+                                             GMainContext *context);
+
+void __wrap_qio_channel_socket_connect_async(QIOChannelSocket *ioc,
+                                             SocketAddress *addr,
+                                             QIOTaskFunc callback,
+                                             gpointer opaque,
+                                             GDestroyNotify destroy,
+                                             GMainContext *context)
+{
+    stubs.connect(ioc, qio_task_new(OBJECT(ioc), callback, opaque, destroy));
+}
+
+/* Nobody wants to read of each connection whose TLS has failed */
+int error_vprintf(const char *fmt, va_list ap)
+{
+    return migrate_tls() ? 0 : vfprintf(stderr, fmt, ap);
+}
+
+int monitor_printf(Monitor *mon, const char *fmt, ...)
+{
+    g_autofree char *text = NULL;
+    va_list ap;
+    int len;
+
+    va_start(ap, fmt);
+    len = g_vasprintf(&text, fmt, ap);
+    va_end(ap);
+    return len;
+}
+
+bool migration_may_start(Error **errp)
+{
+    return true;
 }
 
 bool runstate_check(RunState state)
@@ -280,46 +397,13 @@ bool runstate_check(RunState state)
     return state == (stubs.incoming ? RUN_STATE_INMIGRATE : RUN_STATE_RUNNING);
 }
 
-static int send_setup(MultiFDSendParams *p, Error **errp)
+bool multifd_probe(MultiFDCompression method, bool receive, Error **errp)
 {
-    return 0;
-}
-
-static void send_cleanup(MultiFDSendParams *p, Error **errp)
-{
-}
-
-static int recv_setup(MultiFDRecvParams *p, Error **errp)
-{
-    return 0;
-}
-
-static int recv_setup_fails(MultiFDRecvParams *p, Error **errp)
-{
-    error_setg(errp, "no such hardware");
-    return -1;
-}
-
-static void recv_cleanup(MultiFDRecvParams *p)
-{
-}
-
-const MultiFDMethods *multifd_methods(MultiFDCompression method)
-{
-    static const MultiFDMethods works = {
-        .send_setup = send_setup,
-        .send_cleanup = send_cleanup,
-        .recv_setup = recv_setup,
-        .recv_cleanup = recv_cleanup,
-    };
-    static const MultiFDMethods fails = {
-        .send_setup = send_setup,
-        .send_cleanup = send_cleanup,
-        .recv_setup = recv_setup_fails,
-        .recv_cleanup = recv_cleanup,
-    };
-
-    return method == MULTIFD_COMPRESSION_ZLIB ? &fails : &works;
+    if (method == MULTIFD_COMPRESSION_ZLIB && receive) {
+        error_setg(errp, "no such hardware");
+        return false;
+    }
+    return true;
 }
 
 bool postcopy_ram_supported_by_host(MigrationIncomingState *mis, Error **errp)

@@ -8,63 +8,36 @@
 
 #include "qemu/osdep.h"
 #include "qapi/error.h"
-#include "../migration/handshake-info.h"
-#include "../migration/handshake-message.h"
-#include "../migration/handshake-offer.h"
-#include "../migration/handshake-policy.h"
 #include "fuzz.h"
-
-/* What a source does with it */
-static void use(HandshakeVerdict *verdict)
-{
-    MigrationHandshakeDeclinedList *declined = NULL;
-    g_autoptr(HandshakeHello) hello = handshake_offer_new(false, NULL,
-                                                          &declined);
-    g_autoptr(MigrationHandshakeInfo) info =
-        handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE, hello->purpose);
-    g_autoptr(MigrationHandshakeInfo) shown = NULL;
-    const strList *l;
-
-    if (verdict->accept && handshake_policy_check_accept(hello, verdict,
-                                                         NULL)) {
-        for (l = verdict->capabilities; l; l = l->next) {
-            HandshakePolicy policy = handshake_policy_capability(l->value);
-
-            g_assert(policy == HANDSHAKE_POLICY_TAKEN ||
-                     policy == HANDSHAKE_POLICY_ALWAYS);
-        }
-    }
-    handshake_info_set_verdict(info, verdict);
-    handshake_info_end(info, &verdict->issues, true);
-    shown = handshake_info_query();
-    g_assert(shown);
-    qapi_free_MigrationHandshakeDeclinedList(declined);
-}
 
 void fuzz_one(const uint8_t *data, size_t size)
 {
     FuzzInput in = { data, data + size };
     const bool accept = fuzz_byte(&in) & 1;
+    g_autoptr(GString) json = g_string_new_len((const char *)in.pos,
+                                               in.end - in.pos);
+    GByteArray *buf;
     g_autoptr(Error) err = NULL;
     g_autoptr(HandshakeVerdict) verdict =
-        handshake_verdict_from_json((const char *)in.pos, in.end - in.pos,
-                                    accept, &err);
+        handshake_get_verdict(json, accept, &err);
     g_autoptr(HandshakeVerdict) again = NULL;
-    g_autofree char *json = NULL;
+    g_autoptr(GString) copy = NULL;
 
+    g_assert(!verdict == !!err);
     if (!verdict) {
-        g_assert(err);
+        g_assert(accept);
         return;
     }
     g_assert(verdict->accept == accept);
-    g_assert(accept || (!verdict->capabilities && !verdict->parameters));
     fuzz_check_verdict(verdict);
 
-    json = handshake_verdict_to_json(verdict);
-    again = handshake_verdict_from_json(json, strlen(json), accept,
-                                        &error_abort);
+    buf = g_byte_array_new();
+    g_assert_true(handshake_put_verdict(buf, verdict, &error_abort));
+    copy = fuzz_payload(buf, accept ? HANDSHAKE_FRAME_ACCEPT
+                                    : HANDSHAKE_FRAME_REJECT);
+    again = handshake_get_verdict(copy, accept, &error_abort);
     fuzz_check_verdict(again);
+    g_assert_cmpstr(again->message->message, ==, verdict->message->message);
     g_assert_cmpuint(again->issues.listed + again->issues.omitted, ==,
                      verdict->issues.listed + verdict->issues.omitted);
-    use(verdict);
 }

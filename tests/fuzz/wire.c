@@ -8,21 +8,16 @@
 #include "qapi/error.h"
 #include "qemu/bswap.h"
 #include "io/channel-buffer.h"
-#include "../migration/handshake-wire.h"
 #include "fuzz.h"
 
 /* What was read is what would be sent, as far as this version knows it */
 static void check_header(const HandshakeHeader *header, const uint8_t *data)
 {
     g_autoptr(GByteArray) buf = g_byte_array_new();
-    HandshakeHeader again;
-    size_t size;
 
     handshake_header_put(buf, header);
     g_assert_cmpuint(buf->len, ==, HANDSHAKE_HEADER_SIZE);
     g_assert(!memcmp(buf->data + 8, data + 8, 36));
-    handshake_header_parse(buf->data, &again, &size, &error_abort);
-    g_assert_cmpstr(again.name, ==, header->name);
 }
 
 static void check_frame(HandshakeFrameType type, const GString *json,
