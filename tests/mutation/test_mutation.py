@@ -12,8 +12,8 @@ from conftest import QEMU, TOP
 
 SENTENCE = "A mistake."
 TEST = "unit wire/digest"
-FILE = "migration/handshake-destination.c"
-LINE = "    if (strcmp(digest, expected)) {"        # stands there once
+FILE = "migration/handshake/destination.c"
+LINE = "    if (strcmp(commit->digest, expected)) {"        # stands there once
 TWICE = "    g_autoptr(GString) json = NULL;"
 
 
