@@ -12,20 +12,30 @@ local qmhs = Proto("qmhs", "QEMU migration handshake")
 local MAGIC, STREAM_MAGIC = "QMHS", "QEVM"
 local HEADER_MIN, HEADER_MAX = 64, 4096
 local PREFIX = 8
-local HELLO, ACCEPT, REJECT, COMMIT, ABORT = 1, 2, 3, 4, 5
+local HELLO, ACCEPT, REJECT, COMMIT, ABORT, LAST_WORD = 1, 2, 3, 4, 5, 10
 local HELLO_MAX, FRAME_MAX = 524288, 131072
+local LATE_MAX = 16384          -- of a frame on the return path
+local MESSAGE, MESSAGE_MAX = 4, 512     -- of the return path: QEMU takes no larger ones
 local UNKNOWN_MAX = 16          -- frames of unknown types in one direction
 local JSON_DEPTH = 16
 local JSON_OBJECTS, JSON_MEMBERS, JSON_NAME = 8192, 256, 255
 local JSON_SHOWN = 100000       -- values that Wireshark's tree has room for
 local TEXT_MAX = 300            -- of a peer's text in one line of ours
 
+-- Of the capabilities that have channels besides the main one.
+local CHANNELS = { multifd = "multifd", ["postcopy-preempt"] = "preempt" }
+local MULTIFD_CHANNELS, MULTIFD_MAX = 2, 255    -- if ACCEPT does not say how many; at most
+
 local type_names = {
     [HELLO] = "HELLO", [ACCEPT] = "ACCEPT", [REJECT] = "REJECT",
-    [COMMIT] = "COMMIT", [ABORT] = "ABORT",
+    [COMMIT] = "COMMIT", [ABORT] = "ABORT", [LAST_WORD] = "LAST WORD",
+    [6] = "reserved for questions", [7] = "reserved for questions",
+    [8] = "LOADED", [9] = "START",
 }
+local is_grease = {}
 for nibble = 0, 15 do
-    type_names[(nibble * 16 + 10) * 257] = "grease"
+    local kind = (nibble * 16 + 10) * 257
+    type_names[kind], is_grease[kind] = "grease", true
 end
 
 local f = {
@@ -63,6 +73,7 @@ local f = {
     arch = ProtoField.string("qmhs.arch", "Architecture"),
     qemu_version = ProtoField.string("qmhs.qemu_version", "QEMU version"),
     feature = ProtoField.string("qmhs.feature", "Feature"),
+    parameter = ProtoField.string("qmhs.parameter", "Parameter"),
     message = ProtoField.string("qmhs.message", "Message"),
     issue_code = ProtoField.string("qmhs.issue.code", "Code"),
     issue_severity = ProtoField.string("qmhs.issue.severity", "Severity"),
@@ -72,6 +83,9 @@ local f = {
     issue_message = ProtoField.string("qmhs.issue.message", "Message"),
     issues_omitted = ProtoField.uint32("qmhs.issues_omitted", "Issues omitted"),
     digest = ProtoField.string("qmhs.commit.digest", "Digest"),
+    without = ProtoField.string("qmhs.commit.without", "Without capability"),
+    without_reason = ProtoField.string("qmhs.commit.without_reason", "Reason"),
+    guest = ProtoField.string("qmhs.last_word.guest", "Guest"),
 
     stream = ProtoField.bytes("qmhs.stream", "Migration stream"),
     return_path = ProtoField.bytes("qmhs.return_path", "Return path"),
@@ -92,7 +106,7 @@ local x = {
     header_length = expert_info("header_length", "Bad header length", malformed, err),
     name = expert_info("channel_name", "Malformed channel name", malformed, err),
     too_long = expert_info("too_long", "Frame too long", malformed, err),
-    unknown = expert_info("unknown", "Frame of an unassigned type", protocol, note),
+    unknown = expert_info("unknown", "Frame of an unknown type", protocol, note),
     critical = expert_info("critical", "Critical frame of an unknown type", protocol, err),
     too_many = expert_info("too_many", "Too many frames of unknown types", protocol, err),
     unexpected = expert_info("unexpected", "Frame out of place", protocol, err),
@@ -100,6 +114,13 @@ local x = {
     large = expert_info("large", "Too many values to show", protocol, note),
     reject = expert_info("reject", "Refused", answer, warn),
     abort = expert_info("abort", "Aborted", answer, warn),
+    last_word = expert_info("last_word", "Failed after COMMIT", answer, warn),
+    place = expert_info("place", "Channel without a place in its session", protocol, warn),
+    answer = expert_info("answer", "The answer is for another channel", protocol, err),
+    unanswered = expert_info("unanswered", "COMMIT before all channels were answered",
+                             protocol, warn),
+    without = expert_info("without", "COMMIT goes without what it must not", protocol, err),
+    early = expert_info("early", "Data before COMMIT", protocol, err),
     after = expert_info("after", "Data after the end of the handshake", protocol, warn),
     missing = expert_info("missing", "Bytes are missing in the capture, or not put together",
                           protocol, warn),
@@ -310,10 +331,23 @@ end
 
 ---- Messages ---------------------------------------------------------------
 
+local function set_of(texts)
+    local set = {}
+    for _, text in ipairs(texts) do set[text] = true end
+    return set
+end
+
 local function add_side(tree, range, side)
     add_text(tree, f.machine, range, string_in(side, "machine"))
     add_text(tree, f.arch, range, string_in(side, "arch"))
     add_text(tree, f.qemu_version, range, string_in(side, "qemu-version"))
+end
+
+local function add_parameters(tree, range, side)
+    for _, parameter in ipairs(items_in(side, "parameters", "table")) do
+        add_text(tree, f.parameter, range, (string_in(parameter, "name") or "?") .. "=" ..
+                 (string_in(parameter, "value") or "?"))
+    end
 end
 
 local function add_issues(tree, range, message)
@@ -348,6 +382,7 @@ show[HELLO] = function(tree, range, message)
               items_in(profile, "required-capabilities", "string"))
     add_texts(tree, f.hello_optional, range,
               items_in(message, "optional-capabilities", "string"))
+    add_parameters(tree, range, profile)
     local machine = string_in(profile, "machine")
     return "HELLO purpose=" .. purpose .. (machine and " " .. machine or "")
 end
@@ -361,11 +396,12 @@ show[ACCEPT] = function(tree, range, message, session)
     for _, declined in ipairs(items_in(message, "declined", "table")) do
         add_text(tree, f.accept_declined, range, string_in(declined, "capability"))
     end
+    add_parameters(tree, range, message)
     add_issues(tree, range, message)
     return "ACCEPT session " .. (session or "?") .. " caps=" .. table.concat(capabilities, ",")
 end
 
--- REJECT and ABORT: why.
+-- REJECT, ABORT and LAST WORD: why.
 local function show_reason(tree, range, message, name, expert_field)
     local text = string_in(message, "message")
     add_text(tree, f.message, range, text)
@@ -385,9 +421,20 @@ show[ABORT] = function(tree, range, message)
     return show_reason(tree, range, message, "ABORT", x.abort)
 end
 
+show[LAST_WORD] = function(tree, range, message)
+    add_text(tree, f.guest, range, string_in(message, "guest"))
+    return show_reason(tree, range, message, "LAST WORD", x.last_word)
+end
+
 show[COMMIT] = function(tree, range, message)
+    local names = {}
     add_text(tree, f.digest, range, string_in(message, "digest"))
-    return "COMMIT"
+    for _, declined in ipairs(items_in(message, "without", "table")) do
+        names[#names + 1] = string_in(declined, "capability")
+        add_text(tree, f.without, range, string_in(declined, "capability"))
+        add_text(tree, f.without_reason, range, string_in(declined, "reason"))
+    end
+    return "COMMIT" .. (#names > 0 and " without " .. table.concat(names, ",") or "")
 end
 
 -- Wireshark's own view of it. It must not end ours if it fails.
@@ -406,9 +453,10 @@ end
 -- A talk is a TCP connection; each of its two ways has a state, which says
 -- how far its bytes have been understood. `phase` is one of
 --
---   header  nothing has come yet
---   frames  frames of a main channel
---   data    all that follows belongs to the migration, or is not understood
+--   header       nothing has come yet
+--   frames       frames of a main channel
+--   return_path  messages that follow ACCEPT, and frames that look like one
+--   data         all that follows belongs to the migration, or is not understood
 --
 -- The last one is for good. Of the others, the first pass keeps the state that
 -- each piece began with: Wireshark shows packets again and in any order.
@@ -416,10 +464,15 @@ end
 -- Field extractors, for tcp.stream, have no value when Wireshark builds no
 -- tree, which is so in the first pass. So talks go by addresses and ports;
 -- those of the same ones follow each other.
-local talks = {}
+--
+-- A session is what its ACCEPT, and the HELLO before it, say of its channels, and
+-- the numbers of the packets that these have come in: a packet shown again is
+-- looked at with what had happened before it. One whose HELLO was not recorded
+-- is not known.
+local talks, sessions = {}, {}
 
 function qmhs.init()
-    talks = {}
+    talks, sessions = {}, {}
 end
 
 local function speakers(pinfo)
@@ -481,10 +534,6 @@ local function become_data(state, field, title)
     state.phase, state.field, state.title, state.is_first = "data", field, title, true
 end
 
-local function break_off(state)
-    become_data(state, f.data, "data, not parsed")
-end
-
 ---- Pieces of the stream ---------------------------------------------------
 
 -- One buffer being dissected. The branch appears with the first thing in it:
@@ -507,6 +556,126 @@ end
 function Piece:say(text)
     self.said[#self.said + 1] = line_of(text)
 end
+
+function Piece:session()
+    return sessions[self.talk.session]
+end
+
+function Piece:is_first_pass()
+    return not self.pinfo.visited
+end
+
+-- Whether something had happened by now that has happened in packet `number`.
+function Piece:has_seen(number)
+    return number ~= nil and number <= self.pinfo.number
+end
+
+-- Nobody waits for COMMIT any more: it has come, or will not be found.
+local function settle(piece)
+    local session = piece:session()
+    if session and piece:is_first_pass() then
+        session.settled = session.settled or piece.pinfo.number
+    end
+end
+
+local function break_off(piece)
+    become_data(piece.state, f.data, "data, not parsed")
+    if piece:role() == "source" and piece.talk.name == "main" then settle(piece) end
+end
+
+local function is_early(piece)
+    local session = piece:session()
+    return session and not piece:has_seen(session.settled)
+end
+
+---- Channels of a session ---------------------------------------------------
+
+-- How many channels of each name.
+local function channels_of(capabilities, accept)
+    local count = MULTIFD_CHANNELS
+    for _, parameter in ipairs(items_in(accept, "parameters", "table")) do
+        if string_in(parameter, "name") == "multifd-channels" then
+            count = tonumber((string_in(parameter, "value") or ""):match("^%d+$")) or 0
+        end
+    end
+    return { multifd = capabilities.multifd and math.min(count, MULTIFD_MAX) or 0,
+             preempt = capabilities["postcopy-preempt"] and 1 or 0 }
+end
+
+local function begin_session(piece, accept)
+    local talk = piece.talk
+    local capabilities = set_of(items_in(accept, "capabilities", "string"))
+    if not talk.session or not talk.optional or not piece:is_first_pass() then return end
+    sessions[talk.session] = {
+        capabilities = capabilities, optional = talk.optional,
+        channels = talk.is_check and {} or channels_of(capabilities, accept),
+        came = {}, answered = {},
+    }
+end
+
+local function check_place(piece, branch, name, index)
+    local session, key = piece:session(), name .. " " .. index
+    local why
+    if not piece.talk.session then
+        why = "The channel is of no session"
+    elseif not session then
+        return
+    elseif index >= (session.channels[name] or 0) then
+        why = "The session has no such channel"
+    elseif session.came[key] and session.came[key] ~= piece.talk then
+        why = "The channel comes a second time"
+    elseif piece:has_seen(session.settled) then
+        why = "The channel comes after COMMIT"
+    else
+        session.came[key] = piece.talk
+        return
+    end
+    branch:add_proto_expert_info(x.place, why)
+end
+
+local function check_answer(piece, branch, name, index, session)
+    local asked = piece.talk.asked
+    local is_main = asked.name == "main" and asked.index == 0
+    if name ~= asked.name or index ~= asked.index or not is_main and session ~= asked.session then
+        branch:add_proto_expert_info(x.answer, string.format(
+            "The answer is for channel %s %d%s", name, index,
+            session ~= asked.session and not is_main and " of another session" or ""))
+    elseif not is_main and piece:session() and piece:is_first_pass() then
+        local answered, key = piece:session().answered, name .. " " .. index
+        answered[key] = answered[key] or piece.pinfo.number
+    end
+end
+
+local function check_commit(piece, branch, commit)
+    local session, wrong, missing, dropped = piece:session(), {}, {}, {}
+    if not session then return end
+    for _, item in ipairs(items_in(commit, "without", "table")) do
+        local name = string_in(item, "capability") or "?"
+        if not (CHANNELS[name] and session.optional[name] and session.capabilities[name]) then
+            wrong[#wrong + 1] = name
+        else
+            dropped[CHANNELS[name]] = true
+        end
+    end
+    for _, name in ipairs({ "multifd", "preempt" }) do
+        for index = 0, (session.channels[name] or 0) - 1 do
+            local key = name .. " " .. index
+            if not dropped[name] and not piece:has_seen(session.answered[key]) then
+                missing[#missing + 1] = key
+            end
+        end
+    end
+    if #wrong > 0 then
+        branch:add_proto_expert_info(x.without, line_of(
+            "COMMIT goes without what it must not: " .. table.concat(wrong, ", ")))
+    end
+    if #missing > 0 then
+        branch:add_proto_expert_info(x.unanswered, line_of(
+            "COMMIT, and no answer was recorded for " .. table.concat(missing, ", ")))
+    end
+end
+
+---- Parsers -----------------------------------------------------------------
 
 -- Parsers return the number of bytes that they took, at least one, or nil and
 -- the number that they lack. That is SOME where a length is not known yet:
@@ -549,7 +718,7 @@ function parse.header(piece, range)
     if magic ~= MAGIC:sub(1, #magic) then
         piece:branch():add_proto_expert_info(x.no_header, magic == STREAM_MAGIC and
             "No channel header: a migration stream without a handshake" or "No channel header")
-        break_off(state)
+        break_off(piece)
         return parse.data(piece, range)
     end
     if range:len() < PREFIX then return nil, SOME end
@@ -561,7 +730,7 @@ function parse.header(piece, range)
             x.header_length, string.format("Header length is %d, not %d to %d",
                                            length, HEADER_MIN, HEADER_MAX))
         piece:say("bad header length " .. length)
-        break_off(state)
+        break_off(piece)
         return PREFIX
     end
     if range:len() < length then return nil, length - range:len() end
@@ -575,15 +744,25 @@ function parse.header(piece, range)
     end
     talk.session = session or talk.session
     talk.name, talk.index = name, index
+    local is_main, is_answer = name == "main" and index == 0, piece:role() == "destination"
     local text = string.format("channel %s %d", name, index)
+    if is_answer and not is_main then text = "answer for " .. text end
     local branch = piece:branch():add(range(0, length), "Channel header: " .. text ..
         (session and ", session " .. session or ", no session"))
     add_header(branch, range(0, length), name)
     piece:say(text)
     if not valid_name(raw) then
         branch:add_proto_expert_info(x.name)
-        break_off(state)
-    elseif name == "main" and index == 0 then
+        break_off(piece)
+        return length
+    end
+    if not is_answer then
+        talk.asked = { name = name, index = index, session = session }
+        if not is_main then check_place(piece, branch, name, index) end
+    elseif talk.asked then
+        check_answer(piece, branch, name, index, session)
+    end
+    if is_main then
         state.phase = "frames"
     else
         become_data(state, f.data, string.format("%s %d: data", name, index))
@@ -591,29 +770,55 @@ function parse.header(piece, range)
     return length
 end
 
-local function limit_of(kind)
+local function limit_of(state, kind)
+    if state.phase == "return_path" then return LATE_MAX end
     return kind == HELLO and HELLO_MAX or FRAME_MAX
+end
+
+-- Before COMMIT, nobody knows LAST WORD, and after it nothing else.
+local function is_known(state, kind)
+    return show[kind] ~= nil and (kind == LAST_WORD) == (state.phase == "return_path")
 end
 
 -- The known types that may come next.
 local function expected(piece, kind)
     local state = piece.state
+    if state.phase == "return_path" then return state.has_late_error end
     if piece:role() == "destination" then return kind == ACCEPT or kind == REJECT end
     if not state.purpose then return kind == HELLO end
     return state.purpose ~= "check" and (kind == COMMIT or kind == ABORT)
 end
 
-local function after_known(state, kind, message)
-    if kind == HELLO then
-        state.purpose = string_in(message, "purpose") or "?"
-    elseif kind == COMMIT then
-        become_data(state, f.stream, "migration stream")
-    elseif kind == ACCEPT then
-        become_data(state, f.return_path, "return path")
-    else
-        become_data(state, f.data, "data after " .. type_names[kind])
-        state.over = true
+local after_known = {}
+
+after_known[HELLO] = function(piece, _, message)
+    local talk = piece.talk
+    piece.state.purpose = string_in(message, "purpose") or "?"
+    talk.is_check = piece.state.purpose == "check"
+    talk.optional = set_of(items_in(message, "optional-capabilities", "string"))
+    for _, name in ipairs(items_in(object_in(message, "profile"), "required-capabilities",
+                                   "string")) do
+        talk.optional[name] = nil
     end
+end
+
+after_known[ACCEPT] = function(piece, _, message)
+    local state = piece.state
+    begin_session(piece, message)
+    state.phase, state.unknown = "return_path", 0
+    state.has_late_error = set_of(items_in(message, "features", "string"))["late-error"] or false
+end
+
+after_known[COMMIT] = function(piece, branch, message)
+    check_commit(piece, branch, message)
+    settle(piece)
+    become_data(piece.state, f.stream, "migration stream")
+end
+
+local function after_last(piece, kind)
+    settle(piece)
+    become_data(piece.state, f.data, "data after " .. type_names[kind])
+    piece.state.over = true
 end
 
 local function add_prefix(tree, range)
@@ -641,11 +846,11 @@ local function add_unknown(piece, branch, kind, critical)
     state.unknown = state.unknown + 1
     if critical then
         branch:add_proto_expert_info(x.critical)
-    elseif not type_names[kind] then
+    elseif not is_grease[kind] then
         branch:add_proto_expert_info(x.unknown)
     end
     if state.unknown > UNKNOWN_MAX then branch:add_proto_expert_info(x.too_many) end
-    if critical or state.unknown > UNKNOWN_MAX then break_off(state) end
+    if critical or state.unknown > UNKNOWN_MAX then break_off(piece) end
 end
 
 function parse.frames(piece, range)
@@ -653,29 +858,32 @@ function parse.frames(piece, range)
     local state = piece.state
     local length, kind = range(0, 4):uint(), range(4, 2):uint()
     local critical = range(6, 2):bitfield(15, 1) == 1
-    local is_known = show[kind] ~= nil
+    local known, limit = is_known(state, kind), limit_of(state, kind)
     local name = type_names[kind] or "unknown type"
-    if not is_known then name = string.format("%s 0x%04x", name, kind) end
+    if not known then name = string.format("%s 0x%04x", name, kind) end
 
-    if length > limit_of(kind) then
+    if length > limit then
         local branch = piece:branch():add(range(0, PREFIX), "Frame: " .. name)
         add_prefix(branch, range(0, PREFIX))
         branch:add_proto_expert_info(x.too_long, string.format(
-            "Frame of %.0f bytes, more than %d", length, limit_of(kind)))
+            "Frame of %.0f bytes, more than %d", length, limit))
         piece:say(string.format("%s too long (%.0f bytes)", name, length))
-        break_off(state)
+        break_off(piece)
         return PREFIX
     end
     local size = PREFIX + length
     if range:len() < size then return nil, size - range:len() end
 
     local title = name
-    if not is_known then
+    if not known then
         title = name .. (critical and ", unknown and critical" or ", unknown (skipped)")
     end
     local branch = piece:branch():add(range(0, size), "Frame: " .. title)
     add_prefix(branch, range(0, PREFIX))
-    if not is_known then
+    if state.phase == "return_path" and is_early(piece) then
+        branch:add_proto_expert_info(x.early)
+    end
+    if not known then
         if length > 0 then branch:add(f.frame_skipped, range(PREFIX, length)) end
         piece:say(title)
         add_unknown(piece, branch, kind, critical)
@@ -688,28 +896,70 @@ function parse.frames(piece, range)
         branch:add_proto_expert_info(x.json, "No payload")
         piece:say(name)
     end
-    if expected(piece, kind) then
-        after_known(state, kind, message)
-    else
+    if not expected(piece, kind) then
         branch:add_proto_expert_info(x.unexpected, name .. " is not what the " .. piece:role() ..
                                      " may send here")
-        break_off(state)
+        break_off(piece)
+    elseif after_known[kind] then
+        after_known[kind](piece, branch, message)
+    else
+        after_last(piece, kind)
     end
     return size
 end
 
+local function add_data(piece, range, field, text)
+    local branch = piece:branch():add(field, range)
+    text = string.format("%s, %d bytes", text, range:len())
+    branch:set_text((text:gsub("^%l", string.upper)))
+    piece:say(text)
+    return branch
+end
+
+-- The size of the message at `at`, or nil and the number of bytes that it lacks;
+-- nil alone if that is no message.
+local function message_size(range, at)
+    local left = range:len() - at
+    if left < MESSAGE then return nil, SOME end
+    local kind, size = range(at, 2):uint(), MESSAGE + range(at + 2, 2):uint()
+    if kind == 0 or size > MESSAGE + MESSAGE_MAX then return nil end
+    if size > left then return nil, size - left end
+    return size
+end
+
+-- As many messages as are whole. One of type 0 is a frame.
+function parse.return_path(piece, range)
+    local at, lacking = 0, nil
+    while at < range:len() do
+        local size
+        size, lacking = message_size(range, at)
+        if not size then break end
+        at = at + size
+    end
+    if at > 0 then
+        local branch = add_data(piece, range(0, at), f.return_path, "return path")
+        if is_early(piece) then branch:add_proto_expert_info(x.early) end
+        return at
+    end
+    if lacking then return nil, lacking end
+    if range(0, 2):uint() == 0 then return parse.frames(piece, range) end
+    become_data(piece.state, f.return_path, "return path, not parsed")
+    return parse.data(piece, range)
+end
+
 function parse.data(piece, range)
-    local state, size = piece.state, range:len()
-    local branch = piece:branch():add(state.field, range)
-    local text = state.title
+    local state, text = piece.state, piece.state.title
     if state.is_first and state.field == f.stream and first_four(range) == STREAM_MAGIC then
         text = text .. " begins (QEVM)"
     end
-    branch:set_text(string.format("%s, %d bytes", text:gsub("^%l", string.upper), size))
-    if state.over then branch:add_proto_expert_info(x.after) end
+    local branch = add_data(piece, range, state.field, text)
+    if state.over then
+        branch:add_proto_expert_info(x.after)
+    elseif state.field == f.data and piece.talk.name ~= "main" and is_early(piece) then
+        branch:add_proto_expert_info(x.early)
+    end
     state.is_first = false
-    piece:say(string.format("%s, %d bytes", text, size))
-    return size
+    return range:len()
 end
 
 ---- Joining it to TCP ------------------------------------------------------
@@ -746,7 +996,7 @@ local function parse_all(piece)
             return
         else
             piece:branch():add_proto_expert_info(x.missing)
-            break_off(state)
+            break_off(piece)
         end
     end
 end

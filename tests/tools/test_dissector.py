@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import pytest
 from machine import Json
-from processes import (begin, inet, pc_lab, require_refused, require_success, set_channels,
+from processes import (begin, check, inet, pc_lab, require_refused, require_success, set_channels,
                        small_lab, start_destination, start_source)
-from tshark import (SERVER, Fields, Recording, Turn, connection, decode, directory,
+from tshark import (SERVER, Fields, Recording, Turn, connection, connections, decode, directory,
                     story, tshark, write)
-from wire import (ABORT, ACCEPT, COMMIT, CRITICAL, FRAME_MAX, HEADER_SIZE, HELLO, HELLO_MAX,
-                  PREFIX_SIZE, REJECT, SESSION, STREAM, FakeDestination, Peer, frame, header,
-                  hello, prefix)
+from wire import (ABORT, ACCEPT, COMMIT, CRITICAL, FEATURES, FRAME_MAX, HEADER_SIZE, HELLO,
+                  HELLO_MAX, LAST_WORD, PREFIX_SIZE, REJECT, SESSION, STREAM, FakeDestination,
+                  Peer, frame, header, hello, parameter, prefix)
 
 KIND = "qmhs.frame.type"
 PAYLOAD = "qmhs.frame.payload"
@@ -33,7 +33,8 @@ GREASE = tuple(number * 0x101 for number in range(0x0A, 0x100, 0x10))
 # What the dissector may have to say of a packet; TCP has words of its own.
 EXPERTS = tuple(f"qmhs.expert.{name}" for name in (
     "no_header", "header_length", "channel_name", "too_long", "unknown", "critical", "too_many",
-    "unexpected", "json", "large", "reject", "abort", "after", "missing"))
+    "unexpected", "json", "large", "reject", "abort", "last_word", "place", "answer", "unanswered",
+    "without", "early", "after", "missing"))
 ODD = " || ".join(EXPERTS)
 
 CLIENT = 10000
@@ -43,6 +44,7 @@ SESSION_TEXT = str(uuid.UUID(bytes=SESSION))
 UNASSIGNED = 99
 MEMORY = STREAM + bytes(200)
 RETURN_PATH = b"\0\1\0\4\0\0\0\0"
+LATE_MAX = 16384
 
 
 @pytest.fixture(name="place")
@@ -81,7 +83,7 @@ async def test_accepted_with_multifd(place: Path) -> None:
 
     file = recording.file
     packets = decode(file, (*FRAMES, *CHANNEL, *DATA, "qmhs.hello.purpose", "qmhs.machine",
-                            "qmhs.accept.capability", "json.key"))
+                            "qmhs.accept.capability", "qmhs.parameter", "json.key"))
     kinds = frames(packets)
     assert only_known(kinds) == [("source", HELLO), ("destination", ACCEPT), ("source", COMMIT)]
     assert {role for role, kind in kinds if kind in GREASE} == {"source", "destination"}
@@ -89,12 +91,17 @@ async def test_accepted_with_multifd(place: Path) -> None:
     assert values(packets, "qmhs.machine") == [machine, machine]
     assert values(packets, "qmhs.accept.capability") == told["capabilities"]
     assert "multifd" in told["capabilities"]
+    assert values(packets, "qmhs.parameter") == 2 * ["multifd-channels=3"]
     assert {"purpose", "ram-blocks", "digest"} < set(values(packets, "json.key"))
 
-    channels = {(name, int(index), session) for packet in packets for name, index, session
-                in zip(*(packet.get(field, []) for field in CHANNEL))}
-    assert channels == {("main", 0, str(uuid.UUID(int=0))), ("main", 0, told["session"]),
-                        *(("multifd", index, told["session"]) for index in range(3))}
+    channels = [(role, name, int(index), session) for packet in packets
+                for role, name, index, session
+                in zip(*(packet.get(field, []) for field in ("qmhs.role", *CHANNEL)))]
+    assert len(channels) == 8
+    assert set(channels) == {
+        ("source", "main", 0, str(uuid.UUID(int=0))), ("destination", "main", 0, told["session"]),
+        *((role, "multifd", index, told["session"])
+          for role in ("source", "destination") for index in range(3))}
     assert bytes.fromhex(values(packets, "qmhs.stream")[0]).startswith(b"QEVM")
     assert values(packets, "qmhs.return_path") and values(packets, "qmhs.data")
 
@@ -106,8 +113,11 @@ async def test_accepted_with_multifd(place: Path) -> None:
     said = story(file)
     assert any("migration stream begins (QEVM)" in line for line in said)
     assert any(f"ACCEPT session {told['session']} caps=return-path" in line for line in said)
+    commit, = [place for place, line in enumerate(said) if "COMMIT" in line]
     for index in range(3):
-        assert any(f"source: channel multifd {index}" in line for line in said)
+        asked, answered = (said.index(f"{who} channel multifd {index}")
+                           for who in ("source:", "destination: answer for"))
+        assert asked < answered < commit
     assert story(file, "-2") == said
 
 
@@ -146,6 +156,74 @@ async def test_aborted(place: Path) -> None:
                                            ("source", ABORT)]
     assert values(packets, "qmhs.message") == [message]
     assert any(f"source: ABORT: {message}" in line for line in story(recording.file))
+
+
+async def test_went_without(place: Path) -> None:
+    """Its channels met somebody who did not answer."""
+    async with pc_lab() as lab, FakeDestination() as destination:
+        source = await start_source(lab)
+        async with Recording(place, destination.port) as recording:
+            await begin(source, inet(destination.port))
+            peer = await first_source(destination)
+            _, asked = await peer.read_frame(HELLO)
+            await peer.send(header(session=SESSION) + frame(ACCEPT, {
+                "version": 1, "capabilities": ["return-path", "multifd"], "features": FEATURES,
+                "parameters": asked["profile"].get("parameters", [])}))
+            for _ in range(2):
+                (await destination.next()).close()
+            _, said = await peer.read_frame(COMMIT)
+
+    packets = decode(recording.file, (*FRAMES, "qmhs.commit.without",
+                                      "qmhs.commit.without_reason"))
+    assert only_known(frames(packets))[-1] == ("source", COMMIT)
+    assert values(packets, "qmhs.commit.without") == ["multifd"]
+    assert values(packets, "qmhs.commit.without_reason") == [said["without"][0]["reason"]]
+    assert any("source: COMMIT without multifd" in line for line in story(recording.file))
+    assert not decode(recording.file, FRAMES, which=ODD)
+
+
+async def test_last_word(place: Path) -> None:
+    """To a source that has not opened its channel."""
+    async with pc_lab() as lab:
+        _, port = await start_destination(lab)
+        async with Recording(place, port) as recording:
+            peer = await Peer.connect(port)
+            await peer.hold_session(multifd=1)
+            await peer.commit()
+            kind, said = await peer.read_late_frame()
+            peer.close()
+    assert kind == LAST_WORD
+
+    file = recording.file
+    packets = decode(file, (*FRAMES, "qmhs.message", "qmhs.last_word.guest", "qmhs.feature"))
+    assert only_known(frames(packets)) == [("source", HELLO), ("destination", ACCEPT),
+                                           ("source", COMMIT), ("destination", LAST_WORD)]
+    assert values(packets, "qmhs.message") == [said["message"]]
+    assert values(packets, "qmhs.last_word.guest") == ["not-started"]
+    assert {"named-channels", "late-error"} < set(values(packets, "qmhs.feature"))
+    assert f"destination: LAST WORD: {said['message']}" in story(file)
+    for which in ("last_word", "unanswered"):
+        assert len(decode(file, FRAMES, which=f"qmhs.expert.{which}")) == 1
+    assert len(decode(file, FRAMES, which=ODD)) == 2
+
+
+async def test_check(place: Path) -> None:
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        async with Recording(place, port) as recording:
+            told = await check(source, inet(port))
+            await destination.execute("query-status")
+    assert told["status"] == "accepted"
+
+    issue = ("qmhs.issue.code", "qmhs.issue.severity", "qmhs.issue.subject")
+    packets = decode(recording.file, (*FRAMES, *issue, "qmhs.hello.purpose", "qmhs.header.name"))
+    assert only_known(frames(packets)) == [("source", HELLO), ("destination", ACCEPT)]
+    assert values(packets, "qmhs.hello.purpose") == ["check"]
+    assert [values(packets, field) for field in issue] == [
+        ["channels-untried"], ["info"], ["multifd"]]
+    assert values(packets, "qmhs.header.name") == ["main", "main"]
+    assert not decode(recording.file, FRAMES, which=ODD)
 
 
 async def first_source(destination: FakeDestination) -> Peer:
@@ -382,6 +460,11 @@ MISTAKES = [
         b'{"a":[' + b",".join([b"{}"] * 8192) + b"]}"))),
     Mistake("reject", "REJECT", header() + frame(REJECT, {}), False),
     Mistake("abort", "ABORT", ASKED + frame(ABORT, {})),
+    Mistake("answer", "answer-for-another-name", header("multifd", session=SESSION), False),
+    Mistake("answer", "answer-for-another-index", header(index=1, session=SESSION), False),
+    Mistake("place", "channel-of-no-session", header("multifd")),
+    Mistake("critical", "LAST-WORD-as-verdict", header() + frame(LAST_WORD, {}), False),
+    Mistake("unknown", "reserved", header() + skipped(8)),
 ]
 
 
@@ -398,6 +481,130 @@ def test_mistakes(found: list[Fields], number: int) -> None:
     said = [expert.rsplit(".", 1)[1] for packet in found for expert in EXPERTS
             if expert in packet and str(CLIENT + number) in packet["tcp.port"]]
     assert said == [MISTAKES[number].expert]
+
+
+# Sessions of several connections.
+
+MAIN, FIRST, SECOND, THIRD = range(CLIENT, CLIENT + 4)
+Turns = list[tuple[int, Turn]]
+
+
+def channel(client: int, index: int, name: str = "multifd", session: bytes = SESSION) -> Turns:
+    """It comes, and is answered."""
+    said = header(name, index, session)
+    return [(client, Turn(True, said)), (client, Turn(False, said))]
+
+
+def main(optional: bool = False, without: tuple[str, ...] = (),
+         capabilities: tuple[str, ...] = ("return-path", "multifd")) -> Turns:
+    """HELLO, ACCEPT, COMMIT with the stream, the return path."""
+    answer = {"version": 1, "capabilities": capabilities, "features": FEATURES}
+    commit: Json = {"digest": "0" * 64}
+    if without:
+        commit["without"] = [{"capability": name, "reason": "none"} for name in without]
+    return [(MAIN, turn) for turn in (
+        Turn(True, header() + frame(HELLO, hello(2, optional=optional))),
+        Turn(False, header(session=SESSION) + frame(ACCEPT, answer)),
+        Turn(True, frame(COMMIT, commit) + MEMORY), Turn(False, RETURN_PATH))]
+
+
+def late(said: bytes, features: list[str] = FEATURES, before: bytes = b"") -> Turns:
+    """What a destination says instead of a return path, and before the verdict."""
+    turns = main(capabilities=("return-path",))
+    answer = {"version": 1, "capabilities": ["return-path"], "features": features}
+    turns[1] = MAIN, Turn(False, header(session=SESSION) + before + frame(ACCEPT, answer))
+    return [*turns[:3], (MAIN, Turn(False, said))]
+
+
+HELLO_TURN, ACCEPT_TURN, COMMIT_TURN, BACK_TURN = main()
+BOTH = [*channel(FIRST, 0), *channel(SECOND, 1)]
+BEGUN, AGREED = [HELLO_TURN, ACCEPT_TURN], [COMMIT_TURN, BACK_TURN]
+WHOLE_SESSION = [*BEGUN, *BOTH, *AGREED, (FIRST, Turn(True, MEMORY))]
+LAST = frame(LAST_WORD, {"message": "no memory", "guest": "not-started"})
+
+GOOD_SESSIONS: dict[str, Turns] = {
+    "multifd": WHOLE_SESSION,
+    "channels-cross": [*BEGUN, BOTH[2], BOTH[0], BOTH[1], BOTH[3], *AGREED],
+    "preempt": [*main(capabilities=("return-path", "postcopy-preempt"))[:2],
+                *channel(FIRST, 0, "preempt"), *AGREED],
+    "without": main(True, ("multifd",)),
+    "without-half-of-it": [*main(True)[:2], *channel(FIRST, 0), *main(True, ("multifd",))[2:]],
+    "grease-on-the-return-path": late(RETURN_PATH + skipped() + RETURN_PATH),
+    "16-unknown-and-16-late": late(16 * skipped(), before=16 * skipped()),
+}
+
+
+@pytest.mark.parametrize("name", GOOD_SESSIONS)
+def test_good_sessions(place: Path, name: str) -> None:
+    file = write(place, connections(GOOD_SESSIONS[name]))
+    assert not decode(file, FRAMES, which=ODD)
+    assert not decode(file, FRAMES, "-2", which=ODD)
+
+
+BAD_SESSIONS: dict[str, tuple[Turns, list[str]]] = {
+    "no-answer": ([*BEGUN, *BOTH[:3], *AGREED], ["unanswered"]),
+    "no-channel": ([*BEGUN, *BOTH[:2], *AGREED], ["unanswered"]),
+    "COMMIT-before-an-answer": ([*BEGUN, *BOTH[:3], *AGREED, BOTH[3]], ["unanswered"]),
+    "answer-of-another-index": (
+        [*BEGUN, *BOTH[:3], (SECOND, Turn(False, BOTH[0][1].data)), *AGREED],
+        ["answer", "unanswered"]),
+    "answer-of-another-session": (
+        [*BEGUN, *BOTH[:3], (SECOND, Turn(False, header("multifd", 1, bytes(16)))), *AGREED],
+        ["answer", "unanswered"]),
+    "index-too-large": ([*BEGUN, *BOTH, channel(THIRD, 2)[0], *AGREED], ["place"]),
+    "name-unknown": ([*BEGUN, *BOTH, channel(THIRD, 0, "preempt")[0], *AGREED], ["place"]),
+    "second-time": ([*BEGUN, *BOTH, channel(THIRD, 1)[0], *AGREED], ["place"]),
+    "after-COMMIT": ([*main(True, ("multifd",)), channel(FIRST, 0)[0]], ["place"]),
+    "without-required": (main(False, ("multifd",)), ["without", "unanswered"]),
+    "without-no-channels": ([*BEGUN, *BOTH, *main(True, ("return-path",))[2:]], ["without"]),
+    "early-data": ([*BEGUN, *BOTH, (FIRST, Turn(True, MEMORY)), *AGREED], ["early"]),
+    "early-return-path": ([*BEGUN, *BOTH, BACK_TURN, COMMIT_TURN], ["early"]),
+    "LAST-WORD": (late(LAST), ["last_word"]),
+    "LAST-WORD-behind-messages": (late(3 * RETURN_PATH + LAST), ["last_word"]),
+    "LAST-WORD-without-late-error": (late(LAST, []), ["last_word", "unexpected"]),
+    "data-after-LAST-WORD": (late(LAST + RETURN_PATH), ["last_word", "after"]),
+    "ACCEPT-on-the-return-path": (late(frame(ACCEPT, {})), ["critical"]),
+    "17-late-unknown": (late(17 * skipped()), ["too_many"]),
+    "long-late-frame": (late(prefix(LAST_WORD, LATE_MAX + 1)), ["too_long"]),
+}
+
+
+@pytest.mark.parametrize("passes", [(), ("-2",)], ids=["one-pass", "two-passes"])
+@pytest.mark.parametrize("name", BAD_SESSIONS)
+def test_bad_sessions(place: Path, name: str, passes: tuple[str, ...]) -> None:
+    turns, expected = BAD_SESSIONS[name]
+    found = decode(write(place, connections(turns)), EXPERTS, *passes)
+    assert sorted(expert.rsplit(".", 1)[1] for packet in found for expert in packet) == sorted(
+        expected)
+
+
+def test_story_of_a_session(place: Path) -> None:
+    said = story(write(place, connections(WHOLE_SESSION)))
+    assert said[2:6] == [f"{who} channel multifd {index}" for index in range(2)
+                         for who in ("source:", "destination: answer for")]
+    of_one = 'qmhs.channel == "multifd" && qmhs.channel.index == 0'
+    packets = decode(place / "made.pcap", DATA, which=of_one)
+    assert bytes.fromhex("".join(values(packets, "qmhs.data"))) == MEMORY
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 9, 60000])
+def test_return_path_in_segments_of_any_size(place: Path, size: int) -> None:
+    """Messages of any length, and whole ones before the last word is."""
+    messages = RETURN_PATH + b"\0\7\0\0" + b"\0\3\1\4" + bytes(260)
+    turns = [turn for _, turn in late(messages + LAST)]
+    packets = decode(write(place, connection(CLIENT, turns, size)), (*WHOLE, "qmhs.message"))
+    assert frames(packets)[-1] == ("destination", LAST_WORD)
+    assert bytes.fromhex("".join(values(packets, "qmhs.return_path"))) == messages
+    assert values(packets, "qmhs.message") == ["no memory"]
+
+
+def test_no_return_path(place: Path) -> None:
+    """What cannot be one is not looked at any more, frames within it included."""
+    said = b"\0\4\2\1" + bytes(600) + LAST
+    file = write(place, connections(late(said)))
+    packets = decode(file, (*FRAMES, *DATA))
+    assert frames(packets)[-1] == ("source", COMMIT)
+    assert bytes.fromhex("".join(values(packets, "qmhs.return_path"))) == said
 
 
 def test_data_after_refusal(place: Path) -> None:
@@ -467,9 +674,10 @@ def test_packets_cut_short(place: Path, mode: tuple[str, ...]) -> None:
 def test_random(place: Path, mode: tuple[str, ...]) -> None:
     chance = random.Random(1)
     packets: list[bytes] = []
+    ended = [turn for _, turn in late(RETURN_PATH + LAST)]
     for number in range(300):
         packets += shuffled(chance, connection(
-            CLIENT + number, [damaged(chance, turn) for turn in accepted()],
+            CLIENT + number, [damaged(chance, turn) for turn in (accepted(), ended)[number % 2]],
             chance.choice((4, 30, 200, 60000))))
     require_recognized(write(place, packets), 300, mode)
 

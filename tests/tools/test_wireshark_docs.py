@@ -15,10 +15,12 @@ from typing import NamedTuple
 
 import pytest
 from conftest import TOP
+from machine import Json
 from processes import (begin, inet, pc_lab, require_refused, require_success, start_destination,
                        start_source)
 from tshark import Recording, Turn, connection, directory, tshark, write
-from wire import ABORT, ACCEPT, HELLO, REJECT, frame, header, hello
+from wire import (ABORT, ACCEPT, COMMIT, FEATURES, HELLO, LAST_WORD, REJECT, frame, header, hello,
+                  parameter)
 
 PAGE = TOP / "docs/wireshark.rst"
 MORE = "..."
@@ -77,12 +79,12 @@ async def record(place: Path) -> str:
     """Returns the session of the one that was accepted."""
     async with pc_lab("pc-q35-10.0") as here, pc_lab("pc-i440fx-10.0") as there:
         source = await start_source(here)
-        stranger, port = await start_destination(there)
+        other, port = await start_destination(there)
         async with Recording(place, port) as recording:
             await begin(source, inet(port))
             await require_refused(source)
         recording.file.rename(place / "refused.pcapng")
-        await stranger.stop()
+        await other.stop()
 
         destination, port = await start_destination(here)
         async with Recording(place, port) as recording:
@@ -95,14 +97,27 @@ async def record(place: Path) -> str:
 
 def make_up(place: Path) -> None:
     """What the other two do not have."""
-    question = Turn(True, header() + frame(HELLO, hello(multifd=2)))
-    answer = Turn(False, header(session=bytes(range(16))) + frame(ACCEPT, {
-        "version": 1, "capabilities": ["return-path"],
-        "declined": [{"capability": "multifd", "reason": "none"}]}))
-    busy = Turn(False, header() + frame(REJECT, {"message": "it is busy"}))
-    talks = [question, answer, Turn(True, frame(ABORT, {}))], [question, busy], [question, question]
-    packets = [packet for number, turns in enumerate(talks)
-               for packet in connection(CLIENT + number, turns)]
+    profile = {"parameters": [parameter("multifd-channels", 2)]}
+    question = Turn(True, header() + frame(HELLO, {**hello(2, optional=True), "profile": profile}))
+    answer: Json = {"version": 1, "capabilities": ["return-path"], "features": FEATURES,
+                    "declined": [{"capability": "multifd", "reason": "none"}],
+                    "issues": [{"code": "unknown", "severity": "info", "message": "good to know"}]}
+    chosen = {**answer, "capabilities": ["return-path", "multifd"]}
+    without = {"digest": "0" * 64, "without": [{"capability": "multifd", "reason": "refused"}]}
+    session = bytes(range(16))
+    talks = [
+        [(False, frame(ACCEPT, answer)), (True, frame(ABORT, {}))],
+        [(False, frame(REJECT, {"message": "it is busy"}))],
+        [(False, frame(ACCEPT, chosen)), (True, frame(COMMIT, without)),
+         (False, frame(LAST_WORD, {"message": "no memory", "guest": "not-started"}))],
+        [(False, frame(ACCEPT, chosen)), (True, frame(COMMIT, {"digest": "0" * 64}))]]
+    packets = []
+    for number, ((_, first), *rest) in enumerate(talks):
+        turns = [question, Turn(False, header(session=session) + first),
+                 *(Turn(*turn) for turn in rest)]
+        packets += connection(CLIENT + number, turns)
+    twice = Turn(True, header() + 2 * frame(HELLO, hello(2)))
+    packets += connection(CLIENT + len(talks), [twice])
     write(place, packets).rename(place / "others.pcapng")
 
 

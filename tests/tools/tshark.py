@@ -189,6 +189,18 @@ def connection(client: int, turns: Sequence[Turn], size: int = 60000,
     return made.packets
 
 
+def connections(turns: Sequence[tuple[int, Turn]]) -> list[bytes]:
+    """Of several that go on at the same time; each turn has its connection's port."""
+    made: dict[int, Connection] = {}
+    packets: list[bytes] = []
+    for client, turn in turns:
+        one = made.setdefault(client, Connection(client, 1000))
+        one.say(turn, 60000)
+        packets += one.packets
+        one.packets.clear()
+    return packets
+
+
 def write(place: Path, packets: Sequence[bytes], lengths: Optional[Sequence[int]] = None) -> Path:
     """`lengths` are what the packets had on the wire, if they are not whole."""
     file = place / "made.pcap"
