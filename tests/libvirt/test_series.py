@@ -30,6 +30,7 @@ AGREED = {
     POSTCOPY.name: {"postcopy-ram", "postcopy-preempt", "switchover-ack"},
 }
 OTHERS = {"switchover-ack"}
+CHANNELS = int(PARALLEL.options[-1])
 OPTIONAL = {"switchover-ack", "postcopy-preempt"}
 
 # Of the destination, between its start and the stream, and after that.
@@ -96,7 +97,7 @@ def capabilities_set(conversation: Conversation) -> list[set[str]]:
 
 
 def require_own_only(conversation: Conversation, tls: bool) -> None:
-    """The destination is told to set what is its own, the rest is for QEMU to take."""
+    """The destination is told to set what is its own, the rest is for the QEMUs to agree on."""
     wanted = capabilities_set(conversation)
     assert wanted == [{"events"}, {"late-block-activate"}, set()], wanted
     parameters = [set(command.arguments)
@@ -111,11 +112,14 @@ def switched_on(guest: Guest) -> set[str]:
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != TUNNELLED], ids=lambda way: way.name)
 def test_handshake(lab: Lab, way: Way) -> None:
-    """In every mode that allows it; nothing is left behind, so the way back is the same."""
+    """In every mode that allows it; what is set stays as it is, so the way back is the same."""
     with lab.guest(emulator(PATCHED)) as guest:
         parameters = guest.qmp("query-migrate-parameters")
         arrive(lab, guest, way)
         require_handshake(lab, guest, AGREED.get(way.name, OTHERS))
+        if way == PARALLEL:
+            for told in lab.handshakes(guest).values():
+                assert told and told["parameters"]["multifd-channels"] == CHANNELS, told
         assert channel_type(lab.conversation(guest, lab.a), "migrate") == "handshake"
         assert channel_type(lab.conversation(guest, lab.b), "migrate-incoming") == "handshake"
         require_own_only(lab.conversation(guest, lab.b), way == TLS)
