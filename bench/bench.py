@@ -2,8 +2,9 @@
 """Measure what the handshake gains and what it costs.
 
 A running guest with random RAM is migrated over loopback, in several modes by
-turns; then a tiny one over a way that is long. All samples, and what is made of
-them, go to a JSON file, and from there to the screen and into a chart.
+turns; then a tiny one over a way that is long; and on demand all of that is done
+by an earlier build as well. All samples, and what is made of them, go to a JSON
+file, and from there to the screen and into a chart.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import sys
 import tempfile
 import time
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
+import before
 import chart
 import report
 from guest import life_of_guest, qemu_command, run, working_guest
 from links import RTT_MS, Loopback, NoLongWay, long_way
-from machine import Json, Lab, NotSeen
+from machine import Json, Lab, Machine, NotSeen
 from measure import Mode, Shuttle, by_turns
 from show import heading, say
 
@@ -49,19 +52,20 @@ LONG_WAY_MODES = {
 }
 
 
-async def take_turns(shuttle: Shuttle, modes: dict[str, Mode], runs: int,
-                     shown: str) -> Json:
+async def take_turns(modes: dict[str, before.Take], runs: int, shown: str = "") -> Json:
     """The samples, as a list for each mode and measure. The first round warms up.
 
-    Shows one of the measures as it comes.
+    Shows one of the measures as it comes, if any.
     """
-    say(f"{'round':8}" + "".join(f"{name:>21}" for name in modes))
+    if shown:
+        say(f"{'round':8}" + "".join(f"{name:>21}" for name in modes))
     rounds: list[Json] = []
     for order in by_turns(list(modes), runs + 1):
-        samples = {name: await shuttle.move(modes[name]) for name in order}
+        samples = {name: await modes[name]() for name in order}
         rounds.append({"order": order, "samples": samples})
-        say(f"{len(rounds) - 1 or 'warm-up':<8}"
-            + "".join(f"{samples[name][shown]:18.0f} ms" for name in modes))
+        if shown:
+            say(f"{len(rounds) - 1 or 'warm-up':<8}"
+                + "".join(f"{samples[name][shown]:18.0f} ms" for name in modes))
     return {"orders": [one["order"] for one in rounds], "warm-up": rounds[0]["samples"],
             "samples": {name: {measure: [one["samples"][name][measure] for one in rounds[1:]]
                                for measure in rounds[0]["samples"][name]} for name in modes}}
@@ -83,29 +87,48 @@ def room_for(mib: int) -> Optional[str]:
     return shm if os.path.isdir(shm) and shutil.disk_usage(shm).free > 2 * mib << 20 else None
 
 
-async def measure_loopback(lab: Lab, runs: int, ram_mib: int) -> Json:
-    heading(f"1. A guest with {ram_mib} MiB of random RAM, over loopback: from `migrate` to"
-            " completed and running there")
+def moves(shuttle: Shuttle, modes: dict[str, Mode]) -> dict[str, before.Take]:
+    return {name: partial(shuttle.move, mode) for name, mode in modes.items()}
+
+
+async def busy_shuttle(lab: Lab, ram_mib: int) -> Shuttle:
+    """Of a guest that runs. The RAM of its destinations is allocated before it moves there.
+
+    Page faults are most of the noise, above all in a virtual machine that gives memory back
+    to its host.
+    """
     machine = ("-machine", "q35,memory-backend=ram", "-object")
     size = f"id=ram,size={ram_mib}M"
     with tempfile.TemporaryDirectory(prefix="handshake-bench-", dir=room_for(ram_mib)) as directory:
         path = random_file(directory, ram_mib)
         home = await working_guest(lab, *machine, f"memory-backend-file,{size},share=off,mem-path={path}")
-    # Page faults are most of the noise, above all in a virtual machine that gives
-    # memory back to its host: the destination's RAM is there before.
-    say("It runs, and moves to and fro. The destination's RAM is allocated before.")
-    shuttle = Shuttle(lab, Loopback(), home, *machine, f"memory-backend-ram,prealloc=on,{size}")
-    data = await take_turns(shuttle, LOOPBACK_MODES, runs, "wall")
+    return Shuttle(lab, Loopback(), home, *machine, f"memory-backend-ram,prealloc=on,{size}")
+
+
+def require_sound(shuttle: Shuttle) -> None:
     if not life_of_guest(*shuttle.homes).is_sound:
         raise NotSeen("the guest's memory is not what it was")
     say(f"The guest moved {len(shuttle.homes) - 1} times, and finds its memory as it wrote it.")
+
+
+async def qemu_version(machine: Machine) -> str:
+    version = await machine.execute("query-version")
+    return "{major}.{minor}.{micro}".format(**version["qemu"]) + version["package"]
+
+
+async def measure_loopback(lab: Lab, runs: int, ram_mib: int) -> Json:
+    heading(f"1. A guest with {ram_mib} MiB of random RAM, over loopback: from `migrate` to"
+            " completed and running there")
+    shuttle = await busy_shuttle(lab, ram_mib)
+    say("It runs, and moves to and fro. The destination's RAM is allocated before.")
+    data = await take_turns(moves(shuttle, LOOPBACK_MODES), runs, "wall")
+    require_sound(shuttle)
     zero = max(max(samples["zero-mib"]) for samples in data["samples"].values())
     say(f"At most {zero:.0f} MiB of it were zero pages.")
     if zero > MOST_ZERO_MIB:
         raise NotSeen(f"RAM that is random: {zero:.0f} MiB of it are zero pages")
-    version = await shuttle.homes[-1].execute("query-version")
     return {**data, "ram-mib": ram_mib, "destination-ram": "preallocated", "accelerator": lab.accelerator,
-            "qemu": "{major}.{minor}.{micro}".format(**version["qemu"]) + version["package"]}
+            "qemu": await qemu_version(shuttle.homes[-1])}
 
 
 ### A tiny one, a long way
@@ -118,10 +141,32 @@ async def measure_long_way(lab: Lab, runs: int) -> Json:
             say(f"There is no netem here ({why_not_netem}).")
         say(f"The way is {link.what}.")
         home = await lab.start("home-0", *machine, under=link.under(0))
-        data = await take_turns(Shuttle(lab, link, home, *machine), LONG_WAY_MODES, runs,
+        data = await take_turns(moves(Shuttle(lab, link, home, *machine), LONG_WAY_MODES), runs,
                                 "until-active")
     return {**data, "ram-mib": TINY_MIB, "rtt": RTT_MS, "link": link.name, "way": link.what,
             "why-not-netem": why_not_netem}
+
+
+### The build before
+
+async def measure_moves_before(labs: dict[str, Lab], runs: int, ram_mib: int) -> Json:
+    heading(f"3. Beside the build before: the guest with {ram_mib} MiB, as the handshake chooses")
+    shuttles = {}
+    for build, lab in labs.items():
+        shuttles[build] = await busy_shuttle(lab, ram_mib)
+        await shuttles[build].homes[-1].execute("stop")
+    data = await take_turns(before.moves(shuttles, LOOPBACK_MODES["handshake"]), runs, "total-time")
+    for shuttle in shuttles.values():
+        require_sound(shuttle)
+    return {**data, "qemu": await qemu_version(shuttles[before.BEFORE].homes[-1])}
+
+
+async def measure_checks_before(labs: dict[str, Lab], runs: int) -> Json:
+    count = runs * before.CHECKS_PER_RUN
+    say(f"{count} handshakes without further channels, of a q35 with ten virtio devices")
+    data = await take_turns(await before.checks(labs), count)
+    del data["orders"]      # a great many, and one like the other
+    return data
 
 
 ### All of it
@@ -149,6 +194,8 @@ def main() -> int:
                         help=f"of each mode; {RUNS} by default")
     parser.add_argument("--ram", type=int, default=RAM_MIB, metavar="MIB",
                         help=f"of the guest; {RAM_MIB} MiB by default")
+    parser.add_argument("--before", metavar="FILE",
+                        help="an earlier qemu-system-x86_64, to be compared with")
     parser.add_argument("--base", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--record", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--trial", type=Path, required=True, help=argparse.SUPPRESS)
@@ -172,12 +219,30 @@ def main() -> int:
             say(f"There is {why}: this part is skipped.")
             data.update({"long-way": None, "why-no-long-way": str(why)})
 
+    def guest(qemu: str) -> list[str]:
+        return qemu_command(qemu, options.kernel, options.initramfs, options.ram)
+
+    def tiny(qemu: str) -> list[str]:
+        return [qemu, "-nodefaults", "-display", "none", "-m", f"{TINY_MIB}M"]
+
+    async def moves_before(lab: Lab) -> None:
+        async with Lab(guest(options.before), lab.accelerator) as other:
+            data["before"] = {"moves": await measure_moves_before(
+                {before.NOW: lab, before.BEFORE: other}, options.runs, options.ram)}
+
+    async def checks_before(lab: Lab) -> None:
+        async with Lab(tiny(options.before), lab.accelerator) as other:
+            data["before"]["checks"] = await measure_checks_before(
+                {before.NOW: lab, before.BEFORE: other}, options.runs)
+
     begin, (busy, ours) = time.monotonic(), processor_seconds()
-    guest = qemu_command(options.qemu, options.kernel, options.initramfs, options.ram)
-    tiny = [options.qemu, "-nodefaults", "-display", "none", "-m", f"{TINY_MIB}M"]
-    if not run("bench", guest, options.accelerator, near) or \
-            not run("bench", tiny, data["loopback"]["accelerator"], far):
-        return 1
+    parts = [(guest, near), (tiny, far)]
+    if options.before:
+        parts += [(guest, moves_before), (tiny, checks_before)]
+    for command, part in parts:
+        accelerator = data.get("loopback", {}).get("accelerator", options.accelerator)
+        if not run("bench", command(options.qemu), accelerator, part):
+            return 1
     busy_then, ours_then = processor_seconds()
     data["machine"]["cores-used-by-others"] = max(
         0, (busy_then - busy - ours_then + ours) / (time.monotonic() - begin))

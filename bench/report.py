@@ -9,11 +9,16 @@ import textwrap
 from statistics import median, quantiles
 from typing import Optional
 
+from before import BEFORE, NOW
 from machine import Json
 from show import heading, paint, say
 
 MOST_OVER_MULTIFD = 1.05
-LEAST_ROUND_TRIPS, MOST_ROUND_TRIPS = 0.9, 1.3
+# The verdict takes one round trip, and opening further channels two, of which the
+# migration without a handshake has one as well. The rest is for noise.
+LEAST_ROUND_TRIPS, NOISE = 0.9, 0.3
+MOST_OVER_BEFORE = 1.05
+MOST_OVER_VERDICT_BEFORE = 1.1
 
 # Of the guest's move: what it is called, and where it comes from.
 MEASURES = {
@@ -28,8 +33,12 @@ LONG_WAY_MEASURES = {
     "until-completed": "from migrate to the event that says completed",
     "handshake": "handshake.duration of query-migrate on the source",
 }
-PAIRS = (("legacy", "handshake"), ("legacy + multifd", "handshake + multifd"))
-
+CHECK_MEASURES = {
+    "duration": "of a handshake without further channels, as query-migrate tells",
+    "hello-bytes": "what the source sends before the verdict, in bytes",
+}
+# And how many round trips the handshake may add.
+PAIRS = (("legacy", "handshake", 1), ("legacy + multifd", "handshake + multifd", 2))
 
 NOTE_WIDTH = 92
 
@@ -97,31 +106,56 @@ def round_trip_limits(far: Optional[Json]) -> list[Json]:
         return (medians[mode][measure] - (medians[other][measure] if other else 0)) / far["rtt"]
 
     limits = []
-    for without, with_it in PAIRS:
+    for without, with_it, most in PAIRS:
         limits += [
             limit(f"until active, {with_it} adds to {without}",
                   round_trips("until-active", with_it, without),
-                  "round trips", MOST_ROUND_TRIPS, least=LEAST_ROUND_TRIPS),
+                  "round trips", most + NOISE, least=LEAST_ROUND_TRIPS),
             limit(f"until completed, {with_it} adds to {without}",
                   round_trips("until-completed", with_it, without),
-                  "round trips", MOST_ROUND_TRIPS,
+                  "round trips", most + NOISE,
                   note="less is no fault: TCP acknowledges otherwise after a conversation"),
-            limit(f"the duration that {with_it} tells", round_trips("handshake", with_it),
-                  "round trips", MOST_ROUND_TRIPS, least=LEAST_ROUND_TRIPS)]
+            limit(f"the duration that {with_it} tells, which is up to the verdict",
+                  round_trips("handshake", with_it),
+                  "round trips", 1 + NOISE, least=LEAST_ROUND_TRIPS)]
     return limits
+
+
+def before_limits(data: Json) -> list[Json]:
+    """Of this build beside the one before, if there is one."""
+    if "before" not in data:
+        return []
+    moves, checks = (data["before"][part] for part in ("moves", "checks"))
+
+    def over_before(part: Json, measure: str, what: str, unit: str, most: float) -> Json:
+        now, before = (part["samples"][build][measure] for build in (NOW, BEFORE))
+        noise = noise_of_medians(before)
+        return limit(f"{what}, beside the build before", median(now), unit,
+                     most * median(before) + noise,
+                     note=f"{most:g} times its median of {median(before):.4g} {unit}, and {noise:.3g} {unit}"
+                          f" for noise: two standard errors of the difference of two medians")
+
+    return [
+        over_before(checks, "duration", "a handshake without further channels", "ms",
+                    MOST_OVER_VERDICT_BEFORE),
+        over_before(checks, "hello-bytes", "a HELLO of a q35 with ten virtio devices", "bytes", 1),
+        over_before(moves, "total-time", "the migration that the handshake chooses", "ms",
+                    MOST_OVER_BEFORE),
+        over_before(moves, "downtime", "the guest's standstill", "ms", MOST_OVER_BEFORE)]
 
 
 def conclude(data: Json) -> None:
     """Adds medians, spreads, ratios and limits."""
     near, far = data["loopback"], data["long-way"]
-    for part in [near, far] if far else [near]:
+    for part in [near, *([far] if far else []), *data.get("before", {}).values()]:
         for name, function in (("medians", median), ("spreads", spread)):
             part[name] = {mode: {measure: function(samples) for measure, samples in of.items()}
                           for mode, of in part["samples"].items()}
     walls = {mode: of["wall"] for mode, of in near["medians"].items()}
     near["handshake-to-others"] = {mode: walls["handshake"] / wall for mode, wall in walls.items()
                                    if mode != "handshake"}
-    data["limits"] = [speed_limit(near), downtime_limit(near), *round_trip_limits(far)]
+    data["limits"] = [speed_limit(near), downtime_limit(near), *round_trip_limits(far),
+                      *before_limits(data)]
 
 
 def all_kept(data: Json) -> bool:
@@ -146,7 +180,7 @@ def show_limit(one: Json, judged: bool) -> None:
         mark = "-     "
     else:
         mark = paint("ok    ", "32") if one["kept"] else paint("MISSED", "31;1")
-    measured = "not measured" if one["kept"] is None else f"{one['measured']:.3g} {one['unit']}"
+    measured = "not measured" if one["kept"] is None else f"{one['measured']:.4g} {one['unit']}"
     least = "at most " if one["least"] is None else f"{one['least']:.4g} to "
     say(f"{mark}  {one['what']}: {measured} (limit: {least}{one['most']:.4g})")
     for line in textwrap.wrap(one["note"], NOTE_WIDTH):
@@ -154,7 +188,7 @@ def show_limit(one: Json, judged: bool) -> None:
 
 
 def show(data: Json) -> None:
-    heading("3. Medians, in ms, ± half the range of the middle half")
+    heading("4. Medians, in ms, ± half the range of the middle half")
     table(data["loopback"], MEASURES)
     say()
     if data["long-way"]:
@@ -162,10 +196,15 @@ def show(data: Json) -> None:
     else:
         say(f"Over a long way nothing was measured: there is {data['why-no-long-way']}.")
     say()
+    if "before" in data:
+        table(data["before"]["moves"], MEASURES)
+        say()
+        table(data["before"]["checks"], CHECK_MEASURES)
+        say()
     say("Over loopback the handshake takes " + ", ".join(
         f"{ratio:.2f} of {mode}" for mode, ratio in data["loopback"]["handshake-to-others"].items()) + ".")
     say("Meanwhile others, the kernel among them, used {cores-used-by-others:.1f} of the {cores} cores.".format(**data["machine"]))
-    heading("4. Limits")
+    heading("5. Limits")
     for one in data["limits"]:
         show_limit(one, data["judged"])
     measured = [one for one in data["limits"] if one["kept"] is not None]
