@@ -108,6 +108,13 @@ static void dest_free(HandshakeDestination *hd)
     g_free(hd);
 }
 
+static void conn_drop_json(DestConn *conn)
+{
+    if (conn->json) {
+        g_string_free(g_steal_pointer(&conn->json), true);
+    }
+}
+
 /* Whatever it waits for ends; its coroutine sees it in the main loop */
 static void conn_shutdown(DestConn *conn)
 {
@@ -115,9 +122,7 @@ static void conn_shutdown(DestConn *conn)
         conn->timed_out = true;
         conn->hd->count--;
         /* It may have to wait for its turn, and is not looked at then */
-        if (conn->json) {
-            g_string_free(g_steal_pointer(&conn->json), true);
-        }
+        conn_drop_json(conn);
         handshake_ioc_interrupt(conn->wire.ioc);
     }
 }
@@ -132,9 +137,7 @@ static void conn_free(DestConn *conn)
     timer_free(conn->timer);
     handshake_wire_destroy(&conn->wire);
     object_unref(OBJECT(conn->raw));
-    if (conn->json) {
-        g_string_free(conn->json, true);
-    }
+    conn_drop_json(conn);
     qapi_free_MigrationHandshakeHello(conn->hello);
     error_free(conn->malformed);
     handshake_verdict_free(conn->verdict);
@@ -342,9 +345,7 @@ static void conn_look_bh(void *opaque)
         conn_look_at_hello(conn);
     }
     /* It may be large, and whoever was refused has time to read why */
-    if (conn->json) {
-        g_string_free(g_steal_pointer(&conn->json), true);
-    }
+    conn_drop_json(conn);
     if (conn->hd->conn != conn) {
         g_clear_pointer(&conn->hello, qapi_free_MigrationHandshakeHello);
     }
