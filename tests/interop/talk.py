@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Optional, TypeVar, Union
 
 from machine import LOOPBACK, Machine, until
@@ -188,6 +189,11 @@ class Talk:
     def close(self) -> None:
         self._writer.close()
 
+    async def closed(self) -> None:
+        self.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
 
 @contextlib.asynccontextmanager
 async def call(port: int) -> AsyncIterator[Talk]:
@@ -356,6 +362,18 @@ class Listener(Port):
     @property
     def waiting(self) -> int:
         return self._calls.qsize()
+
+
+class UnixListener(Listener):
+    """Likewise, at a path."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    async def __aenter__(self) -> UnixListener:
+        self._server = await asyncio.start_unix_server(self._accept, self.path)
+        return self
 
 
 class Line:

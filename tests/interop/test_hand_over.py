@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
 import pytest
 from machine import Json, Machine, NotSeen, until
 from processes import (NO_MULTIFD, Lab, begin, channels, end, inet, pc_lab, small_lab,
-                       start_source, wait_running, wait_status)
+                       start_source, unix, wait_running, wait_status)
 from qmhs.frames import (ABORT, ACCEPT, COMMIT, HELLO, LAST_WORD, LOADED, START, Frame, Message,
                          message, shut)
 from qmhs.messages import NOT_STARTED, Hello, Reason, read_reason
 from qmhs.negotiation import Here
 from qmhs.roles import Destination, Source
 from qmhs.strictjson import Object, compose, parse
-from talk import (FEATURES, LIMIT, SILENCE, Listener, Talk, call, changed, committed,
-                  end_of_stream, raw)
+from talk import (FEATURES, LIMIT, SILENCE, Listener, Talk, UnixListener, call, changed,
+                  committed, end_of_stream, raw)
 from test_as_destination import HEADER
 from test_as_destination import MINIMUM as ACCEPTED
 
@@ -30,6 +33,7 @@ NEVER = {"message": "the image is locked", "guest": NOT_STARTED}
 UNKNOWN = Frame(0x3a3a, b"\xff", 0)
 STRANGE = Frame(0x0b0b, b"{}")          # that is critical
 SLOW = 4096                             # bytes a second
+TIMES = 10                              # it is a race between two of its threads
 PONG = Message(2, b"\0\0\0\1")
 
 
@@ -237,6 +241,25 @@ async def test_yanked_in_doubt() -> None:
         await one.given()
         await one.source.execute("yank", {"instances": [{"type": "migration"}]})
         await one.in_doubt()
+
+
+async def test_start_cannot_be_written(tmp_path: Path) -> None:
+    """The destination has gone when the source hears LOADED: not all of START can have come."""
+    for number in range(TIMES):
+        async with small_lab() as lab, UnixListener(tmp_path / str(number)) as listener:
+            source = await start_source(lab)
+            await begin(source, unix(listener.path), NO_MULTIFD)
+            talk = await listener.next()
+            await talk.header()
+            await talk.message(HELLO)
+            await talk.say(HEADER, message(ACCEPT, changed(ACCEPTED, features=FEATURES)))
+            await talk.message(COMMIT)
+            stream = await talk.stream()
+            os.kill(source.pid, signal.SIGSTOP)
+            await talk.say(Frame(LOADED, b"{}"))
+            await talk.closed()
+            os.kill(source.pid, signal.SIGCONT)
+            await Giving(source, talk, stream).kept()
 
 
 async def test_cancelled_before_loaded() -> None:

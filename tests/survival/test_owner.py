@@ -135,6 +135,12 @@ class Held:
         await self.source_is_active()
 
 
+def make_disk(path: Path) -> Path:
+    subprocess.run([QEMU.parent / "qemu-img", "create", "-q", "-f", "qcow2", path, "1M"],
+                   check=True)
+    return path
+
+
 def disk(path: Path) -> list[str]:
     return ["-blockdev", f"driver=qcow2,node-name=disk,file.driver=file,file.filename={path}",
             "-device", "virtio-blk,drive=disk"]
@@ -144,9 +150,7 @@ def disk(path: Path) -> list[str]:
 async def held(what: Optional[int | str], directory: Path, paused: bool = False,
                options: Json = NO_MULTIFD) -> AsyncIterator[Held]:
     """Both use one image, as on shared storage."""
-    image = directory / "disk.qcow2"
-    subprocess.run([QEMU.parent / "qemu-img", "create", "-q", "-f", "qcow2", image, "1M"],
-                   check=True)
+    image = make_disk(directory / "disk.qcow2")
     async with pc_lab() as lab:
         source = await lab.start("source", *disk(image), under=UNDER)
         destination = await lab.start("destination", "-incoming", "defer", *disk(image),
@@ -393,6 +397,34 @@ async def test_continued_there_before_it_is_loaded() -> None:
             await gate.open()
             await require_success(source, destination)
             assert gate.seen == [LOADED, START, SHUT]
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["starts", "-S"])
+async def test_image_that_somebody_else_has(paused: bool, tmp_path: Path) -> None:
+    """On the destination, whose image is another one: the guest goes back, with the reason."""
+    images = [make_disk(tmp_path / name) for name in ("here", "there")]
+    async with pc_lab() as lab, pc_lab() as elsewhere:
+        await elsewhere.start("other", *disk(images[1]), under=UNDER)
+        source = await lab.start("source", *disk(images[0]), under=UNDER)
+        destination = await lab.start("destination", "-incoming", "defer", *disk(images[1]),
+                                      *(["-S"] if paused else []), under=UNDER)
+        await destination.execute("migrate-incoming", {
+            "exit-on-error": False, **channels("handshake", inet(0))})
+        port = int((await destination.migration())["socket-address"][0]["port"])
+        async with Gate(port, None) as gate:
+            one = Held(source, destination, gate)
+            await begin(source, inet(gate.port), NO_MULTIFD)
+            if paused:
+                # It is the client who is told, and who can go back.
+                assert (await one.end())["status"] == "completed"
+                with pytest.raises(NotSeen, match="lock"):
+                    await destination.execute("cont")
+                return await one.continue_here()
+            await one.source_runs("failed")
+            await one.destination_failed()
+            for side in (source, destination):
+                assert "lock" in (await side.migration())["error-desc"]
+            assert gate.seen == [LOADED, START, LAST_WORD, SHUT]
 
 
 @pytest.mark.parametrize("what", [LOADED, START], ids=["kept", "continued"])
