@@ -68,6 +68,10 @@ class Gate(Relay):
             self._bound[speaker] = NOTHING_HELD
             await self._tell(speaker)
 
+    async def hold(self, speaker: str) -> None:
+        """Nothing more of what it says gets through."""
+        self._bound[speaker] = self.main.passed[speaker]
+
     async def half(self) -> None:
         """Of what is held, the first half. The rest will never come."""
         for speaker in SPEAKERS:

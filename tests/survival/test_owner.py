@@ -17,12 +17,14 @@ import pytest
 from conftest import QEMU
 from endings import GIVEN, TOO_LATE
 from frames import LAST_WORD, LOADED, SHUT, START, Gate
-from machine import Json, Machine, NotSeen, until
+from machine import LOOPBACK, Json, Machine, NotSeen, until
 from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, channels, end, inet, listen, pc_lab,
-                       require_success, wait_running, wait_status)
+                       require_success, set_capabilities, wait_running, wait_status)
 
 NOT_GIVEN = ("the source went away before it had given the guest to this QEMU, "
              "which does not start it")
+SLOW = 1 << 20          # bytes a second, or precopy is over before postcopy begins
+SLOWER = 4096           # ... or postcopy before it is looked at
 SETTLE = 0.1            # for what must not happen
 
 
@@ -445,3 +447,65 @@ async def test_next_migration(what: int, tmp_path: Path) -> None:
                 await begin(one.source, inet(gate.port))
                 await require_success(one.source, other)
                 assert gate.seen == [LOADED, START, SHUT]
+
+
+# Postcopy. The guest is given away with the last byte of its devices' state.
+
+
+@contextlib.asynccontextmanager
+async def postcopy(what: Optional[int | str]) -> AsyncIterator[Held]:
+    """It runs there, and something does not get through any more."""
+    async with waiting() as (source, destination, port):
+        await set_capabilities(source, "postcopy-ram")
+        await source.execute("migrate-set-parameters", {
+            "max-bandwidth": SLOW, "max-postcopy-bandwidth": SLOWER, "downtime-limit": 1})
+        async with Gate(port, what) as gate:
+            await begin(source, inet(gate.port), NO_MULTIFD)
+            await wait_status(source, "active")
+            await source.execute("migrate-start-postcopy")
+            await wait_running(destination)
+            if what is None:
+                await gate.hold("source")
+            await source.execute("migrate-set-parameters", {"max-postcopy-bandwidth": 0})
+            yield Held(source, destination, gate)
+
+
+async def require_paused(machine: Machine) -> None:
+    info = await wait_status(machine, "postcopy-paused")
+    assert info["error-desc"]
+
+
+async def test_end_of_postcopy_that_nobody_hears_of() -> None:
+    """The destination is done. The source does not know that, and lets its guest stand."""
+    async with postcopy(SHUT) as one:
+        await asyncio.wait_for(one.gate.reached.wait(), PATIENCE)
+        assert (await end(one.destination))["status"] == "completed"
+        await one.gate.cut()
+        await require_paused(one.source)
+        assert not await one.source.is_running()
+        assert await one.destination.is_running()
+        assert LOADED not in one.gate.seen
+
+
+@pytest.mark.parametrize("how", ["cut", "reset", "yank_source", "yank_destination"])
+async def test_end_of_postcopy_that_does_not_come(how: str) -> None:
+    """The source has sent all, and the destination has not got it: both wait to be recovered."""
+    async with postcopy(None) as one:
+        async def all_sent() -> bool:
+            info = await one.source.migration()
+            return bool(info["ram"]["remaining"] == 0)
+
+        await until("all to be sent", PATIENCE, all_sent, every=0.002)
+        with pytest.raises(NotSeen, match="ostcopy"):
+            await one.source.execute("migrate_cancel")
+        await {"cut": one.cut, "reset": one.reset, "yank_source": one.yank_source,
+               "yank_destination": one.yank_destination}[how]()
+        for machine in (one.source, one.destination):
+            await require_paused(machine)
+        assert not await one.source.is_running()
+        assert await one.destination.is_running()
+        await one.destination.execute("migrate-recover", {"uri": f"tcp:{LOOPBACK}:0"})
+        address = (await one.destination.migration())["socket-address"][-1]
+        await one.source.execute("migrate", {"resume": True,
+                                             "uri": f"tcp:{LOOPBACK}:{address['port']}"})
+        await require_success(one.source, one.destination)
