@@ -135,6 +135,9 @@ class Message:
     def encode(self) -> bytes:
         return struct.pack(">HH", self.type, len(self.payload)) + self.payload
 
+    def __str__(self) -> str:
+        return "SHUT" if self.type == SHUT else f"message {self.type} of the return path"
+
 
 def shut(value: int) -> Message:
     return Message(SHUT, struct.pack(">I", value))
