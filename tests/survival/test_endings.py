@@ -47,7 +47,7 @@ completed.  At a random moment somebody cancelled, or yanked either side; or the
 connection was reset, or either QEMU killed: up to 120 milliseconds after
 ``migrate``, or up to 5 after the source had stopped its guest.
 
-The guest never ran on both sides.  Where nobody runs it, the QEMU was killed that
+{result}  Where nobody runs it, the QEMU was killed that
 had it; or the source says that it has given it away and has heard no answer
 (``failed, postmigrate``), and ``cont`` there went on with it; or it is in postcopy,
 and paused.  A cancel that was too late was refused: the guest had been handed over.
@@ -65,7 +65,9 @@ def write(outcomes: list[Outcome]) -> str:
     text = "\n".join([rule, lines[0], rule, *lines[1:], rule]) + "\n"
     version = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True).stdout
     PATH.parent.mkdir(parents=True, exist_ok=True)
-    PATH.write_text(PAGE.format(count=f"{len(outcomes):,}", version=version.split()[3],
+    bad = sum(bool(outcome.faults) for outcome in outcomes)
+    result = f"{bad} of these went wrong." if bad else "The guest never ran on both sides."
+    PATH.write_text(PAGE.format(result=result, count=f"{len(outcomes):,}", version=version.split()[3],
                                 table=text), encoding="utf-8")
     return text
 

@@ -143,9 +143,9 @@ def make_disk(path: Path) -> Path:
     return path
 
 
-def disk(path: Path) -> list[str]:
-    return ["-blockdev", f"driver=qcow2,node-name=disk,file.driver=file,file.filename={path}",
-            "-device", "virtio-blk,drive=disk"]
+def disk(path: Path, name: str = "disk") -> list[str]:
+    return ["-blockdev", f"driver=qcow2,node-name={name},file.driver=file,file.filename={path}",
+            "-device", f"virtio-blk,drive={name}"]
 
 
 @contextlib.asynccontextmanager
@@ -403,13 +403,17 @@ async def test_continued_there_before_it_is_loaded() -> None:
 
 @pytest.mark.parametrize("paused", [False, True], ids=["starts", "-S"])
 async def test_image_that_somebody_else_has(paused: bool, tmp_path: Path) -> None:
-    """On the destination, whose image is another one: the guest goes back, with the reason."""
-    images = [make_disk(tmp_path / name) for name in ("here", "there")]
+    """One of two of the destination: the guest goes back, with the reason, and so does the other.
+
+    The one is shared, the other has a copy on each side.
+    """
+    shared, here, there = (make_disk(tmp_path / name) for name in ("shared", "here", "there"))
     async with pc_lab() as lab, pc_lab() as elsewhere:
-        await elsewhere.start("other", *disk(images[1]), under=UNDER)
-        source = await lab.start("source", *disk(images[0]), under=UNDER)
-        destination = await lab.start("destination", "-incoming", "defer", *disk(images[1]),
-                                      *(["-S"] if paused else []), under=UNDER)
+        await elsewhere.start("other", *disk(there), under=UNDER)
+        source = await lab.start("source", *disk(shared), *disk(here, "copy"), under=UNDER)
+        destination = await lab.start("destination", "-incoming", "defer", *disk(shared),
+                                      *disk(there, "copy"), *(["-S"] if paused else []),
+                                      under=UNDER)
         await destination.execute("migrate-incoming", {
             "exit-on-error": False, **channels("handshake", inet(0))})
         port = int((await destination.migration())["socket-address"][0]["port"])
@@ -417,10 +421,11 @@ async def test_image_that_somebody_else_has(paused: bool, tmp_path: Path) -> Non
             one = Held(source, destination, gate)
             await begin(source, inet(gate.port), NO_MULTIFD)
             if paused:
-                # It is the client who is told, and who can go back.
+                # It is the client who is told, and who can go back when that QEMU has ended.
                 assert (await one.end())["status"] == "completed"
                 with pytest.raises(NotSeen, match="lock"):
                     await destination.execute("cont")
+                await one.kill_destination()
                 return await one.continue_here()
             await one.source_runs("failed")
             await one.destination_failed()
