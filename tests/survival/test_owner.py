@@ -455,10 +455,11 @@ async def test_image_that_somebody_else_has(paused: bool, tmp_path: Path) -> Non
     shared, here, there = (make_disk(tmp_path / name) for name in ("shared", "here", "there"))
     async with pc_lab() as lab, pc_lab() as elsewhere:
         await elsewhere.start("other", *disk(there), under=UNDER)
-        # QEMU activates the last one first.
-        source = await lab.start("source", *disk(here, "copy"), *disk(shared), under=UNDER)
-        destination = await lab.start("destination", "-incoming", "defer", *disk(there, "copy"),
-                                      *disk(shared), *(["-S"] if paused else []), under=UNDER)
+        # The first one is activated when the second one turns out to be locked.
+        source = await lab.start("source", *disk(shared), *disk(here, "copy"), under=UNDER)
+        destination = await lab.start("destination", "-incoming", "defer", *disk(shared),
+                                      *disk(there, "copy"), *(["-S"] if paused else []),
+                                      under=UNDER)
         await destination.execute("migrate-incoming", {
             "exit-on-error": False, **channels("handshake", inet(0))})
         port = int((await destination.migration())["socket-address"][0]["port"])
