@@ -521,18 +521,13 @@ async def postcopy(what: Optional[int | str]) -> AsyncIterator[Held]:
             yield Held(source, destination, gate)
 
 
-async def require_paused(machine: Machine) -> None:
-    info = await wait_status(machine, "postcopy-paused")
-    assert info["error-desc"]
-
-
 async def test_end_of_postcopy_that_nobody_hears_of() -> None:
     """The destination is done. The source does not know that, and lets its guest stand."""
     async with postcopy(SHUT) as one:
         await asyncio.wait_for(one.gate.reached.wait(), PATIENCE)
         assert (await end(one.destination))["status"] == "completed"
         await one.gate.cut()
-        await require_paused(one.source)
+        await wait_status(one.source, "postcopy-paused")
         assert not await one.source.is_running()
         assert await one.destination.is_running()
         assert LOADED not in one.gate.seen
@@ -552,7 +547,7 @@ async def test_end_of_postcopy_that_does_not_come(how: str) -> None:
         await {"cut": one.cut, "reset": one.reset, "yank_source": one.yank_source,
                "yank_destination": one.yank_destination}[how]()
         for machine in (one.source, one.destination):
-            await require_paused(machine)
+            await wait_status(machine, "postcopy-paused")
         assert not await one.source.is_running()
         assert await one.destination.is_running()
         await one.destination.execute("migrate-recover", {"uri": f"tcp:{LOOPBACK}:0"})
