@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Optional
 
+from links import Loopback
 from machine import Json, Lab, Machine, NotSeen, until
 from measure import Mode, Shuttle
 from migrations import channels, listen
@@ -17,6 +18,7 @@ from migrations import channels, listen
 NOW, BEFORE = "now", "before"
 
 CHECKS_PER_RUN = 20
+ENDS_PER_RUN = 5
 CHECK_LIMIT = 10.0
 # A machine that is well equipped; the names of its devices are most of a HELLO.
 DEVICES = tuple(word for number, kind in enumerate(
@@ -53,6 +55,12 @@ class Pair(NamedTuple):
         if told["status"] != "accepted":
             raise NotSeen(f"{self.source.name}: a check that is {told['status']}")
         return {"duration": told["duration"] / 1000, "hello-bytes": told["bytes-sent"]}
+
+
+async def tiny_shuttle(lab: Lab) -> Shuttle:
+    home = await lab.start("home-0", "-machine", "q35")
+    await home.execute("stop")
+    return Shuttle(lab, Loopback(), home, "-machine", "q35")
 
 
 def moves(shuttles: dict[str, Shuttle], mode: Mode) -> dict[str, Take]:

@@ -49,6 +49,8 @@ LONG_WAY_MODES = {
     "handshake": Mode("handshake", agreed=RETURN_PATH, optional=()),
     "legacy + multifd": Mode("main", RETURN_PATH | MULTIFD),
     "handshake + multifd": Mode("handshake", agreed=RETURN_PATH | MULTIFD, optional=("multifd",)),
+    "legacy -S": Mode("main", RETURN_PATH, paused=True),
+    "handshake -S": Mode("handshake", agreed=RETURN_PATH, optional=(), paused=True),
 }
 
 
@@ -161,6 +163,15 @@ async def measure_moves_before(labs: dict[str, Lab], runs: int, ram_mib: int) ->
     return {**data, "qemu": await qemu_version(shuttles[before.BEFORE].homes[-1])}
 
 
+async def measure_ends_before(labs: dict[str, Lab], runs: int) -> Json:
+    count = runs * before.ENDS_PER_RUN
+    say(f"{count} moves of a tiny guest to a destination with -S")
+    shuttles = {build: await before.tiny_shuttle(lab) for build, lab in labs.items()}
+    data = await take_turns(before.moves(shuttles, LONG_WAY_MODES["handshake -S"]), count)
+    del data["orders"]
+    return data
+
+
 async def measure_checks_before(labs: dict[str, Lab], runs: int) -> Json:
     count = runs * before.CHECKS_PER_RUN
     say(f"{count} handshakes without further channels, of a q35 with ten virtio devices")
@@ -232,8 +243,9 @@ def main() -> int:
 
     async def checks_before(lab: Lab) -> None:
         async with Lab(tiny(options.before), lab.accelerator) as other:
-            data["before"]["checks"] = await measure_checks_before(
-                {before.NOW: lab, before.BEFORE: other}, options.runs)
+            labs = {before.NOW: lab, before.BEFORE: other}
+            data["before"]["ends"] = await measure_ends_before(labs, options.runs)
+            data["before"]["checks"] = await measure_checks_before(labs, options.runs)
 
     begin, (busy, ours) = time.monotonic(), processor_seconds()
     parts = [(guest, near), (tiny, far)]

@@ -23,6 +23,7 @@ class Mode(NamedTuple):
     set_by_hand: frozenset[str] = frozenset()  # on both sides
     agreed: frozenset[str] = frozenset()  # what the handshake has to come to
     optional: Optional[Sequence[str]] = None  # what it is told to try
+    paused: bool = False    # the destination has -S, and `cont` comes when the source has completed
 
 
 def by_turns(modes: Sequence[str], rounds: int) -> Iterator[list[str]]:
@@ -55,13 +56,13 @@ class Shuttle:
         side = len(self.homes) % 2
         destination = await self._lab.start(
             f"home-{len(self.homes)}", *self._options, "-incoming", "defer",
-            under=self._link.under(side))
+            *(["-S"] if mode.paused else []), under=self._link.under(side))
         await self._set_up(mode, source, destination)
         host = self._link.host(side)
         arguments = channels(mode.kind, await listen(destination, mode.kind, host), host)
         if mode.optional is not None:
             arguments["handshake"] = {"optional-capabilities": list(mode.optional)}
-        sample = await timed_migration(source, destination, arguments)
+        sample = await timed_migration(source, destination, arguments, mode.paused)
         if not await has_moved(source, destination):
             raise NotSeen("the guest runs twice")
         if mode.kind == "handshake":
@@ -86,7 +87,8 @@ async def verdict_time(mode: Mode, source: Machine, destination: Machine) -> flo
     return handshake.source["duration"] / 1000
 
 
-async def timed_migration(source: Machine, destination: Machine, arguments: Json) -> Json:
+async def timed_migration(source: Machine, destination: Machine, arguments: Json,
+                          paused: bool) -> Json:
     """All times in milliseconds."""
     with source.events("MIGRATION", "STOP") as here, destination.events("RESUME") as there:
         begin = time.time()
@@ -104,6 +106,8 @@ async def timed_migration(source: Machine, destination: Machine, arguments: Json
         info = await source.migration()
         if "completed" not in times:
             raise NotSeen(f"the migration {info['status']}: {info.get('error-desc', '')}")
+        if paused:
+            await destination.execute("cont")
         try:
             event = await asyncio.wait_for(there.get(), LIMIT)
         except TimeoutError as error:
@@ -119,6 +123,7 @@ async def timed_migration(source: Machine, destination: Machine, arguments: Json
         "setup-time": info["setup-time"],
         "downtime": info["downtime"],
         "standstill": resumed - ms["stop"],
+        "end": ms["completed"] - ms["stop"],
         "transferred-mib": ram["transferred"] / (1 << 20),
         "zero-mib": ram["duplicate"] * ram["page-size"] / (1 << 20),
         "passes": ram["dirty-sync-count"],

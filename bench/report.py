@@ -18,6 +18,7 @@ MOST_OVER_MULTIFD = 1.05
 # migration without a handshake has one as well. The rest is for noise.
 LEAST_ROUND_TRIPS, NOISE = 0.9, 0.3
 MOST_OVER_BEFORE = 1.05
+MOST_OVER_END_BEFORE = 1.02
 MOST_OVER_VERDICT_BEFORE = 1.1
 
 # Of the guest's move: what it is called, and where it comes from.
@@ -32,13 +33,17 @@ LONG_WAY_MEASURES = {
     "until-active": "from migrate to the event that says active",
     "until-completed": "from migrate to the event that says completed",
     "handshake": "handshake.duration of query-migrate on the source",
+    "standstill": MEASURES["standstill"],
+    "end": "from the guest's stop here to the event that says completed",
 }
 CHECK_MEASURES = {
     "duration": "of a handshake without further channels, as query-migrate tells",
     "hello-bytes": "what the source sends before the verdict, in bytes",
 }
-# And how many round trips the handshake may add.
-PAIRS = (("legacy", "handshake", 1), ("legacy + multifd", "handshake + multifd", 2))
+# And how many round trips the handshake may add. One more is that in which the guest is
+# handed over, unless the destination has -S.
+PAIRS = (("legacy", "handshake", 1, 1), ("legacy + multifd", "handshake + multifd", 2, 1),
+         ("legacy -S", "handshake -S", 1, 0))
 
 NOTE_WIDTH = 92
 
@@ -106,15 +111,17 @@ def round_trip_limits(far: Optional[Json]) -> list[Json]:
         return (medians[mode][measure] - (medians[other][measure] if other else 0)) / far["rtt"]
 
     limits = []
-    for without, with_it, most in PAIRS:
+    for without, with_it, most, at_the_end in PAIRS:
         limits += [
             limit(f"until active, {with_it} adds to {without}",
                   round_trips("until-active", with_it, without),
                   "round trips", most + NOISE, least=LEAST_ROUND_TRIPS),
             limit(f"until completed, {with_it} adds to {without}",
                   round_trips("until-completed", with_it, without),
-                  "round trips", most + NOISE,
+                  "round trips", most + at_the_end + NOISE,
                   note="less is no fault: TCP acknowledges otherwise after a conversation"),
+            limit(f"from the guest's stop to completed, {with_it} adds to {without}",
+                  round_trips("end", with_it, without), "round trips", at_the_end + NOISE),
             limit(f"the duration that {with_it} tells, which is up to the verdict",
                   round_trips("handshake", with_it),
                   "round trips", 1 + NOISE, least=LEAST_ROUND_TRIPS)]
@@ -125,7 +132,7 @@ def before_limits(data: Json) -> list[Json]:
     """Of this build beside the one before, if there is one."""
     if "before" not in data:
         return []
-    moves, checks = (data["before"][part] for part in ("moves", "checks"))
+    moves, ends, checks = (data["before"][part] for part in ("moves", "ends", "checks"))
 
     def over_before(part: Json, measure: str, what: str, unit: str, most: float) -> Json:
         now, before = (part["samples"][build][measure] for build in (NOW, BEFORE))
@@ -141,7 +148,9 @@ def before_limits(data: Json) -> list[Json]:
         over_before(checks, "hello-bytes", "a HELLO of a q35 with ten virtio devices", "bytes", 1),
         over_before(moves, "total-time", "the migration that the handshake chooses", "ms",
                     MOST_OVER_BEFORE),
-        over_before(moves, "downtime", "the guest's standstill", "ms", MOST_OVER_BEFORE)]
+        over_before(moves, "downtime", "the guest's standstill", "ms", MOST_OVER_BEFORE),
+        over_before(ends, "end", "from the guest's stop to completed, with -S", "ms",
+                    MOST_OVER_END_BEFORE)]
 
 
 def conclude(data: Json) -> None:
@@ -198,6 +207,8 @@ def show(data: Json) -> None:
     say()
     if "before" in data:
         table(data["before"]["moves"], MEASURES)
+        say()
+        table(data["before"]["ends"], {"end": LONG_WAY_MEASURES["end"]})
         say()
         table(data["before"]["checks"], CHECK_MEASURES)
         say()

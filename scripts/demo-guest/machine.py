@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, TypeVar
 
-from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError, Runstate
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -123,6 +123,13 @@ class Machine:
         # It complains about the end that we have just seen.
         with contextlib.suppress(Exception):
             await self._qmp.disconnect()
+
+    async def heard(self) -> None:
+        """Of one that is dead: all that its monitor had still said has been read."""
+        if self._process:
+            await self._process.wait()
+        while self._qmp.runstate == Runstate.RUNNING:
+            await self._qmp.runstate_changed()
 
     async def stop(self) -> None:
         self.kill()

@@ -5,26 +5,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Optional, TypeVar, Union
 
 from machine import LOOPBACK, Machine, until
 from processes import Lab, small_lab, start_destination
 from qmhs import Incomplete
-from qmhs.frames import (ACCEPT, COMMIT, HELLO, VERDICTS, Frame, Header, decode_header, digest,
-                         message)
+from qmhs.frames import (ACCEPT, COMMIT, HELLO, VERDICTS, Frame, Header, Message, decode_header,
+                         digest, message)
 from qmhs.messages import Accept, Parameter, Reason, Reject, Verdict, read_verdict
 from qmhs.roles import Inbox, ReturnPath
 from qmhs.strictjson import Object, compose, parse
 
-Words = Union[bytes, Header, Frame]
+Words = Union[bytes, Header, Frame, Message]
 
 LIMIT = 10.0            # for what should be quick
 SILENCE = 0.05          # after which nothing more is expected
 PIECE = 1 << 16
 MINIMUM: Object = {"versions": [1], "purpose": "migrate", "required": []}
 CHECK: Object = {**MINIMUM, "purpose": "check"}
-FEATURES = ["named-channels", "late-error"]
+FEATURES = ["named-channels", "late-error", "one-owner"]
 CAN_ALL: Object = {**MINIMUM, "features": FEATURES}
 
 
@@ -45,6 +47,15 @@ def raw(value: Any) -> bytes:
     return value if isinstance(value, bytes) else compose(value)
 
 
+def end_of_stream(said: bytes) -> Optional[int]:
+    """It ends with its own description, which is JSON."""
+    for found in re.finditer(rb"\x06(....)\{", said, re.DOTALL):
+        end = found.end() - 1 + int.from_bytes(found[1], "big")
+        if end <= len(said) and said[end - 2:end] == b"]}":
+            return end
+    return None
+
+
 class Talk:
     """One connection. What has been said is kept for the digest."""
 
@@ -54,6 +65,7 @@ class Talk:
         self.inbox = Inbox()
         self.said = b""
         self.was_reset = False
+        self._path: Optional[ReturnPath] = None
 
     async def say(self, *words: Words) -> None:
         data = b"".join(word if isinstance(word, bytes) else word.encode() for word in words)
@@ -123,6 +135,24 @@ class Talk:
         path.put(await self.rest())
         return path.take_last_word()
 
+    async def stream(self) -> bytes:
+        """All of it."""
+        while not (end := end_of_stream(self.inbox.rest)):
+            await self._more()
+        return self.inbox.rest[:end]
+
+    async def late(self) -> Union[Frame, Message]:
+        """The next LOADED, LAST WORD or SHUT of a destination that has read COMMIT."""
+        if not self._path:
+            self._path = ReturnPath()
+            self._path.put(self.inbox.rest)
+        while True:
+            with contextlib.suppress(Incomplete):
+                return self._path.take()
+            data = await self._hear()
+            assert data, "the connection has ended"
+            self._path.put(data)
+
     async def any_header(self) -> Header:
         """Of another channel."""
         while True:
@@ -158,6 +188,11 @@ class Talk:
 
     def close(self) -> None:
         self._writer.close()
+
+    async def closed(self) -> None:
+        self.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
 
 
 @contextlib.asynccontextmanager
@@ -327,6 +362,18 @@ class Listener(Port):
     @property
     def waiting(self) -> int:
         return self._calls.qsize()
+
+
+class UnixListener(Listener):
+    """Likewise, at a path."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    async def __aenter__(self) -> UnixListener:
+        self._server = await asyncio.start_unix_server(self._accept, self.path)
+        return self
 
 
 class Line:

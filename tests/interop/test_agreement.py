@@ -72,7 +72,7 @@ class Dice:
         return {
             "versions": self._some([1, 1, 7, 2570, (1 << 32) - 1], 3) or [1],
             "purpose": dice.choice(["check"] * 9 + ["resume"]),
-            "required": self._some(["named-channels", "late-error"] * 5 + ["one-owner"], 1),
+            "required": self._some(["named-channels", "late-error"] * 5 + ["x-new-owner"], 1),
             "features": self._some(["named-channels"] * 4 + ["late-error", "x-new"], 3),
             "optional-capabilities": self._capabilities(5),
             "warnings-as-errors": dice.random() < 0.2,

@@ -305,7 +305,7 @@ async def test_d2_what_is_refused_by_name() -> None:
     """D2, D5. All at once."""
     async with qemu_destination() as (_, port):
         reject = await refused(port, {**CAN_ALL, "versions": [7], "purpose": "resume",
-                                      "required": ["one-owner", "named-channels", "late-error",
+                                      "required": ["x-new-owner", "named-channels", "late-error",
                                                    "x-new"],
                                       "profile": {"required-capabilities": [
                                           "x-unheard-of", "auto-converge", "return-path"]}})
@@ -314,7 +314,7 @@ async def test_d2_what_is_refused_by_name() -> None:
             "required-feature", "required-feature"]
         text = " ".join(f"{issue.subject} {issue.source} {issue.message}"
                         for issue in reject.issues)
-        for name in ("resume", "one-owner", "x-new", "x-unheard-of", "auto-converge"):
+        for name in ("resume", "x-new-owner", "x-new", "x-unheard-of", "auto-converge"):
             assert name in text
         assert str(reject.message).startswith("6 ")
 

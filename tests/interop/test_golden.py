@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from machine import until
-from processes import begin, inet, require_refused, start_destination, start_source
+from machine import Machine, until
+from processes import (begin, end, inet, require_refused, start_destination, start_source,
+                       wait_running)
 from qmhs import grease
-from qmhs.frames import COMMIT, HELLO, Frame, Header, digest
+from qmhs.frames import COMMIT, HELLO, LOADED, START, Frame, Header, digest, shut
 from qmhs.messages import Accept, Reject, Verdict
 from qmhs.negotiation import CHANNELS, objections, other_channels
-from qmhs.transcript import decode
-from talk import Listener, Talk, call, require_free, require_loading
+from qmhs.transcript import Conversation, decode
+from talk import Listener, Talk, call, end_of_stream, require_free, require_loading
 from test_as_destination import Call
 from test_qmhs import dumps
 from transcripts import RECIPES, Transcript, golden
@@ -82,11 +83,25 @@ async def test_a_destination_understands_its_source(name: str) -> None:
                     if recorded.last_word:
                         assert await talk.last_word() == recorded.last_word
                         return await require_free(destination, port)
+                    if recorded.hands_over:
+                        return await require_taken(destination, talk, recorded)
                     return await require_loading(destination)
             await talk.say(*recorded.source.frames[-1:] if recorded.abort else ())
             talk.end()
             assert await talk.rest() == b""
             await require_free(destination, port)
+
+
+async def require_taken(destination: Machine, talk: Talk, recorded: Conversation) -> None:
+    """It asks, and starts the guest when it hears what was said then."""
+    size = end_of_stream(recorded.source.rest)
+    await talk.say(recorded.source.rest[:size])
+    word = await talk.late()
+    assert isinstance(word, Frame) and word.type == LOADED
+    assert not await destination.is_running()
+    await talk.say(recorded.source.rest[size:])
+    assert await talk.late() == shut(0)
+    await wait_running(destination)
 
 
 async def commit_again(transcript: Transcript, talk: Talk, port: int,
@@ -156,6 +171,19 @@ async def test_a_source_understands_its_destination(name: str) -> None:
             (issue.code, issue.severity, issue.message) for issue in recorded.verdict.issues]
 
 
+async def require_given(one: Call, recorded: Conversation) -> None:
+    """It says START when it hears LOADED as it was said, and has completed with SHUT."""
+    stream = await one.talk.stream()
+    rest = recorded.destination.rest
+    last = len(shut(0).encode())
+    assert rest.endswith(shut(0).encode())
+    await one.talk.say(rest[:-last])
+    said = (await one.talk.hear(len(stream) + 8))[len(stream):]
+    assert Frame(START, b"").encode()[4:] == said[4:8]
+    await one.talk.say(rest[-last:])
+    assert (await end(one.source))["status"] == "completed"
+
+
 async def require_commit(transcript: Transcript, one: Call) -> None:
     """After the same channels, with the session that was recorded; what was refused still is."""
     recorded = decode(transcript.main.source, transcript.main.destination)
@@ -173,6 +201,8 @@ async def require_commit(transcript: Transcript, one: Call) -> None:
             break                   # the others may not even have come
         await line.say(other.destination if other else header)
     await one.commit(*dropped)
+    if recorded.hands_over:
+        return await require_given(one, recorded)
     if recorded.last_word:
         await one.talk.say(recorded.destination.rest)
         await require_refused(one.source, recorded.last_word.message or "")

@@ -169,7 +169,7 @@ async def test_a_source_from_the_future() -> None:
     today = await real_hello()
     later = from_the_future(today)
     later["versions"] = [7, 65535, *later["versions"]]
-    later["features"] = ["one-owner", "x-new", *later["features"]]
+    later["features"] = ["x-new-owner", "x-new", *later["features"]]
     later["optional-capabilities"] += ["x-new", "grease-00c0ffee"]
     later["profile"]["capabilities"] = ["x-new"]
     later["profile"]["parameters"] = [Parameter("x-new", "x-new-level", "7").write(),
@@ -205,7 +205,7 @@ async def test_a_source_from_the_future_migrates() -> None:
 
 FUTURE_DEMANDS: dict[str, tuple[Object, list[tuple[str, str]]]] = {
     "versions": ({"versions": [7, 8]}, [("protocol-version", "7")]),
-    "feature": ({"required": ["one-owner"]}, [("required-feature", "one-owner")]),
+    "feature": ({"required": ["x-new-owner"]}, [("required-feature", "x-new-owner")]),
     "grease as a feature": ({"required": ["grease-00c0ffee"]},
                             [("required-feature", "grease-00c0ffee")]),
     "purpose": ({"purpose": "resume"}, [("purpose", "resume")]),
@@ -267,7 +267,7 @@ async def test_a_destination_from_the_future_accepts() -> None:
     """It is bound to what the source knows; the rest is said to nobody."""
     async with calling(channels=2) as call_:
         later = from_the_future({
-            "version": 1, "features": ["one-owner", "named-channels"],
+            "version": 1, "features": ["x-new-owner", "named-channels"],
             "peer": {"qemu-version": "23.1.4", "arch": "x86_64", "machine": "pc-i440fx-23.1"},
             "declined": [{"capability": "multifd", "reason": "text", "code": 7},
                          {"capability": "x-new", "reason": "text"}],

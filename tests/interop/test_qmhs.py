@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from conftest import TOP
 from qmhs import Incomplete, Malformed, grease
-from qmhs.frames import (ACCEPT, COMMIT, HELLO, LAST_WORD, REJECT, Frame, Header, decode_frame,
-                         decode_header, decode_late, digest, message)
+from qmhs.frames import (ABORT, ACCEPT, COMMIT, HELLO, LAST_WORD, LOADED, REJECT, START, Frame,
+                         Header, Message, decode_frame, decode_header, decode_late, digest,
+                         message, shut)
 from qmhs.messages import (NOT_STARTED, Accept, Combination, Commit, Declined, Hello, Issue,
                            Members, Parameter, Peer, Profile, RamBlock, Reason, Reject, Section,
                            read_reason, read_verdict)
@@ -468,9 +469,9 @@ def test_channels_are_not_tried_in_a_check() -> None:
 def test_versions() -> None:
     assert judge(Hello([3, 2, 1]), Here(versions=(1, 2))).version == 2
     assert judge(Hello([1, 2]), Here(versions=(1, 2))).version == 1
-    result = judge(Hello([9], "resume", ["one-owner", "named-channels"]), Here())
+    result = judge(Hello([9], "resume", ["x-new-owner", "named-channels"]), Here())
     assert codes(result) == [("protocol-version", "versions"), ("purpose", "resume"),
-                             ("required-feature", "one-owner")]
+                             ("required-feature", "x-new-owner")]
 
 
 HERE = Here(Peer(arch="x86_64", machine="pc"), page_size=4096, uuid="AB",
@@ -714,7 +715,7 @@ def test_bad_commits(commit: Any, features: list[str], said: bool) -> None:
     right = parse(frame.payload)["digest"]
     answer = destination.receive(message(COMMIT, commit(right)).encode() + b"QEVM")
     assert destination.state == "failed" and bool(answer) == said
-    source.receive(b"\0\1\0\4\0\0\0\0" + answer)
+    source.receive(Message(2, bytes(4)).encode() + answer)
     assert source.state == ("failed" if said else "committed")
     if said:
         assert source.last_word and source.last_word.guest == NOT_STARTED
@@ -747,6 +748,147 @@ def test_the_return_path() -> None:
         else:
             with pytest.raises(Malformed):
                 path.take_last_word()
+
+
+STREAM = b"QEVM and all the rest"
+OWNERS = Hello(features=["late-error", "one-owner"])
+NEVER = message(LAST_WORD, Reason("no disk", guest=NOT_STARTED).write()).encode()
+DOUBTFUL = message(LAST_WORD, Reason("no disk").write()).encode()
+ASKS = message(LOADED, {}).encode()
+GIVES = message(START, {}).encode()
+REMARK = Issue("load", "warning", "no bitmap")
+
+
+def loading(hello: Hello = OWNERS, here: Here = Here(),
+            with_grease: bool = True) -> tuple[Source, Destination]:
+    """The whole stream has been sent, and read."""
+    source, destination = Source(hello, with_grease), Destination(here, with_grease=with_grease)
+    destination.receive(source.receive(destination.receive(source.begin())) + STREAM)
+    assert destination.stream == STREAM
+    source.all_sent()
+    return source, destination
+
+
+@pytest.mark.parametrize("with_grease", [False, True], ids=["plain", "grease"])
+def test_hand_over(with_grease: bool) -> None:
+    source, destination = loading(with_grease=with_grease)
+    asks = destination.loaded(len(STREAM), remarks=[REMARK])
+    assert destination.state == "asking" and decode_late(asks)[0].type == LOADED
+    gives = source.receive(asks)
+    assert source.state == "given" and decode_frame(gives)[0].type == START
+    assert not source.keep() and source.remarks == [REMARK]
+    if not with_grease:
+        assert gives == GIVES
+    assert [destination.receive(gives[at:at + 1]) for at in range(len(gives))][-1] == (
+        shut(0).encode())
+    assert destination.state == "started"
+    source.receive(shut(0).encode())
+    assert source.state == "completed" and not source.keep()
+
+
+def test_start_may_come_early() -> None:
+    """A destination reads it whenever it comes."""
+    _, destination = loading()
+    destination.receive(GIVES)
+    assert destination.loaded(len(STREAM)).endswith(shut(0).encode())
+    assert destination.state == "started"
+
+
+@pytest.mark.parametrize("hello, here, starts", [
+    (OWNERS, Here(), False), (replace(OWNERS, features=["late-error"]), Here(), True),
+    (OWNERS, Here(features=["late-error"]), True), (OWNERS, Here(features=[]), True),
+    (Hello(), Here(), True)], ids=["paused", "older source", "older", "oldest", "oldest source"])
+def test_nobody_asks(hello: Hello, here: Here, starts: bool) -> None:
+    source, destination = loading(hello, here)
+    said = destination.loaded(len(STREAM), starts, [REMARK])
+    assert destination.state == ("started" if starts else "paused")
+    late = "late-error" in hello.features and "late-error" in here.features
+    assert (said != shut(0).encode()) == late
+    assert source.receive(said) == b"" and source.state == "completed"
+    assert source.remarks == ([REMARK] if late else [])
+
+
+# What a source hears after all of the stream, and what it makes of it: "" is the end.
+HEARD: dict[str, tuple[list[bytes], str]] = {
+    "nothing": ([b""], "failed"), "gone": ([ASKS, b""], "in doubt"),
+    "half of LOADED": ([ASKS[:-1], b""], "failed"),
+    "never": ([NEVER, b""], "failed"), "never, after START": ([ASKS, NEVER, b""], "failed"),
+    "doubtful": ([DOUBTFUL, b""], "failed"),
+    "doubtful, after START": ([ASKS, DOUBTFUL, b""], "in doubt"),
+    "half of a word": ([ASKS, NEVER[:-1], b""], "in doubt"),
+    "SHUT 1": ([shut(1).encode()], "failed"),
+    "SHUT 1, after START": ([ASKS, shut(1).encode()], "failed"),
+    "LOADED twice": ([ASKS, ASKS], "in doubt"), "twice at once": ([ASKS + ASKS], "in doubt"),
+    "START": ([GIVES], "failed"), "START, after START": ([ASKS, GIVES], "in doubt"),
+    "an unknown one": ([ASKS, Frame(11, b"", 0).encode(), shut(0).encode()], "completed"),
+    "a word of another time": ([ASKS, message(LAST_WORD, {
+        "message": 7, "guest": "not-started"}).encode()], "failed"),
+}
+
+
+@pytest.mark.parametrize("words, state", HEARD.values(), ids=HEARD)
+@pytest.mark.parametrize("slowly", [False, True], ids=["at once", "by the byte"])
+def test_what_a_source_hears(words: list[bytes], state: str, slowly: bool) -> None:
+    source, _ = loading()
+    for word in words:
+        for at in range(len(word)) if slowly else []:
+            source.receive(word[at:at + 1])
+        if not (word and slowly):
+            source.receive(word)
+    assert source.state == state, source.problem
+    assert source.keep() == (state == "failed")
+
+
+def test_loaded_too_early() -> None:
+    """Before the stream's last byte has been written; or without the feature."""
+    for features, sent in ((OWNERS.features, False), (["late-error"], True)):
+        source, _ = loading(replace(OWNERS, features=features))
+        if not sent:
+            source = Source(OWNERS)
+            source.receive(Destination(Here()).receive(source.begin()))
+        source.receive(ASKS)
+        assert source.state == "failed" and source.keep()
+
+
+def test_kept() -> None:
+    """What comes then is of no use."""
+    source, destination = loading()
+    assert source.keep()
+    assert source.receive(destination.loaded(len(STREAM))) == b"" and source.state == "failed"
+
+
+UNKNOWN = Frame(0x3a3a, b"", 0).encode()
+IN_PLACE: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "failed"), "half": (GIVES[:-1], "failed"), "START": (GIVES, "started"),
+    "ABORT": (message(ABORT, {"message": "changed my mind"}).encode(), "failed"),
+    "16 others": (UNKNOWN * 16 + GIVES, "started"), "17": (UNKNOWN * 17 + GIVES, "failed"),
+    "a critical one": (Frame(11, b"").encode() + GIVES, "failed"),
+    "LOADED": (ASKS + GIVES, "failed"), "more of the stream": (b"\6\0\0\0\1{" + GIVES, "failed"),
+    "as long as it may be": (Frame(START, b"{}" + b" " * 131070).encode(), "started"),
+    "too long": (Frame(START, b"{}" + b" " * 131071).encode(), "failed"),
+}
+
+
+@pytest.mark.parametrize("words, state", IN_PLACE.values(), ids=IN_PLACE)
+def test_in_place_of_start(words: bytes, state: str) -> None:
+    """Whoever has not read all of it never starts the guest, and says so."""
+    source, destination = loading()
+    source.receive(destination.loaded(len(STREAM)))
+    said = destination.receive(words) or destination.receive(b"")
+    assert destination.state == state, destination.problem
+    source.receive(said)
+    assert source.state == ("completed" if state == "started" else "failed")
+    assert bool(source.last_word and source.last_word.gives_back) == (state == "failed")
+
+
+def test_cannot_start() -> None:
+    """Though it has been given the guest: so it gives that back."""
+    source, destination = loading()
+    destination.obstacle = "the image is locked"
+    said = destination.receive(source.receive(destination.loaded(len(STREAM))))
+    assert destination.state == "failed" and said.endswith(shut(1).encode())
+    source.receive(said)
+    assert source.state == "failed" and source.problem == "the image is locked"
 
 
 def test_busy() -> None:

@@ -35,11 +35,12 @@ from conftest import QEMU  # noqa: E402
 from machine import Machine, until  # noqa: E402
 from processes import (NO_MULTIFD, Lab, Options, begin, end, inet, require_success,  # noqa: E402
                        start_destination, start_source)
-from qmhs.frames import ACCEPT, HELLO, Header, decode_header, message  # noqa: E402
+from qmhs.frames import (ACCEPT, HELLO, Header, decode_header, decode_late,  # noqa: E402
+                         message)
 from qmhs.messages import Hello  # noqa: E402
 from qmhs.roles import Source  # noqa: E402
 from qmhs.transcript import Part, decode  # noqa: E402
-from talk import FEATURES, Listener, Recorder, call  # noqa: E402
+from talk import FEATURES, Listener, Recorder, call, end_of_stream  # noqa: E402
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 PC = "-machine pc-i440fx-10.0 -m 16"
@@ -144,13 +145,27 @@ def _described(said: Said) -> Iterator[str]:
 def _described_part(mark: str, whose: str, part: Part) -> Iterator[str]:
     pieces = [(f"{whose} channel header", part.header.encode())]
     pieces += [(str(frame), frame.encode()) for frame in part.frames]
-    if part.rest:
-        pieces.append(("the migration stream" if mark == ">" else "LAST WORD", part.rest))
+    pieces += _stream(part.rest) if mark == ">" else _return_path(part.rest)
     at = 0
     for text, data in pieces:
         yield f"# {text}"
         yield from _dump(mark, at, data)
         at += len(data)
+
+
+def _stream(data: bytes) -> list[tuple[str, bytes]]:
+    size = end_of_stream(data) or len(data)
+    pieces = [("the migration stream", data[:size]), ("START", data[size:])]
+    return [piece for piece in pieces if piece[1]]
+
+
+def _return_path(data: bytes) -> list[tuple[str, bytes]]:
+    pieces, at = [], 0
+    while at < len(data):
+        one, end = decode_late(data, at)
+        pieces.append((str(one), data[at:end]))
+        at = end
+    return pieces
 
 
 def _dump(mark: str, at: int, data: bytes) -> Iterator[str]:
@@ -161,7 +176,7 @@ def _dump(mark: str, at: int, data: bytes) -> Iterator[str]:
 
 
 async def _record(transcript: Transcript, over: Callable[[Machine, Machine], Awaitable[None]],
-                  most: int = 1 << 10) -> None:
+                  most: int = 1 << 10, to_the_end: bool = False) -> None:
     async with transcript.source_lab() as lab, transcript.destination_lab() as other:
         source = await start_source(lab)
         destination, port = await start_destination(other)
@@ -173,6 +188,10 @@ async def _record(transcript: Transcript, over: Callable[[Machine, Machine], Awa
                 if not header.is_main:
                     transcript.channels.append(Said(header.name, header.index,
                                                     bytes(line.source[:at]),
+                                                    bytes(line.destination)))
+                    continue
+                if to_the_end:
+                    transcript.channels.append(Said("main", 0, bytes(line.source),
                                                     bytes(line.destination)))
                     continue
                 talk = decode(bytes(line.source), bytes(line.destination))
@@ -232,6 +251,13 @@ async def last_word() -> Transcript:
     return transcript
 
 
+async def hand_over() -> Transcript:
+    transcript = Transcript("To the end: LOADED, START and SHUT. There is no machine, so that all of "
+                            "the\nstream can be kept.", NONE, NONE, NO_MULTIFD)
+    await _record(transcript, require_success, to_the_end=True)
+    return transcript
+
+
 async def reject() -> Transcript:
     transcript = Transcript("Refused, for many reasons: the destination is another machine.",
                             PC, Q35)
@@ -264,7 +290,7 @@ async def abort() -> Transcript:
 
 
 RECIPES = {recipe.__name__.replace("_", "-"): recipe for recipe in (
-    accept, multifd, without, last_word, reject, check, abort)}
+    accept, multifd, without, last_word, hand_over, reject, check, abort)}
 
 
 async def _version() -> str:

@@ -31,8 +31,8 @@
  * than a hostile peer's, the bound on unauthenticated connections, postcopy
  * (where the source does not own the guest to the end) and its recovery, and a
  * peer that lies well: without TLS, whoever speaks the protocol is a source.
- * What follows the point of no return is a migration without handshake: it ends
- * with SHUT or in failure, and the destination is not used again.
+ * What follows the point of no return ends with SHUT or in failure, and the
+ * destination is not used again; who has the guest then is for end.pml.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -91,11 +91,11 @@ hidden byte broken;
 #endif
 
 /*
- * 1: the destination starts the guest by itself as soon as it has loaded it.  If
- * the connection breaks, or the user cancels, while SHUT is on the way, the guest
- * runs twice.  That is so wherever there is a return path; no handshake can mend
- * it, since somebody always has the last word.  0: management starts it with
- * `cont` when it has seen the source complete.
+ * 1: the destination starts the guest by itself as soon as it has loaded it, as
+ * it does without feature one-owner.  If the connection breaks, or the user
+ * cancels, while SHUT is on the way, the guest runs twice.  end.pml is what mends
+ * that.  0: nobody starts it without being told: by the source, or by management
+ * that has seen the source complete.
  */
 #ifndef AUTOSTART
 #define AUTOSTART 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from typing import Optional
+from typing import Union
 
 from . import Incomplete, Malformed
 from .strictjson import Object, compose
@@ -22,12 +22,13 @@ _PREFIX = struct.Struct(">IHH")
 PREFIX_SIZE = _PREFIX.size
 
 HELLO, ACCEPT, REJECT, COMMIT, ABORT = range(1, 6)
-LAST_WORD = 10
+LOADED, START, LAST_WORD = 8, 9, 10
 NAMES = {HELLO: "HELLO", ACCEPT: "ACCEPT", REJECT: "REJECT", COMMIT: "COMMIT", ABORT: "ABORT",
-         LAST_WORD: "LAST WORD"}
+         LOADED: "LOADED", START: "START", LAST_WORD: "LAST WORD"}
 VERDICTS = (ACCEPT, REJECT)
 ENDS = (COMMIT, ABORT)      # of the source's part
 CRITICAL = 1
+SHUT = 1                    # a message of the return path, not a frame
 
 HELLO_MAX = 524288
 LATE_MAX = 16384
@@ -85,7 +86,7 @@ def message(kind: int, value: Object) -> Frame:
 
 
 def longest(kind: int) -> int:
-    return {HELLO: HELLO_MAX, LAST_WORD: LATE_MAX}.get(kind, PAYLOAD_MAX)
+    return {HELLO: HELLO_MAX, LOADED: LATE_MAX, LAST_WORD: LATE_MAX}.get(kind, PAYLOAD_MAX)
 
 
 def decode_header(data: bytes, at: int = 0) -> tuple[Header, int]:
@@ -124,8 +125,26 @@ def decode_frame(data: bytes, at: int = 0) -> tuple[Frame, int]:
     return Frame(kind, bytes(data[at + PREFIX_SIZE:end]), flags), end
 
 
-def decode_late(data: bytes, at: int = 0) -> tuple[Optional[Frame], int]:
-    """A message of the return path, where it ends, and the frame that it may be."""
+@dataclass(frozen=True)
+class Message:
+    """One of the return path that is no frame."""
+
+    type: int
+    payload: bytes
+
+    def encode(self) -> bytes:
+        return struct.pack(">HH", self.type, len(self.payload)) + self.payload
+
+    def __str__(self) -> str:
+        return "SHUT" if self.type == SHUT else f"message {self.type} of the return path"
+
+
+def shut(value: int) -> Message:
+    return Message(SHUT, struct.pack(">I", value))
+
+
+def decode_late(data: bytes, at: int = 0) -> tuple[Union[Frame, Message], int]:
+    """What comes next on the return path, and where it ends."""
     if len(data) < at + 4:
         raise Incomplete
     kind, length = struct.unpack_from(">HH", data, at)
@@ -135,7 +154,7 @@ def decode_late(data: bytes, at: int = 0) -> tuple[Optional[Frame], int]:
         return decode_frame(data, at)
     if len(data) < at + 4 + length:
         raise Incomplete
-    return None, at + 4 + length
+    return Message(kind, bytes(data[at + 4:at + 4 + length])), at + 4 + length
 
 
 def digest(source: bytes, destination: bytes) -> str:

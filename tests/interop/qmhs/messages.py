@@ -426,26 +426,35 @@ class Commit:
 
 @dataclass
 class Reason:
-    """ABORT or LAST WORD. Nothing in it can be malformed."""
+    """ABORT, LOADED or LAST WORD. Nothing in it can be malformed."""
 
     message: Optional[str] = None
     issues: list[Issue] = field(default_factory=list)
     issues_omitted: int = 0
     guest: Optional[str] = None
+    loaded: bool = False
 
     @classmethod
     def read(cls, value: Object) -> Reason:
+        """What is said of the guest counts by itself, as each issue does."""
         members = Members(value)
         try:
             return cls(members.take("message", STRING), members.objects("issues", Issue.read),
                        members.take("issues-omitted", INTEGER32) or 0,
-                       members.take("guest", STRING))
+                       members.take("guest", STRING), value.get("loaded") is True)
         except Malformed:
-            return cls(*_salvaged(value))
+            guest = value.get("guest")
+            return cls(*_salvaged(value), guest if isinstance(guest, str) else None,
+                       value.get("loaded") is True)
+
+    @property
+    def gives_back(self) -> bool:
+        return self.guest == NOT_STARTED and not self.loaded
 
     def write(self) -> Object:
         return _written(message=self.message, issues=_all_written(self.issues),
-                        issues_omitted=self.issues_omitted or None, guest=self.guest)
+                        issues_omitted=self.issues_omitted or None, guest=self.guest,
+                        loaded=self.loaded or None)
 
 
 def read_verdict(accepted: bool, payload: bytes) -> Verdict:

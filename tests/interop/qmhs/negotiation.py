@@ -17,6 +17,7 @@ from .messages import Accept, Declined, Hello, Issue, Parameter, Peer, Profile, 
 RETURN_PATH = "return-path"
 NAMED_CHANNELS = "named-channels"
 LATE_ERROR = "late-error"
+ONE_OWNER = "one-owner"
 CHANNELS = {"multifd": "multifd", "postcopy-preempt": "preempt"}    # that a capability needs
 NEGOTIABLE = ("postcopy-ram", "dirty-bitmaps", "x-ignore-shared", "switchover-ack", *CHANNELS)
 DEFAULTS = {"multifd-channels": "2", "multifd-compression": "none"}
@@ -77,7 +78,7 @@ class Here:
     peer: Peer = field(default_factory=Peer)
     versions: Sequence[int] = (1,)
     purposes: Sequence[str] = ("migrate", "check")
-    features: Sequence[str] = (NAMED_CHANNELS, LATE_ERROR)
+    features: Sequence[str] = (NAMED_CHANNELS, LATE_ERROR, ONE_OWNER)
     negotiable: Sequence[str] = NEGOTIABLE
     others: Collection[str] = ("auto-converge", "xbzrle", "events")  # known, and nothing more
     possible: Possible = lambda capabilities: True

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
-from typing import Optional
+from collections.abc import Mapping, Sequence
+from typing import Optional, Union
 
 from . import Incomplete, Malformed, grease
-from .frames import (ABORT, ACCEPT, COMMIT, HELLO, LAST_WORD, NO_SESSION, REJECT, UNKNOWN_MAX,
-                     VERDICTS, Frame, Header, decode_frame, decode_header, decode_late, digest,
-                     message)
+from .frames import (ABORT, ACCEPT, COMMIT, HELLO, LAST_WORD, LOADED, NO_SESSION, REJECT, SHUT,
+                     START, UNKNOWN_MAX, VERDICTS, Frame, Header, Message, decode_frame,
+                     decode_header, decode_late, digest, message, shut)
 from .messages import (NOT_STARTED, Accept, Commit, Declined, Hello, Issue, Reason, Reject,
                        Verdict, read_reason, read_verdict)
-from .negotiation import (CHANNELS, LATE_ERROR, Here, Judgement, judge, may_drop, objections,
-                          other_channels)
+from .negotiation import (CHANNELS, LATE_ERROR, ONE_OWNER, Here, Judgement, judge, may_drop,
+                          objections, other_channels)
 from .strictjson import Object, parse
 
 Place = tuple[str, int]             # name and index of a channel
@@ -80,17 +80,29 @@ class ReturnPath:
     def put(self, data: bytes) -> None:
         self._data += data
 
+    def take(self, frames: bool = True) -> Union[Frame, Message]:
+        """LOADED, LAST WORD or SHUT; all else is dropped. Unless agreed on, there is no frame."""
+        while True:
+            one, end = decode_late(self._data)
+            del self._data[:end]
+            if isinstance(one, Frame) and not frames:
+                raise Malformed(f"a {one} that was not agreed on")
+            if isinstance(one, Message):
+                if one.type == SHUT:
+                    return one
+            elif one.type in (LOADED, LAST_WORD):
+                return one
+            else:
+                self._unknown += 1
+                if one.is_critical or self._unknown > UNKNOWN_MAX:
+                    raise Malformed(f"a {one} on the return path")
+
     def take_last_word(self) -> Reason:
         """All messages before it are dropped."""
         while True:
-            frame, end = decode_late(self._data)
-            del self._data[:end]
-            if frame and frame.type == LAST_WORD:
-                return read_reason(frame.payload)
-            if frame:
-                self._unknown += 1
-                if frame.is_critical or self._unknown > UNKNOWN_MAX:
-                    raise Malformed(f"a {frame} on the return path")
+            one = self.take()
+            if isinstance(one, Frame) and one.type == LAST_WORD:
+                return read_reason(one.payload)
 
 
 class Opening:
@@ -126,6 +138,9 @@ class Source:
     """States: waiting; opening; then committed, aborted or checked. Or: refused, failed.
 
     While it is opening, somebody else has to open `channels`, and says how that went.
+    When it has committed, somebody else writes the stream, and says when that was all. Then
+    it is completed, or failed; or it has given the guest away, and is completed, failed or in
+    doubt. Unless it has completed or is in doubt, the guest is its own.
     """
 
     def __init__(self, hello: Hello, with_grease: bool = True):
@@ -140,6 +155,9 @@ class Source:
         self.channels: list[Place] = []
         self.without: list[Declined] = []
         self.last_word: Optional[Reason] = None
+        self.remarks: list[Issue] = []      # of a destination that has loaded all the same
+        self._all_sent = False
+        self._loaded = False
 
     def begin(self) -> bytes:
         frames = [self._message(HELLO, self._hello.write())]
@@ -163,9 +181,8 @@ class Source:
 
     def receive(self, data: bytes) -> bytes:
         """What to say to it."""
-        if self.state == "committed":
-            self._hear_late(data)
-            return b""
+        if self.state in ("committed", "given"):
+            return self._hear_late(data)
         self._inbox.put(data)
         if self.state != "waiting":
             return b""
@@ -222,22 +239,80 @@ class Source:
     def _message(self, kind: int, value: Object) -> Frame:
         return message(kind, grease.greased(value) if self._grease else value)
 
-    def _hear_late(self, data: bytes) -> None:
+    def all_sent(self) -> None:
+        """The last byte of the stream has been written."""
+        self._all_sent = True
+
+    def keep(self) -> bool:
+        """The user cancels, say. False: it is too late."""
+        if self.state in ("given", "completed", "in doubt"):
+            return False
+        self.state, self.problem = "failed", "cancelled"
+        return True
+
+    def _has(self, feature: str) -> bool:
+        return bool(self.verdict and feature in self.verdict.features
+                    and feature in self._hello.features)
+
+    def _hear_late(self, data: bytes) -> bytes:
+        """The empty one is the end."""
         self._late.put(data)
-        if not self.verdict or LATE_ERROR not in self.verdict.features or (
-                LATE_ERROR not in self._hello.features):
-            return
+        answer = b""
         try:
-            self.last_word = self._late.take_last_word()
-            self.state, self.problem = "failed", self.last_word.message or "no reason"
+            while self.state in ("committed", "given"):
+                answer += self._hear_one(self._late.take(
+                    self._has(LATE_ERROR) or self._has(ONE_OWNER)))
         except Incomplete:
-            pass
+            if not data:
+                self._end("the connection has ended")
         except Malformed as error:
-            self.state, self.problem = "failed", str(error)
+            self._end(str(error))
+        return answer
+
+    def _hear_one(self, one: Union[Frame, Message]) -> bytes:
+        if isinstance(one, Message):
+            value = int.from_bytes(one.payload, "big")
+            if value:
+                self.state, self.problem = "failed", self.problem or f"SHUT {value}"
+            else:
+                self.state = "completed"
+        elif one.type == LAST_WORD and self._has(LATE_ERROR):
+            self._hear_last_word(read_reason(one.payload))
+        elif one.type == LOADED and self._has(ONE_OWNER):
+            return self._hear_loaded(read_reason(one.payload))
+        else:
+            raise Malformed(f"a {one} without its feature")
+        return b""
+
+    def _hear_last_word(self, word: Reason) -> None:
+        if word.loaded:
+            self.remarks += word.issues
+            return
+        self.last_word, why = word, word.message or "no reason"
+        if word.gives_back:
+            self.state, self.problem = "failed", why
+        else:
+            self._end(why)
+
+    def _hear_loaded(self, word: Reason) -> bytes:
+        if not self._all_sent or self._loaded:
+            raise Malformed("LOADED at the wrong time")
+        self._loaded = True
+        self.remarks += word.issues
+        self.state = "given"
+        return self._message(START, {}).encode()
+
+    def _end(self, why: str) -> None:
+        """It will hear no more of the destination."""
+        self.state, self.problem = "in doubt" if self.state == "given" else "failed", why
 
 
 class Destination:
-    """States: waiting; accepted; then committed, aborted. Or: refused, checked, failed."""
+    """States: waiting; accepted; then committed, aborted. Or: refused, checked, failed.
+
+    When it has committed, somebody else loads the stream, and says when and how that was over.
+    Then it has started the guest, or left it paused; or it asks, and has started it or failed.
+    """
 
     def __init__(self, here: Here, busy: bool = False, with_grease: bool = True):
         self._here = here
@@ -252,6 +327,9 @@ class Destination:
         self.session = uuid.uuid4().bytes
         self.hello: Optional[Hello] = None
         self.judgement = Judgement()
+        self.obstacle = ""      # why it cannot start the guest, though it has been loaded
+        self._stream_size = 0
+        self._unknown = 0
 
     @property
     def stream(self) -> bytes:
@@ -264,6 +342,8 @@ class Destination:
             return self._hear_hello()
         if self.state == "accepted":
             return self._hear_end()
+        if self.state == "asking":
+            return self._hear_start(bool(data))
         return b""
 
     @property
@@ -375,3 +455,45 @@ class Destination:
             return b""
         word = Reason(why, self.judgement.issues, guest=NOT_STARTED)
         return self._message(LAST_WORD, word.write()).encode()
+
+    def loaded(self, size: int, starts: bool = True, remarks: Sequence[Issue] = ()) -> bytes:
+        """So many bytes were the stream. Whether it would start the guest by itself."""
+        assert self.state == "committed"
+        self._stream_size = size
+        word = Reason(issues=list(remarks))
+        if not starts or ONE_OWNER not in self.judgement.features:
+            self.state = "started" if starts else "paused"
+            word.loaded = True
+            said = LATE_ERROR in self.judgement.features and remarks
+            return (self._message(LAST_WORD, word.write()).encode() if said else b"") + (
+                shut(0).encode())
+        self.state = "asking"
+        return self._message(LOADED, word.write()).encode() + self._hear_start(True)
+
+    def _hear_start(self, more: bool) -> bytes:
+        """What to say then. It starts the guest at once, so that nobody hears of it too early."""
+        try:
+            while True:
+                frame, end = decode_frame(self._inbox.rest, self._stream_size)
+                self._stream_size = end
+                if frame.type == START:
+                    return self._start()
+                if frame.type == ABORT:
+                    return self._cannot_start(read_reason(frame.payload).message or "aborted")
+                self._unknown += 1
+                if frame.is_critical or self._unknown > UNKNOWN_MAX:
+                    return self._cannot_start(f"a {frame} in place of START")
+        except Incomplete:
+            return b"" if more else self._cannot_start("the source is gone")
+        except Malformed as error:
+            return self._cannot_start(str(error))
+
+    def _start(self) -> bytes:
+        if self.obstacle:
+            return self._cannot_start(self.obstacle)
+        self.state = "started"
+        return shut(0).encode()
+
+    def _cannot_start(self, why: str) -> bytes:
+        """It never will, and gives the guest back."""
+        return self.cannot_go_on(why) + shut(1).encode()

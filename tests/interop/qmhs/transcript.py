@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Optional
 
 from . import Incomplete, Malformed
-from .frames import (ACCEPT, COMMIT, ENDS, HELLO, VERDICTS, Frame, Header, decode_frame,
-                     decode_header, digest)
+from .frames import (ACCEPT, COMMIT, ENDS, HELLO, LAST_WORD, LOADED, VERDICTS, Frame, Header,
+                     decode_frame, decode_header, digest)
 from .messages import Accept, Commit, Hello, Reason, Verdict, read_reason, read_verdict
 from .roles import ReturnPath
 from .strictjson import Object, parse
@@ -59,6 +60,7 @@ class Conversation:
     abort: Optional[Reason] = None
     digest: Optional[str] = field(default=None)     # as it has to be
     last_word: Optional[Reason] = None
+    hands_over: bool = False            # there is LOADED on the return path
 
     @property
     def is_accepted(self) -> bool:
@@ -78,19 +80,23 @@ def decode(source: bytes, destination: bytes) -> Conversation:
     if goes_on and asked.known(COMMIT):
         result.commit = Commit.read(asked.json(COMMIT))
         result.digest = digest(asked.up_to(HELLO), answered.up_to(ACCEPT))
-        result.last_word = _last_word(answered.rest)
+        late = _late(answered.rest)
+        result.hands_over = any(frame.type == LOADED for frame in late)
+        result.last_word = next((read_reason(frame.payload) for frame in late
+                                 if frame.type == LAST_WORD), None)
     elif goes_on:
         result.abort = read_reason(asked.frames[-1].payload)
     return result
 
 
-def _last_word(data: bytes) -> Optional[Reason]:
-    path = ReturnPath()
+def _late(data: bytes) -> list[Frame]:
+    """The frames on the return path, before its end."""
+    path, found = ReturnPath(), []
     path.put(data)
-    try:
-        return path.take_last_word()
-    except Incomplete:
-        return None
+    with contextlib.suppress(Incomplete):
+        while isinstance(one := path.take(), Frame):
+            found.append(one)
+    return found
 
 
 def _decode_part(data: bytes, last: tuple[int, ...]) -> Part:
