@@ -20,9 +20,10 @@
 #define HANDSHAKE_PURPOSE_MIGRATE   "migrate"
 #define HANDSHAKE_PURPOSE_CHECK     "check"
 
-/* Features: channels with headers, and words after the handshake */
+/* Features: channels with headers, words after the handshake, resuming */
 #define HANDSHAKE_FEATURE_NAMED_CHANNELS    "named-channels"
 #define HANDSHAKE_FEATURE_LATE_ERROR        "late-error"
+#define HANDSHAKE_FEATURE_RESUME_HEADER     "resume-header"
 
 /* More issues than this are counted, not listed */
 #define HANDSHAKE_ISSUES_MAX        256

@@ -673,6 +673,9 @@ static void source_begin_stream(HandshakeSource *hs, MigrationState *s)
         handshake_has_name(message->features, HANDSHAKE_FEATURE_LATE_ERROR);
     s->handshake->unknown_frames = 0;
     s->handshake->places = g_steal_pointer(&hs->places);
+    s->handshake->resume_header =
+        handshake_has_name(message->features, HANDSHAKE_FEATURE_RESUME_HEADER);
+    s->handshake->session = hs->session;
 
     /* There is always one that a yank finds; it may come from any thread */
     migration_ioc_register_yank(ioc);
