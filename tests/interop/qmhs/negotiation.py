@@ -17,6 +17,7 @@ from .messages import Accept, Declined, Hello, Issue, Parameter, Peer, Profile, 
 RETURN_PATH = "return-path"
 NAMED_CHANNELS = "named-channels"
 LATE_ERROR = "late-error"
+RESUME_HEADER = "resume-header"
 CHANNELS = {"multifd": "multifd", "postcopy-preempt": "preempt"}    # that a capability needs
 NEGOTIABLE = ("postcopy-ram", "dirty-bitmaps", "x-ignore-shared", "switchover-ack", *CHANNELS)
 DEFAULTS = {"multifd-channels": "2", "multifd-compression": "none"}
