@@ -21,7 +21,7 @@ READERS := hello verdict last-word wire
 
 comma := ,
 SANITIZE := -fsanitize=fuzzer-no-link -fno-sanitize-recover=undefined
-WRAP := $(addprefix -Wl$(comma)--wrap=,clock_gettime \
+WRAP := $(addprefix -Wl$(comma)--wrap=,bql_locked clock_gettime \
     qemu_guest_getrandom_nofail qio_channel_socket_connect_async \
     qio_channel_tls_handshake)
 

@@ -24,7 +24,7 @@ SILENCE = 0.05          # after which nothing more is expected
 PIECE = 1 << 16
 MINIMUM: Object = {"versions": [1], "purpose": "migrate", "required": []}
 CHECK: Object = {**MINIMUM, "purpose": "check"}
-FEATURES = ["named-channels", "late-error"]
+FEATURES = ["named-channels", "late-error", "resume-header"]
 CAN_ALL: Object = {**MINIMUM, "features": FEATURES}
 
 
