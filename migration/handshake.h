@@ -58,6 +58,33 @@ bool migration_handshake_start(SocketAddress *addr,
                                Error **errp);
 
 /**
+ * migration_handshake_resume: connect again after a pause
+ * @addr: where to
+ * @errp: set if that cannot begin
+ *
+ * If the session knows headers there, each new channel begins with one, and is
+ * answered.  migration_connect() is called at the end, within 30 seconds.
+ *
+ * Returns: whether it takes care of it, well or with @errp set
+ */
+bool migration_handshake_resume(const MigrationAddress *addr, Error **errp);
+
+/* What becomes of a channel; @ioc is the caller's, @err is to be freed */
+typedef void MigrationHandshakeOpened(MigrationState *s, QIOChannel *ioc,
+                                      Error *err);
+
+/**
+ * migration_handshake_resume_preempt: open the preempt channel after a pause
+ * @done: called in the main thread once it stands, or has failed, within 30
+ *        seconds
+ *
+ * Any thread.
+ *
+ * Returns: false if the migration was not resumed with headers
+ */
+bool migration_handshake_resume_preempt(MigrationHandshakeOpened *done);
+
+/**
  * migration_handshake_cancel: end the handshake in progress, if there is one
  *
  * Any thread with the BQL held.

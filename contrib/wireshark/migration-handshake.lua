@@ -622,8 +622,11 @@ local function check_place(piece, branch, name, index)
         return
     elseif index >= (session.channels[name] or 0) then
         why = "The session has no such channel"
-    elseif session.came[key] and session.came[key] ~= piece.talk then
+    elseif session.came[key] and session.came[key] ~= piece.talk
+            and not (name == "preempt" and piece:has_seen(session.resumed)) then
         why = "The channel comes a second time"
+    elseif name == "preempt" and piece:has_seen(session.resumed) then
+        return
     elseif piece:has_seen(session.settled) then
         why = "The channel comes after COMMIT"
     else
@@ -633,9 +636,19 @@ local function check_place(piece, branch, name, index)
     branch:add_proto_expert_info(x.place, why)
 end
 
+-- A source that begins with a session which was agreed on before, on another
+-- connection: postcopy was interrupted, and goes on. It says no more than that.
+local function find_pause(piece, session)
+    local talk, known = piece.talk, sessions[session]
+    if known and not talk.asked and piece:is_first_pass() and piece:has_seen(known.settled) then
+        talk.resumes = true
+        known.resumed = known.resumed or piece.pinfo.number
+    end
+end
+
 local function check_answer(piece, branch, name, index, session)
     local asked = piece.talk.asked
-    local is_main = asked.name == "main" and asked.index == 0
+    local is_main = asked.name == "main" and asked.index == 0 and not piece.talk.resumes
     if name ~= asked.name or index ~= asked.index or not is_main and session ~= asked.session then
         branch:add_proto_expert_info(x.answer, string.format(
             "The answer is for channel %s %d%s", name, index,
@@ -739,14 +752,16 @@ function parse.header(piece, range)
     local name = raw:gsub("[^\33-\126].*", "")
     local session = session_text(range(8, 16))
     local talk = piece.talk
-    if session and name == "main" and index == 0 then
+    local is_main = name == "main" and index == 0
+    if session and is_main then find_pause(piece, session) end
+    if session and is_main and not talk.resumes then
         talk.source = select(2, speakers(piece.pinfo))
     end
     talk.session = session or talk.session
     talk.name, talk.index = name, index
-    local is_main, is_answer = name == "main" and index == 0, piece:role() == "destination"
+    local is_answer = piece:role() == "destination"
     local text = string.format("channel %s %d", name, index)
-    if is_answer and not is_main then text = "answer for " .. text end
+    if is_answer and (talk.resumes or not is_main) then text = "answer for " .. text end
     local branch = piece:branch():add(range(0, length), "Channel header: " .. text ..
         (session and ", session " .. session or ", no session"))
     add_header(branch, range(0, length), name)
@@ -762,7 +777,7 @@ function parse.header(piece, range)
     elseif talk.asked then
         check_answer(piece, branch, name, index, session)
     end
-    if is_main then
+    if is_main and not talk.resumes then
         state.phase = "frames"
     else
         become_data(state, f.data, string.format("%s %d: data", name, index))

@@ -12,6 +12,7 @@
 
 #include "channel.h"
 #include "message.h"
+#include "migration/handshake.h"
 #include "qapi/qapi-types-migration.h"
 
 typedef struct HandshakeSource HandshakeSource;
@@ -27,6 +28,9 @@ typedef struct MigrationHandshake {
     bool in_session;
     HandshakeEnd *end;                  /* how it ends */
     HandshakePlaces *places;            /* its channels, ready to be taken */
+    bool resume_header;                 /* resumed with a header on each one */
+    QemuUUID session;                   /* which that names */
+    SocketAddress *resume_addr;         /* where it was resumed to last */
     /* Until when this host is taken to be able to do postcopy, for what RAM */
     int64_t postcopy_until_ms;
     uint32_t postcopy_ram_version;
@@ -86,6 +90,25 @@ void handshake_destination_accept(HandshakeDestination *hd, QIOChannel *ioc);
 bool handshake_destination_is_busy(const HandshakeDestination *hd);
 
 /**
+ * handshake_destination_resume: take a channel of a migration that is resumed
+ * @hd: the listener
+ * @ioc: the connection, before TLS; a reference is taken
+ *
+ * In the thread that has accepted it, with the BQL or without.
+ *
+ * Returns: false if the session knows no headers there
+ */
+bool handshake_destination_resume(HandshakeDestination *hd, QIOChannel *ioc);
+
+/**
+ * handshake_destination_relisten: a paused one listens on another address
+ * @hd: the listener
+ *
+ * Any thread, with the BQL or without.
+ */
+void handshake_destination_relisten(HandshakeDestination *hd);
+
+/**
  * handshake_destination_end: the migration that was agreed on is over
  * @hd: the listener; connections that still talk are closed
  *
@@ -134,6 +157,63 @@ void handshake_end_note_error(MigrationState *s);
  */
 HandshakeLoader *handshake_loader_new(const strList *features);
 void handshake_loader_free(HandshakeLoader *loader);
+
+/* resume.c */
+
+/**
+ * handshake_resume_open: open a channel of a migration that is resumed
+ * @name: HANDSHAKE_CHANNEL_*
+ * @session: the migration's session
+ * @addr: where to, unless @ioc is given; copied
+ * @ioc: a channel that is connected already, or NULL; a reference is taken
+ * @done: called once the destination has answered, with the channel,
+ *        or once it is known why it has not, within 30 seconds;
+ *        never before this has returned
+ *
+ * Any thread.
+ */
+void handshake_resume_open(const char *name, const QemuUUID *session,
+                           SocketAddress *addr, QIOChannel *ioc,
+                           MigrationHandshakeOpened *done);
+
+/*
+ * What a destination keeps to know the channels of its own migration by.  All
+ * functions may be called in any thread, with the BQL or without.
+ */
+typedef struct HandshakeResume HandshakeResume;
+
+/**
+ * handshake_resume_new: a migration begins that may have to be resumed
+ * @session: its session
+ *
+ * Returns: a reference to be dropped by handshake_resume_unref()
+ */
+HandshakeResume *handshake_resume_new(const QemuUUID *session);
+void handshake_resume_unref(HandshakeResume *hr);
+
+/**
+ * handshake_resume_accept: find out what has connected
+ * @hr: the migration
+ * @ioc: the connection, before TLS; a reference is taken
+ *
+ * It is read in this thread's main context.  Nothing changes until it has said
+ * that it is a channel of this migration, and that channel is waited for; then
+ * it is answered and goes on to the loader.  All others are closed, after 5
+ * seconds at most, or sooner if there are more than 8.
+ */
+void handshake_resume_accept(HandshakeResume *hr, QIOChannel *ioc);
+
+/**
+ * handshake_resume_listen: drop who has come to an address that was given up
+ * @hr: the migration
+ */
+void handshake_resume_listen(HandshakeResume *hr);
+
+/**
+ * handshake_resume_end: the migration is over
+ * @hr: the migration; nobody takes part in it any more
+ */
+void handshake_resume_end(HandshakeResume *hr);
 
 /* query.c */
 

@@ -43,6 +43,7 @@
 #define HELLO_TIMEOUT           30      /* TLS included */
 #define COMMIT_TIMEOUT          30      /* since the last channel came */
 #define DRAIN_TIMEOUT           5
+#define RESUME_TIMEOUT          5       /* HELLO after a session's header */
 
 typedef struct DestConn {
     HandshakeDestination *hd;
@@ -80,6 +81,7 @@ struct HandshakeDestination {
     /* The session, if @places is not NULL */
     DestConn *conn;                 /* NULL once it has been handed over */
     HandshakePlaces *places;
+    HandshakeResume *resume;        /* once it has, and if it can be resumed */
 };
 
 HandshakeDestination *handshake_destination_new(void)
@@ -105,6 +107,7 @@ static void dest_session_end(HandshakeDestination *hd)
 static void dest_free(HandshakeDestination *hd)
 {
     dest_session_end(hd);
+    handshake_resume_unref(hd->resume);
     g_free(hd);
 }
 
@@ -695,6 +698,10 @@ static void conn_deliver_bh(void *opaque)
         conn_publish(conn, MIGRATION_HANDSHAKE_STATUS_ACCEPTED, NULL);
         trace_migration_handshake_destination_end(conn->raw, why);
         hd->conn = NULL;
+        if (handshake_has_name(conn->verdict->message->features,
+                               HANDSHAKE_FEATURE_RESUME_HEADER)) {
+            hd->resume = handshake_resume_new(&conn->id);
+        }
         conn_free(conn);
         dest_hand_over(hd, ioc, loader);
         object_unref(OBJECT(ioc));
@@ -795,6 +802,10 @@ static bool coroutine_fn conn_talk(DestConn *conn, bool *is_channel,
     }
     conn->start_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
     *is_channel = strcmp(header.name, HANDSHAKE_CHANNEL_MAIN) || header.index;
+    if (!*is_channel && !qemu_uuid_is_null(&header.session)) {
+        /* To be resumed, and not paused here: most likely no HELLO follows */
+        conn_set_timer(conn, RESUME_TIMEOUT);
+    }
     return *is_channel ? conn_add_channel(conn, &header, errp)
                        : conn_converse(conn, errp);
 }
@@ -921,10 +932,28 @@ void handshake_destination_free(HandshakeDestination *hd)
     }
 }
 
+bool handshake_destination_resume(HandshakeDestination *hd, QIOChannel *ioc)
+{
+    if (hd->resume) {
+        handshake_resume_accept(hd->resume, ioc);
+    }
+    return hd->resume;
+}
+
+void handshake_destination_relisten(HandshakeDestination *hd)
+{
+    if (hd->resume) {
+        handshake_resume_listen(hd->resume);
+    }
+}
+
 void handshake_destination_end(HandshakeDestination *hd)
 {
     DestConn *conn;
 
+    if (hd->resume) {
+        handshake_resume_end(hd->resume);
+    }
     if (!hd->conn) {
         dest_session_end(hd);
     }

@@ -9,16 +9,21 @@
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
+#include "io/channel-command.h"
 #include "io/channel-socket.h"
 #include "io/channel-util.h"
 #include "monitor/monitor.h"
+#include "qapi/clone-visitor.h"
 #include "qapi/error.h"
+#include "qapi/qapi-visit-sockets.h"
+#include "qapi/type-helpers.h"
 #include "qemu/bswap.h"
 #include "qemu/main-loop.h"
 #include "qemu/sockets.h"
 #include "qemu/yank.h"
 #include "conversation.h"
 #include "migration/handshake.h"
+#include "migration/options.h"
 #include "migration/qemu-file.h"
 #include "migration/yank_functions.h"
 #include "settings.h"
@@ -37,6 +42,7 @@ void migration_handshake_finalize(MigrationState *s)
     qapi_free_MigrationHandshakeInfo(s->handshake->info);
     handshake_places_free(s->handshake->places);
     g_clear_pointer(&s->handshake->end, handshake_end_free);
+    qapi_free_SocketAddress(s->handshake->resume_addr);
     g_free(s->handshake);
 }
 
@@ -89,10 +95,17 @@ migration_handshake_validate_outgoing(const MigrationChannelList *channels,
                    "the channel list");
         return false;
     }
-    if (resume) {
-        error_setg(errp, "Channel type 'handshake' cannot resume a migration; "
-                   "use channel type 'main'");
+    if (resume && !migrate_get_current()->handshake->resume_header) {
+        error_setg(errp, "Channel type 'handshake' cannot resume this "
+                   "migration; use channel type 'main'");
         return false;
+    }
+    if (resume) {
+        if (options) {
+            error_setg(errp, "Argument 'handshake' has no meaning when a "
+                       "migration is resumed");
+        }
+        return !options;
     }
     if (options && options->has_timeout && options->timeout > TIMEOUT_MAX) {
         error_setg(errp, "Option 'timeout' of channel type 'handshake' must "
@@ -169,6 +182,78 @@ bool migration_handshake_start(SocketAddress *addr,
         report_no_handshake(*errp);
     }
     return false;
+}
+
+/* A paused migration has its main channel again, or none and @err */
+static void resume_main_done(MigrationState *s, QIOChannel *ioc, Error *err)
+{
+    /* QEMU may be about to quit */
+    if (s->state == MIGRATION_STATUS_POSTCOPY_RECOVER_SETUP) {
+        if (!err) {
+            QEMUFile *f = qemu_file_new_output(ioc);
+
+            migration_ioc_register_yank(ioc);
+            WITH_QEMU_LOCK_GUARD(&s->qemu_file_lock) {
+                s->to_dst_file = f;
+            }
+        }
+        migration_connect(s, err);
+    }
+    error_free(err);
+}
+
+static QIOChannel *channel_from_command(strList *command, Error **errp)
+{
+    g_auto(GStrv) argv = strv_from_str_list(command);
+    QIOChannelCommand *ioc =
+        qio_channel_command_new_spawn((const char *const *)argv, O_RDWR, errp);
+
+    return ioc ? QIO_CHANNEL(ioc) : NULL;
+}
+
+bool migration_handshake_resume(const MigrationAddress *addr, Error **errp)
+{
+    ERRP_GUARD();
+    MigrationHandshake *h = migrate_get_current()->handshake;
+    SocketAddress *to = NULL;
+    g_autoptr(QIOChannel) ioc = NULL;
+
+    /* RDMA has a channel of its own, in which nothing else can be sent */
+    if (!h->resume_header || addr->transport == MIGRATION_ADDRESS_TYPE_RDMA) {
+        return false;
+    }
+    if (addr->transport == MIGRATION_ADDRESS_TYPE_EXEC) {
+        ioc = channel_from_command(addr->u.exec.args, errp);
+    } else if (addr->transport != MIGRATION_ADDRESS_TYPE_SOCKET) {
+        error_setg(errp, "A migration can be resumed over a bidirectional "
+                   "channel only");
+    } else if (addr->u.socket.type == SOCKET_ADDRESS_TYPE_FD) {
+        ioc = channel_from_fd(addr->u.socket.u.fd.str, errp);
+    } else {
+        to = (SocketAddress *)&addr->u.socket;
+    }
+    if (!*errp && !to && migrate_postcopy_preempt()) {
+        error_setg(errp, "Capability 'postcopy-preempt' needs an address that "
+                   "can be connected to twice");
+    }
+    if (!*errp) {
+        qapi_free_SocketAddress(h->resume_addr);
+        h->resume_addr = QAPI_CLONE(SocketAddress, to);
+        handshake_resume_open(HANDSHAKE_CHANNEL_MAIN, &h->session, to, ioc,
+                              resume_main_done);
+    }
+    return true;
+}
+
+bool migration_handshake_resume_preempt(MigrationHandshakeOpened *done)
+{
+    MigrationHandshake *h = migrate_get_current()->handshake;
+
+    if (h->resume_addr) {
+        handshake_resume_open(HANDSHAKE_CHANNEL_PREEMPT, &h->session,
+                              h->resume_addr, NULL, done);
+    }
+    return h->resume_addr;
 }
 
 bool migration_handshake_cancel(void)
@@ -274,6 +359,8 @@ void migration_handshake_outgoing_cleanup(void)
     if (h->in_session) {
         h->in_session = false;
         g_clear_pointer(&h->end, handshake_end_free);
+        h->resume_header = false;
+        g_clear_pointer(&h->resume_addr, qapi_free_SocketAddress);
         g_clear_pointer(&h->places, handshake_places_free);
         handshake_settings_restore();
     }
@@ -299,6 +386,8 @@ bool migration_handshake_listen(const MigrationChannel *channel, Error **errp)
     if (mis->state == MIGRATION_STATUS_NONE) {
         g_clear_pointer(&mis->handshake, handshake_destination_free);
         mis->handshake = handshake ? handshake_destination_new() : NULL;
+    } else if (mis->handshake) {
+        handshake_destination_relisten(mis->handshake);
     }
     return true;
 }
@@ -310,7 +399,13 @@ bool migration_handshake_accept(QIOChannel *ioc)
     if (!mis->handshake) {
         return false;
     }
-    /* A paused postcopy migration is recovered without handshake */
+    /* A listener of 'migrate-recover' is in a thread of its own */
+    if ((mis->state == MIGRATION_STATUS_POSTCOPY_PAUSED ||
+         mis->state == MIGRATION_STATUS_POSTCOPY_RECOVER || !bql_locked()) &&
+        handshake_destination_resume(mis->handshake, ioc)) {
+        return true;
+    }
+    /* Otherwise a paused migration is recovered without header */
     if (mis->state == MIGRATION_STATUS_POSTCOPY_PAUSED) {
         g_clear_pointer(&mis->handshake, handshake_destination_free);
         return false;

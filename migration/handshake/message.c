@@ -45,6 +45,7 @@ static const char *const features[] = {
     HANDSHAKE_FEATURE_NAMED_CHANNELS,
     HANDSHAKE_FEATURE_LATE_ERROR,
     HANDSHAKE_FEATURE_ONE_OWNER,
+    HANDSHAKE_FEATURE_RESUME_HEADER,
 };
 
 static const QEnumLookup severity_lookup = {

@@ -20,10 +20,14 @@
 #define HANDSHAKE_PURPOSE_MIGRATE   "migrate"
 #define HANDSHAKE_PURPOSE_CHECK     "check"
 
-/* Features: channels with headers, words after the handshake, who has the guest */
+/*
+ * Features: channels with headers, words after the handshake, who has the guest,
+ * headers after a pause
+ */
 #define HANDSHAKE_FEATURE_NAMED_CHANNELS    "named-channels"
 #define HANDSHAKE_FEATURE_LATE_ERROR        "late-error"
 #define HANDSHAKE_FEATURE_ONE_OWNER         "one-owner"
+#define HANDSHAKE_FEATURE_RESUME_HEADER     "resume-header"
 
 /* What a LAST WORD says of a guest that has not run there, and never will */
 #define HANDSHAKE_GUEST_NOT_STARTED         "not-started"

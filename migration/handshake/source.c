@@ -672,6 +672,9 @@ static void source_begin_stream(HandshakeSource *hs, MigrationState *s)
     s->handshake->in_session = true;
     s->handshake->end = handshake_end_new(message->features);
     s->handshake->places = g_steal_pointer(&hs->places);
+    s->handshake->resume_header =
+        handshake_has_name(message->features, HANDSHAKE_FEATURE_RESUME_HEADER);
+    s->handshake->session = hs->session;
 
     /* There is always one that a yank finds; it may come from any thread */
     migration_ioc_register_yank(ioc);

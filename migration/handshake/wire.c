@@ -236,26 +236,43 @@ static bool coroutine_mixed_fn wire_read_all(HandshakeWire *wire, void *buf,
     return ret > 0;
 }
 
+int handshake_header_get(const uint8_t *buf, size_t len,
+                         HandshakeHeader *header, Error **errp)
+{
+    size_t size;
+
+    if (len < HANDSHAKE_PREFIX_SIZE) {
+        return HANDSHAKE_PREFIX_SIZE - len;
+    }
+    if (!header_parse_start(buf, &size, errp)) {
+        return -1;
+    }
+    if (len < size) {
+        return size - len;
+    }
+    return header_parse(buf, header, errp) ? 0 : -1;
+}
+
 int coroutine_mixed_fn handshake_wire_read_header(HandshakeWire *wire,
                                                   HandshakeHeader *header,
                                                   Error **errp)
 {
     uint8_t buf[HANDSHAKE_HEADER_MAX];
-    size_t size;
-    int ret;
+    size_t len = HANDSHAKE_PREFIX_SIZE;
+    int missing, ret;
 
-    ret = wire_read(wire, buf, HANDSHAKE_PREFIX_SIZE, errp);
+    ret = wire_read(wire, buf, len, errp);
     if (ret <= 0) {
         return ret;
     }
     wire->legacy = is_legacy_stream(buf) || is_legacy_multifd(buf);
-    if (!header_parse_start(buf, &size, errp) ||
-        !wire_read_all(wire, buf + HANDSHAKE_PREFIX_SIZE,
-                       size - HANDSHAKE_PREFIX_SIZE, errp) ||
-        !header_parse(buf, header, errp)) {
-        return -1;
+    while ((missing = handshake_header_get(buf, len, header, errp)) > 0) {
+        if (!wire_read_all(wire, buf + len, missing, errp)) {
+            return -1;
+        }
+        len += missing;
     }
-    return 1;
+    return missing ? -1 : 1;
 }
 
 /* A LAST WORD comes later, on the return path; here it is skipped */

@@ -92,6 +92,21 @@ void handshake_wire_destroy(HandshakeWire *wire);
 void handshake_header_put(GByteArray *buf, const HandshakeHeader *header);
 
 /**
+ * handshake_header_get: read a channel header that comes piece by piece
+ * @buf: what has come, from its first byte on; room for HANDSHAKE_HEADER_MAX
+ * @len: how much that is, in bytes
+ * @header: filled once it is complete
+ *
+ * A peer that speaks something else is recognized by its first eight bytes, and
+ * named in @errp.  Any thread.
+ *
+ * Returns: how many more bytes have to come before it is called again, 0 if
+ *          @header is complete, -1 with @errp set
+ */
+int handshake_header_get(const uint8_t *buf, size_t len,
+                         HandshakeHeader *header, Error **errp);
+
+/**
  * handshake_frame_put: append a frame
  * @buf: bytes to be sent
  * @type: the frame's type, a HandshakeFrameType or a grease value

@@ -144,9 +144,11 @@ class Machine:
     def exit_status(self) -> Optional[int]:
         return self._process.returncode if self._process else None
 
-    async def execute(self, command: str, arguments: Optional[Json] = None) -> Any:
+    async def execute(self, command: str, arguments: Optional[Json] = None,
+                      oob: bool = False) -> Any:
+        """Out of band: whatever its main loop does."""
         try:
-            return await asyncio.wait_for(self._qmp.execute(command, arguments),
+            return await asyncio.wait_for(self._qmp.execute(command, arguments, oob),
                                           MONITOR_LIMIT)
         except TimeoutError as error:
             raise NotSeen(f"{self.name}: no answer to {command} "

@@ -11,7 +11,7 @@ PLANTED := hello destination
 
 # Ours are compiled here, since only they are to steer the fuzzer.
 OURS := $(addprefix handshake/,channel compare destination end handshake message \
-    policy qmp query settings source wire) options
+    policy qmp query resume settings source wire) options
 # QEMU's own, which meson puts into a library that not all unit tests need
 THEIRS := migration-stats qemu-file yank_functions
 SHARED := fuzz stubs peer tls
@@ -21,7 +21,7 @@ READERS := hello verdict last-word wire
 
 comma := ,
 SANITIZE := -fsanitize=fuzzer-no-link -fno-sanitize-recover=undefined
-WRAP := $(addprefix -Wl$(comma)--wrap=,clock_gettime \
+WRAP := $(addprefix -Wl$(comma)--wrap=,bql_locked clock_gettime \
     qemu_guest_getrandom_nofail qio_channel_socket_connect_async \
     qio_channel_tls_handshake)
 

@@ -20,6 +20,26 @@ static void check_header(const HandshakeHeader *header, const uint8_t *data)
     g_assert(!memcmp(buf->data + 8, data + 8, 36));
 }
 
+/* As one that is read without waiting: 1, -1, or 0 if there is not enough */
+static int read_pieces(const uint8_t *data, size_t size,
+                       HandshakeHeader *header)
+{
+    g_autoptr(Error) err = NULL;
+    size_t len = 0;
+    int missing;
+
+    while ((missing = handshake_header_get(data, len, header, &err)) > 0) {
+        g_assert(!err);
+        if (missing > size - len) {
+            return 0;
+        }
+        len += missing;
+        g_assert_cmpuint(len, <=, HANDSHAKE_HEADER_MAX);
+    }
+    g_assert((missing < 0) == (err != NULL));
+    return missing < 0 ? -1 : 1;
+}
+
 static void check_frame(HandshakeFrameType type, const GString *json,
                         const uint8_t *end)
 {
@@ -58,7 +78,9 @@ void fuzz_one(const uint8_t *data, size_t size)
     g_autofree char *digest = NULL;
     g_autofree char *expected = NULL;
     HandshakeHeader header;
+    HandshakeHeader again;
     HandshakeWire wire;
+    int pieces;
     int ret;
 
     if (size) {
@@ -69,9 +91,12 @@ void fuzz_one(const uint8_t *data, size_t size)
     ret = handshake_wire_read_header(&wire, &header, &err);
     g_assert((ret < 0) == (err != NULL));
     g_assert((ret == 0) == (size == 0));
+    pieces = read_pieces(data, size, &again);
+    g_assert_cmpint(pieces, ==, ret > 0 ? 1 : ret && !wire.broken ? -1 : 0);
     if (ret > 0) {
         g_assert_cmpuint(wire.bytes_received, ==, lduw_be_p(data + 6));
         check_header(&header, data);
+        check_header(&again, data);
         read_frames(&wire, channel, data, size, &err);
         g_assert(err);
     }

@@ -26,7 +26,7 @@ SILENCE = 0.05          # after which nothing more is expected
 PIECE = 1 << 16
 MINIMUM: Object = {"versions": [1], "purpose": "migrate", "required": []}
 CHECK: Object = {**MINIMUM, "purpose": "check"}
-FEATURES = ["named-channels", "late-error", "one-owner"]
+FEATURES = ["named-channels", "late-error", "one-owner", "resume-header"]
 CAN_ALL: Object = {**MINIMUM, "features": FEATURES}
 
 

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -70,6 +73,15 @@ async def start_destination(lab: Lab, name: str = "destination", tls: bool = Fal
     if tls:
         await set_tls(destination, "server")
     return destination, await listen(destination, kind)
+
+
+@contextlib.contextmanager
+def filled_memory() -> Iterator[list[str]]:
+    """Options for a pc_lab's source: memory in which there is something to be sent."""
+    with tempfile.NamedTemporaryFile() as contents:
+        contents.write(random.Random(0).randbytes(12 * MIB))
+        contents.flush()
+        yield ["-device", f"loader,file={contents.name},addr={2 * MIB:#x},force-raw=on"]
 
 
 async def set_capabilities(machine: Machine, *names: str, state: bool = True) -> None:

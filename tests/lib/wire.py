@@ -232,13 +232,15 @@ class Peer:
         _, said = await self.read_frame(HELLO)
         return said
 
-    async def accept(self, multifd: bool = False) -> Json:
+    async def accept(self, multifd: bool = False,
+                     features: Sequence[str] = FEATURES) -> Json:
         """The destination's part up to ACCEPT; returns HELLO."""
         said = await self.read_hello()
-        await self.answer_hello(said, multifd)
+        await self.answer_hello(said, multifd, features)
         return said
 
-    async def answer_hello(self, said: Json, multifd: bool = False) -> None:
+    async def answer_hello(self, said: Json, multifd: bool = False,
+                           features: Sequence[str] = FEATURES) -> None:
         profile = said["profile"]
         capabilities = ["return-path", *profile.get("required-capabilities", [])]
         if multifd and "multifd" not in capabilities:
@@ -248,7 +250,8 @@ class Peer:
                       if one["capability"] in capabilities]
         await self.send(header(session=SESSION)
                         + frame(ACCEPT, {"version": 1, "capabilities": capabilities,
-                                         "parameters": parameters, "features": FEATURES}))
+                                         "parameters": parameters,
+                                         "features": list(features)}))
 
     async def take_channel(self) -> Header:
         """The destination's part of another channel."""

@@ -729,7 +729,8 @@ static void test_verdict(void)
         g_assert_true(got->accept == accept);
         g_assert_cmpuint(message->version, ==, 1);
         g_assert_cmpstr(message->message, ==, "why");
-        assert_strlist(message->features, "named-channels late-error one-owner");
+        assert_strlist(message->features,
+                       "named-channels late-error one-owner resume-header");
         assert_strlist(message->not_understood, "x profile.y");
         g_assert_cmpstr(message->peer->machine, ==, "virt");
         g_assert_null(message->peer->arch);
@@ -956,7 +957,7 @@ static void test_features(void)
     g_autoptr(strList) peer = strlist("x late-error late-error named-channel");
     g_autoptr(strList) common = handshake_features_common(peer);
 
-    assert_strlist(all, "named-channels late-error one-owner");
+    assert_strlist(all, "named-channels late-error one-owner resume-header");
     assert_strlist(common, "late-error");
     g_assert_null(handshake_features_common(NULL));
     g_assert_true(handshake_has_name(all, "late-error"));

@@ -344,6 +344,41 @@ static void test_header_length(void)
     }
 }
 
+/* As one that is read without waiting, and never beyond its end */
+static void test_header_pieces(void)
+{
+    static const uint16_t sizes[] = { 64, 65, 4096 };
+
+    for (int i = 0; i < ARRAY_SIZE(sizes); i++) {
+        g_autoptr(GByteArray) buf = g_byte_array_new();
+        HandshakeHeader header;
+
+        put_header(buf, sizes[i]);
+        for (size_t len = 0; len <= sizes[i]; len++) {
+            int missing = len < 8 ? 8 - len : sizes[i] - len;
+
+            g_assert_cmpint(handshake_header_get(buf->data, len, &header,
+                                                 &error_abort), ==, missing);
+        }
+        assert_header(&header);
+
+        for (size_t len = 0; len <= sizes[i]; len++) {
+            Error *err = NULL;
+
+            buf->data[0] = 'q';
+            if (len < 8) {
+                g_assert_cmpint(handshake_header_get(buf->data, len, &header,
+                                                     &err), ==, 8 - len);
+                g_assert_null(err);
+            } else {
+                g_assert_cmpint(handshake_header_get(buf->data, len, &header,
+                                                     &err), ==, -1);
+                assert_fails(&err, "not a migration handshake");
+            }
+        }
+    }
+}
+
 static void test_header_foreign(void)
 {
     static const struct {
@@ -846,6 +881,7 @@ static const struct {
     { "header/layout", test_header_layout },
     { "header/roundtrip", test_header_roundtrip },
     { "header/length", test_header_length },
+    { "header/pieces", test_header_pieces },
     { "header/foreign", test_header_foreign },
     { "header/name", test_header_name },
     { "frame/layout", test_frame_layout },

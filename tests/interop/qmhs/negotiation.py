@@ -18,6 +18,7 @@ RETURN_PATH = "return-path"
 NAMED_CHANNELS = "named-channels"
 LATE_ERROR = "late-error"
 ONE_OWNER = "one-owner"
+RESUME_HEADER = "resume-header"
 CHANNELS = {"multifd": "multifd", "postcopy-preempt": "preempt"}    # that a capability needs
 NEGOTIABLE = ("postcopy-ram", "dirty-bitmaps", "x-ignore-shared", "switchover-ack", *CHANNELS)
 DEFAULTS = {"multifd-channels": "2", "multifd-compression": "none"}

@@ -18,6 +18,8 @@ from .negotiation import (CHANNELS, LATE_ERROR, ONE_OWNER, Here, Judgement, judg
 from .strictjson import Object, parse
 
 Place = tuple[str, int]             # name and index of a channel
+MAIN: Place = ("main", 0)
+PREEMPT: Place = ("preempt", 0)
 
 
 class Inbox:
@@ -497,3 +499,30 @@ class Destination:
     def _cannot_start(self, why: str) -> bytes:
         """It never will, and gives the guest back."""
         return self.cannot_go_on(why) + shut(1).encode()
+
+
+class Paused:
+    """A destination that waits for its migration to go on: "Channels after a pause"."""
+
+    def __init__(self, session: bytes, preempt: bool = False):
+        self._session = session
+        self._preempt = preempt
+        self._wanted = [MAIN]
+
+    @property
+    def is_paused(self) -> bool:
+        return MAIN in self._wanted
+
+    def take(self, header: Header) -> Optional[bytes]:
+        """What it answers; without an answer it closes, and so it does after one of no session."""
+        if header.session != self._session:
+            return Header(NO_SESSION, header.name, header.index).encode()
+        place = (header.name, header.index)
+        if place not in self._wanted:
+            return None
+        self._wanted = [PREEMPT] if place == MAIN and self._preempt else []
+        return Header(self._session, *place).encode()
+
+    def broken(self) -> None:
+        """The main channel has ended."""
+        self._wanted = [MAIN]

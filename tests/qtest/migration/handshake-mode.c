@@ -27,14 +27,8 @@ static const struct {
     { "/migration/mode/", "mode is not 'normal'" },
     { "/migration/validate_uri/", "nothing is migrated" },
     { "/migration/vcpu_dirty_limit", "nothing is migrated" },
-};
-
-/*
- * They recover postcopy over an fd, which excludes multifd; where that goes
- * together with postcopy, it is on by agreement then
- */
-static const char *const no_multifd[] = {
-    "/migration/postcopy/recovery/double-failures/",
+    { "/migration/postcopy/recovery/double-failures/",
+      "a stranger cannot make a paused destination recover" },
 };
 
 /* Tests whose destination exits, and over a handshake lives and listens */
@@ -71,11 +65,6 @@ bool handshake_mode_begin(const char *name)
             g_test_skip(stays[i].why);
             mode.optional = NULL;
             return false;
-        }
-    }
-    for (int i = 0; i < ARRAY_SIZE(no_multifd) && mode.optional; i++) {
-        if (g_str_has_prefix(name, no_multifd[i])) {
-            mode.optional = "[]";
         }
     }
     for (int i = 0; i < ARRAY_SIZE(survives); i++) {
