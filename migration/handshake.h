@@ -80,18 +80,100 @@ bool migration_handshake_cancel(void);
 QIOChannel *migration_handshake_take_channel(const char *name, uint32_t index);
 
 /**
+ * migration_handshake_explain_message: explain a message that is none
+ * @type: what stood where its type stands on the return path
+ * @len: and where its length does
+ * @errp: the error; advice is added if it is the beginning of a handshake
+ *
+ * Any thread.
+ */
+void migration_handshake_explain_message(uint16_t type, uint16_t len,
+                                         Error **errp);
+
+/**
  * migration_handshake_read_frame: read what is no message of the return path
  * @rp: the return path
  * @type: the message's type, which is not one
  * @len: its length
  *
- * After a handshake, a message of type 0 is a frame: the destination may say
- * why it cannot load.  Called by the return path's thread.
+ * After a handshake, a message of type 0 is a frame: the destination has
+ * loaded, or says why it cannot.  Called by the return path's thread.
  *
- * Returns: true if it was a frame to be skipped; false with @errp set
+ * Returns: true if more may come; false with @errp set
  */
 bool migration_handshake_read_frame(QEMUFile *rp, uint16_t type, uint16_t len,
                                     Error **errp);
+
+/**
+ * migration_handshake_awaits_word: whether to go on reading the return path
+ *                                  of a migration that has failed
+ *
+ * Any thread of a migration that is running.
+ */
+bool migration_handshake_awaits_word(void);
+
+/**
+ * migration_handshake_return_path_ended: nothing more comes from there
+ * @s: the migration
+ * @shut: what SHUT has said, NULL if there was none: 0 is loaded, and started
+ *        if that was asked for, anything else not started and never to be
+ * @errp: why it has ended, NULL in it if there is no error; made such that it
+ *        says who ended it and what to do, and then stands in place of what the
+ *        migration has failed with so far
+ *
+ * Called by the return path's thread, before the error is noted.
+ */
+void migration_handshake_return_path_ended(MigrationState *s,
+                                           const uint32_t *shut, Error **errp);
+
+/**
+ * migration_handshake_await_last_word: let the destination say why
+ * @s: a migration; nothing happens unless it has failed
+ *
+ * Waits 500 ms at most.  Called by the migration thread, without the BQL.
+ */
+void migration_handshake_await_last_word(MigrationState *s);
+
+/**
+ * migration_handshake_hand_over: all of the stream has been sent
+ * @s: the migration
+ *
+ * If the destination is to start the guest by itself, waits until it has loaded
+ * it, decides whose guest it is from now on, and says so.  Called by the
+ * migration thread, without the BQL.
+ *
+ * Returns: false if the guest stays here though it has been loaded there
+ */
+bool migration_handshake_hand_over(MigrationState *s);
+
+/**
+ * migration_handshake_keep: the guest of an outgoing migration is to stay here
+ *
+ * Called with the BQL held, by somebody who then cancels the migration.
+ *
+ * Returns: true if it does, false with @errp set if it has been given away
+ */
+bool migration_handshake_keep(Error **errp);
+
+/**
+ * migration_handshake_given: whether the destination was told to start the guest
+ * migration_handshake_started: and has said that it has
+ * migration_handshake_never_started: whether it has said that it never will
+ * @s: the migration
+ *
+ * Any thread of a migration that is running, or the main thread.
+ */
+bool migration_handshake_given(MigrationState *s);
+bool migration_handshake_started(MigrationState *s);
+bool migration_handshake_never_started(MigrationState *s);
+
+/**
+ * migration_handshake_explain_doubt: say so if nobody knows who has the guest
+ * @s: a migration that has failed
+ *
+ * Called by the migration thread when nothing more comes from the destination.
+ */
+void migration_handshake_explain_doubt(MigrationState *s);
 
 /**
  * migration_handshake_note_error: the outgoing migration has its first error
@@ -149,6 +231,64 @@ bool migration_handshake_listen(const MigrationChannel *channel, Error **errp);
  * Returns: true if it begins with a handshake, which takes care of it
  */
 bool migration_handshake_accept(QIOChannel *ioc);
+
+/**
+ * migration_handshake_loader_thread: what this thread reports is about loading
+ *
+ * Called at the beginning of a thread that loads.
+ */
+void migration_handshake_loader_thread(void);
+
+/**
+ * migration_handshake_loading: what is being loaded from now on
+ * @section: its name, which stays valid
+ *
+ * Any thread that loads.
+ */
+void migration_handshake_loading(const char *section);
+
+/**
+ * migration_handshake_stop_loading: a thread has failed to load its part
+ *
+ * The loader, which may wait for more of the stream, notices soon, and tells
+ * the source.  Any thread.
+ */
+void migration_handshake_stop_loading(void);
+
+/**
+ * migration_handshake_loaded: all of a stream of precopy has been loaded
+ * @starts: whether the guest is about to be started
+ *
+ * Waits for the source to decide that it is, if it was agreed on that.  Called
+ * by the loader.
+ *
+ * Returns: true if so; false with @errp set if it must not be started
+ */
+bool coroutine_fn migration_handshake_loaded(bool starts, Error **errp);
+
+/**
+ * migration_handshake_must_ask: whether the source has not decided yet that the
+ *                               guest may be started
+ *
+ * If it is to be, migration_handshake_loaded() comes first, once more.
+ */
+bool migration_handshake_must_ask(void);
+
+/**
+ * migration_handshake_has_guest: whether the source has given the guest away
+ *
+ * If it cannot be started it has to be said, for then the source takes it back.
+ */
+bool migration_handshake_has_guest(void);
+
+/**
+ * migration_handshake_load_failed: the guest cannot be loaded, or started
+ * @errp: why; what the loader has reported is added
+ *
+ * Tells the source.  Called by the loader, a thread of it, or, with the BQL
+ * held, in the main thread.
+ */
+void coroutine_mixed_fn migration_handshake_load_failed(Error **errp);
 
 /**
  * migration_handshake_incoming_cleanup: the incoming migration is over

@@ -15,6 +15,8 @@
 #include "qapi/qapi-types-migration.h"
 
 typedef struct HandshakeSource HandshakeSource;
+typedef struct HandshakeEnd HandshakeEnd;
+typedef struct HandshakeLoader HandshakeLoader;
 
 /* What hangs on MigrationState: the outgoing side, and what QMP shows */
 typedef struct MigrationHandshake {
@@ -23,8 +25,7 @@ typedef struct MigrationHandshake {
     unsigned attempts;                  /* how many there were */
     /* A migration in session: */
     bool in_session;
-    bool late_error;                    /* the peer may say a LAST WORD */
-    unsigned unknown_frames;            /* on the return path */
+    HandshakeEnd *end;                  /* how it ends */
     HandshakePlaces *places;            /* its channels, ready to be taken */
     /* Until when this host is taken to be able to do postcopy, for what RAM */
     int64_t postcopy_until_ms;
@@ -102,6 +103,37 @@ void handshake_destination_end(HandshakeDestination *hd);
  */
 HandshakeVerdict *
 handshake_destination_verdict(const MigrationHandshakeHello *hello);
+
+/* end.c */
+
+/**
+ * handshake_end_new: a source's session begins
+ * @features: those that both sides know
+ *
+ * Returns: to be freed by handshake_end_free(), when no thread of the migration
+ *          is left; a yank instance of migration is registered until then
+ */
+HandshakeEnd *handshake_end_new(const strList *features);
+void handshake_end_free(HandshakeEnd *end);
+
+/**
+ * handshake_end_note_error: a migration in session has an error
+ * @s: the migration
+ *
+ * Ends its channels when the destination has had time to say why.  Any thread.
+ */
+void handshake_end_note_error(MigrationState *s);
+
+/**
+ * handshake_loader_new: a destination's session is about to be loaded
+ * @features: those that both sides know
+ *
+ * Hangs on MigrationIncomingState from then on.
+ *
+ * Returns: to be freed by handshake_loader_free()
+ */
+HandshakeLoader *handshake_loader_new(const strList *features);
+void handshake_loader_free(HandshakeLoader *loader);
 
 /* query.c */
 

@@ -494,10 +494,11 @@ static bool coroutine_fn conn_read_commit(DestConn *conn, Error **errp)
     }
     if (type == HANDSHAKE_FRAME_ABORT) {
         HandshakeIssues issues = { 0 };
-        g_autofree char *message = handshake_get_reason(json, &issues);
+        g_autoptr(MigrationHandshakeReason) reason =
+            handshake_get_reason(json, &issues);
 
         handshake_issues_free(&issues);
-        error_setg(errp, "the source gave up: %s", message);
+        error_setg(errp, "the source gave up: %s", reason->message);
         return false;
     }
     conn->violated = true;
@@ -530,13 +531,17 @@ static void coroutine_fn conn_send_last_word(DestConn *conn,
 {
     g_autoptr(GByteArray) buf = g_byte_array_new();
     const HandshakeIssues none = { 0 };
+    const MigrationHandshakeReason word = {
+        .message = (char *)message,
+        .guest = (char *)HANDSHAKE_GUEST_NOT_STARTED,
+    };
 
     if (conn->changed && !conn->hello->warnings_as_errors) {
         issues_keep_errors(&conn->verdict->issues);
     }
     if (handshake_has_name(conn->verdict->message->features,
                            HANDSHAKE_FEATURE_LATE_ERROR) &&
-        handshake_put_reason(buf, HANDSHAKE_FRAME_LAST_WORD, message,
+        handshake_put_reason(buf, HANDSHAKE_FRAME_LAST_WORD, &word,
                              conn->changed ? &conn->verdict->issues : &none,
                              NULL)) {
         conn->answered = handshake_wire_send(&conn->wire, buf, NULL);
@@ -631,9 +636,12 @@ static bool conn_prepare(DestConn *conn, Error **errp)
 }
 
 /* All channels to the loader: from here on, there is no way back */
-static void dest_hand_over(HandshakeDestination *hd, QIOChannel *ioc)
+static void dest_hand_over(HandshakeDestination *hd, QIOChannel *ioc,
+                           HandshakeLoader *loader)
 {
     QIOChannel *channel;
+
+    migration_incoming_get_current()->loader = loader;
 
     for (unsigned i = 0;
          (channel = handshake_places_take(hd->places, HANDSHAKE_CHANNEL_MULTIFD,
@@ -681,12 +689,14 @@ static void conn_deliver_bh(void *opaque)
 
     if (conn_prepare(conn, &conn->malformed)) {
         QIOChannel *ioc = QIO_CHANNEL(object_ref(OBJECT(conn->wire.ioc)));
+        HandshakeLoader *loader =
+            handshake_loader_new(conn->verdict->message->features);
 
         conn_publish(conn, MIGRATION_HANDSHAKE_STATUS_ACCEPTED, NULL);
         trace_migration_handshake_destination_end(conn->raw, why);
         hd->conn = NULL;
         conn_free(conn);
-        dest_hand_over(hd, ioc);
+        dest_hand_over(hd, ioc, loader);
         object_unref(OBJECT(ioc));
         return;
     }

@@ -13,7 +13,6 @@
 #include "io/channel-util.h"
 #include "monitor/monitor.h"
 #include "qapi/error.h"
-#include "qapi/qapi-commands-yank.h"
 #include "qemu/bswap.h"
 #include "qemu/main-loop.h"
 #include "qemu/sockets.h"
@@ -37,6 +36,7 @@ void migration_handshake_finalize(MigrationState *s)
 {
     qapi_free_MigrationHandshakeInfo(s->handshake->info);
     handshake_places_free(s->handshake->places);
+    g_clear_pointer(&s->handshake->end, handshake_end_free);
     g_free(s->handshake);
 }
 
@@ -187,48 +187,6 @@ QIOChannel *migration_handshake_take_channel(const char *name, uint32_t index)
                                  name, index);
 }
 
-/* query-migrate shows the reasons before what was found in the handshake */
-static void last_word_bh(void *opaque)
-{
-    HandshakeIssues *issues = opaque;
-    MigrationState *s = migrate_get_current();
-    MigrationHandshakeInfo *info = s->handshake->info;
-    MigrationHandshakeIssueList **tail = &issues->list;
-    unsigned count = 0;
-
-    if (info->role == MIGRATION_HANDSHAKE_ROLE_SOURCE && !info->check_only) {
-        while (*tail) {
-            tail = &(*tail)->next;
-        }
-        *tail = info->issues;
-        info->issues = g_steal_pointer(&issues->list);
-        for (tail = &info->issues; *tail && count < HANDSHAKE_ISSUES_MAX;
-             tail = &(*tail)->next) {
-            count++;
-        }
-        for (const MigrationHandshakeIssueList *l = *tail; l; l = l->next) {
-            issues->omitted++;
-        }
-        g_clear_pointer(tail, qapi_free_MigrationHandshakeIssueList);
-        info->issues_omitted += issues->omitted;
-        info->has_issues_omitted = info->issues_omitted;
-    }
-    handshake_issues_free(issues);
-    g_free(issues);
-    object_unref(OBJECT(s));
-}
-
-static void read_last_word(const GString *json, Error **errp)
-{
-    HandshakeIssues *issues = g_new0(HandshakeIssues, 1);
-    g_autofree char *message = handshake_get_reason(json, issues);
-
-    trace_migration_handshake_last_word(json->str);
-    error_setg(errp, "the destination cannot load the migration: %s", message);
-    object_ref(OBJECT(migrate_get_current()));
-    aio_bh_schedule_oneshot(iohandler_get_aio_context(), last_word_bh, issues);
-}
-
 static bool is_handshake(const uint8_t *magic)
 {
     return ldl_be_p(magic) == HANDSHAKE_MAGIC;
@@ -240,68 +198,16 @@ static void explain_handshake(Error **errp)
                   "channel type 'handshake': ");
 }
 
-bool migration_handshake_read_frame(QEMUFile *rp, uint16_t type, uint16_t len,
-                                    Error **errp)
+void migration_handshake_explain_message(uint16_t type, uint16_t len,
+                                         Error **errp)
 {
-    MigrationHandshake *h = migrate_get_current()->handshake;
-    g_autoptr(GString) json = NULL;
-    uint16_t frame_type, flags;
+    uint8_t magic[4];
 
-    if (type || !h->late_error) {
-        uint8_t magic[4];
-
-        stw_be_p(magic, type);
-        stw_be_p(magic + 2, len);
-        error_setg(errp, "Received invalid message 0x%04x length 0x%04x",
-                   type, len);
-        if (is_handshake(magic) && !h->in_session) {
-            explain_handshake(errp);
-        }
-        return false;
+    stw_be_p(magic, type);
+    stw_be_p(magic + 2, len);
+    if (is_handshake(magic)) {
+        explain_handshake(errp);
     }
-    frame_type = qemu_get_be16(rp);
-    flags = qemu_get_be16(rp);
-    if (len > HANDSHAKE_LATE_FRAME_MAX) {
-        error_setg(errp, "migration handshake: frame of %u bytes on the return "
-                   "path, at most %u are allowed", len,
-                   (unsigned)HANDSHAKE_LATE_FRAME_MAX);
-        return false;
-    }
-    json = g_string_sized_new(len);
-    g_string_set_size(json, len);
-    qemu_get_buffer(rp, (uint8_t *)json->str, len);
-    if (qemu_file_get_error_obj(rp, errp)) {
-        return false;
-    }
-    if (frame_type == HANDSHAKE_FRAME_LAST_WORD) {
-        read_last_word(json, errp);
-        return false;
-    }
-    if ((flags & HANDSHAKE_FRAME_CRITICAL) ||
-        ++h->unknown_frames > HANDSHAKE_UNKNOWN_MAX) {
-        error_setg(errp, "migration handshake: frame of unknown type 0x%04x on "
-                   "the return path", frame_type);
-        return false;
-    }
-    return true;
-}
-
-/*
- * A thread of multifd may wait for the end of TLS, and a source for a word from
- * a destination that cannot speak any more.  Postcopy goes on with an error, or
- * waits for somebody to recover.
- */
-static void end_session_bh(void *opaque)
-{
-    YankInstanceList migration = { .value = MIGRATION_YANK_INSTANCE };
-    MigrationState *s = opaque;
-
-    /* After the migration QEMU may quit */
-    if (s->handshake->in_session && (s->state == MIGRATION_STATUS_SETUP ||
-                                     s->state == MIGRATION_STATUS_ACTIVE)) {
-        qmp_yank(&migration, NULL);
-    }
-    object_unref(OBJECT(s));
 }
 
 /* Whether a channel that begins without handshake was answered with one */
@@ -335,8 +241,7 @@ void migration_handshake_note_error(MigrationState *s, Error **errp)
         if (s->state == MIGRATION_STATUS_SETUP) {
             error_prepend(errp, "before the stream began: ");
         }
-        object_ref(OBJECT(s));
-        aio_bh_schedule_oneshot(iohandler_get_aio_context(), end_session_bh, s);
+        handshake_end_note_error(s);
         return;
     }
     /* Whoever closes the channel holds this lock, and waits for the caller's */
@@ -368,7 +273,7 @@ void migration_handshake_outgoing_cleanup(void)
 
     if (h->in_session) {
         h->in_session = false;
-        h->late_error = false;
+        g_clear_pointer(&h->end, handshake_end_free);
         g_clear_pointer(&h->places, handshake_places_free);
         handshake_settings_restore();
     }
@@ -424,5 +329,6 @@ void migration_handshake_incoming_cleanup(void)
     if (mis->handshake) {
         handshake_destination_end(mis->handshake);
     }
+    g_clear_pointer(&mis->loader, handshake_loader_free);
     handshake_settings_restore();
 }

@@ -44,6 +44,7 @@
 static const char *const features[] = {
     HANDSHAKE_FEATURE_NAMED_CHANNELS,
     HANDSHAKE_FEATURE_LATE_ERROR,
+    HANDSHAKE_FEATURE_ONE_OWNER,
 };
 
 static const QEnumLookup severity_lookup = {
@@ -605,21 +606,17 @@ bool handshake_put_commit(GByteArray *buf,
 }
 
 bool handshake_put_reason(GByteArray *buf, HandshakeFrameType type,
-                          const char *message, const HandshakeIssues *issues,
-                          Error **errp)
+                          const MigrationHandshakeReason *reason,
+                          const HandshakeIssues *issues, Error **errp)
 {
-    g_autofree char *text = handshake_text(message);
-    MigrationHandshakeReason reason = {
-        .message = text,
-        .has_issues = issues->list,
-        .issues = issues->list,
-    };
+    g_autofree char *text = handshake_text(reason->message);
+    MigrationHandshakeReason message = *reason;
     g_autoptr(QDict) dict = NULL;
 
-    if (type == HANDSHAKE_FRAME_LAST_WORD) {
-        reason.guest = (char *)"not-started";
-    }
-    dict = TO_DICT(MigrationHandshakeReason, &reason);
+    message.message = text;
+    message.has_issues = issues->list;
+    message.issues = issues->list;
+    dict = TO_DICT(MigrationHandshakeReason, &message);
     return put_with_issues(buf, type, dict, issues->omitted, errp);
 }
 
@@ -811,11 +808,17 @@ MigrationHandshakeCommit *handshake_get_commit(const GString *json,
                               errp) : NULL;
 }
 
-char *handshake_get_reason(const GString *json, HandshakeIssues *issues)
+MigrationHandshakeReason *handshake_get_reason(const GString *json,
+                                               HandshakeIssues *issues)
 {
     g_autoptr(QDict) dict = parse_leniently(json);
+    MigrationHandshakeReason *reason = g_new0(MigrationHandshakeReason, 1);
     const char *message = qdict_get_try_str(dict, "message");
 
     get_issues(dict, issues);
-    return g_strdup(message ?: "no reason was given");
+    reason->message = g_strdup(message ?: "no reason was given");
+    reason->guest = g_strdup(qdict_get_try_str(dict, "guest"));
+    reason->loaded = qdict_get_try_bool(dict, "loaded", false);
+    reason->has_loaded = reason->loaded;
+    return reason;
 }

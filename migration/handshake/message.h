@@ -20,9 +20,13 @@
 #define HANDSHAKE_PURPOSE_MIGRATE   "migrate"
 #define HANDSHAKE_PURPOSE_CHECK     "check"
 
-/* Features: channels with headers, and words after the handshake */
+/* Features: channels with headers, words after the handshake, who has the guest */
 #define HANDSHAKE_FEATURE_NAMED_CHANNELS    "named-channels"
 #define HANDSHAKE_FEATURE_LATE_ERROR        "late-error"
+#define HANDSHAKE_FEATURE_ONE_OWNER         "one-owner"
+
+/* What a LAST WORD says of a guest that has not run there, and never will */
+#define HANDSHAKE_GUEST_NOT_STARTED         "not-started"
 
 /* More issues than this are counted, not listed */
 #define HANDSHAKE_ISSUES_MAX        256
@@ -147,10 +151,10 @@ bool handshake_put_verdict(GByteArray *buf, const HandshakeVerdict *verdict,
                            Error **errp);
 bool handshake_put_commit(GByteArray *buf,
                           const MigrationHandshakeCommit *commit, Error **errp);
-/* ABORT or LAST WORD, which says that the guest has not started, too */
+/* ABORT, LAST WORD or LOADED; the issues of @reason are in @issues instead */
 bool handshake_put_reason(GByteArray *buf, HandshakeFrameType type,
-                          const char *message, const HandshakeIssues *issues,
-                          Error **errp);
+                          const MigrationHandshakeReason *reason,
+                          const HandshakeIssues *issues, Error **errp);
 /* A frame that nobody knows */
 void handshake_put_grease(GByteArray *buf);
 
@@ -203,14 +207,16 @@ MigrationHandshakeCommit *handshake_get_commit(const GString *json,
                                                Error **errp);
 
 /**
- * handshake_get_reason: read an ABORT or a LAST WORD
+ * handshake_get_reason: read an ABORT, a LAST WORD or a LOADED
  * @json: what came in the frame
  * @issues: the issues in it are added
  *
  * It counts by its type: what is wrong in it is left out.
  *
- * Returns: its message, as it may be shown to people, to be freed by the caller
+ * Returns: what it says, as it may be shown to people, without issues, to be
+ *          freed by the caller; its message is never NULL
  */
-char *handshake_get_reason(const GString *json, HandshakeIssues *issues);
+MigrationHandshakeReason *handshake_get_reason(const GString *json,
+                                               HandshakeIssues *issues);
 
 #endif

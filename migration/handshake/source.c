@@ -332,9 +332,10 @@ static void coroutine_fn source_send_abort(HandshakeSource *hs,
 {
     g_autoptr(GByteArray) buf = g_byte_array_new();
     const HandshakeIssues none = { 0 };
+    const MigrationHandshakeReason reason = { .message = (char *)message };
 
     trace_migration_handshake_source_abort(hs, message);
-    if (handshake_put_reason(buf, HANDSHAKE_FRAME_ABORT, message, &none,
+    if (handshake_put_reason(buf, HANDSHAKE_FRAME_ABORT, &reason, &none,
                              NULL)) {
         handshake_wire_send(&hs->wire, buf, NULL);
     }
@@ -669,9 +670,7 @@ static void source_begin_stream(HandshakeSource *hs, MigrationState *s)
 
     handshake_settings_apply(message->capabilities, effective);
     s->handshake->in_session = true;
-    s->handshake->late_error =
-        handshake_has_name(message->features, HANDSHAKE_FEATURE_LATE_ERROR);
-    s->handshake->unknown_frames = 0;
+    s->handshake->end = handshake_end_new(message->features);
     s->handshake->places = g_steal_pointer(&hs->places);
 
     /* There is always one that a yank finds; it may come from any thread */

@@ -45,7 +45,9 @@ typedef enum HandshakeFrameType {
     HANDSHAKE_FRAME_REJECT = 3,
     HANDSHAKE_FRAME_COMMIT = 4,
     HANDSHAKE_FRAME_ABORT = 5,
-    /* After the handshake, on the return path */
+    /* After COMMIT: on the return path, after the stream, on the return path */
+    HANDSHAKE_FRAME_LOADED = 8,
+    HANDSHAKE_FRAME_START = 9,
     HANDSHAKE_FRAME_LAST_WORD = 10,
 } HandshakeFrameType;
 

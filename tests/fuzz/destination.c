@@ -206,7 +206,7 @@ static void start(QEMUFile *file)
 static size_t check_last_word(const GByteArray *heard, size_t accept_end)
 {
     g_autoptr(GString) json = NULL;
-    g_autofree char *message = NULL;
+    g_autoptr(MigrationHandshakeReason) reason = NULL;
     HandshakeIssues issues = { 0 };
     size_t end = fuzz_find_frame(heard, HANDSHAKE_FRAME_LAST_WORD, accept_end,
                                  &json);
@@ -214,8 +214,8 @@ static size_t check_last_word(const GByteArray *heard, size_t accept_end)
     if (!end) {
         return accept_end;
     }
-    message = handshake_get_reason(json, &issues);
-    g_assert_cmpstr(message, !=, "");
+    reason = handshake_get_reason(json, &issues);
+    g_assert_cmpstr(reason->message, !=, "");
     fuzz_check_issues(&issues);
     handshake_issues_free(&issues);
     return end;
@@ -467,9 +467,10 @@ static void op_bad_commit(FuzzInput *in, unsigned slot)
 static void op_abort(FuzzInput *in, unsigned slot)
 {
     static const HandshakeIssues none;
+    const MigrationHandshakeReason reason = { .message = (char *)"enough" };
     g_autoptr(GByteArray) buf = g_byte_array_new();
 
-    handshake_put_reason(buf, HANDSHAKE_FRAME_ABORT, "enough", &none,
+    handshake_put_reason(buf, HANDSHAKE_FRAME_ABORT, &reason, &none,
                          &error_abort);
     say(slot, buf);
 }

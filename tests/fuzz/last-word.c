@@ -1,5 +1,5 @@
 /*
- * Migration handshake: fuzz the readers of COMMIT, ABORT and LAST WORD
+ * Migration handshake: fuzz the readers of COMMIT, ABORT, LOADED and LAST WORD
  *
  * The first byte says which one it is.
  *
@@ -38,20 +38,26 @@ static void read_reason(const GString *json, HandshakeFrameType type)
 {
     HandshakeIssues issues = { 0 };
     HandshakeIssues more = { 0 };
-    g_autofree char *message = handshake_get_reason(json, &issues);
-    g_autofree char *again = NULL;
+    g_autoptr(MigrationHandshakeReason) reason =
+        handshake_get_reason(json, &issues);
+    g_autoptr(MigrationHandshakeReason) again = NULL;
     g_autoptr(GString) copy = NULL;
     GByteArray *buf = g_byte_array_new();
 
-    g_assert(message);
-    fuzz_check_text(message);
+    g_assert(reason->message);
+    fuzz_check_text(reason->message);
+    if (reason->guest) {
+        fuzz_check_text(reason->guest);
+    }
     fuzz_check_issues(&issues);
 
-    g_assert_true(handshake_put_reason(buf, type, message, &issues,
+    g_assert_true(handshake_put_reason(buf, type, reason, &issues,
                                        &error_abort));
     copy = fuzz_payload(buf, type);
     again = handshake_get_reason(copy, &more);
-    g_assert_cmpstr(again, ==, message);
+    g_assert_cmpstr(again->message, ==, reason->message);
+    g_assert_cmpstr(again->guest, ==, reason->guest);
+    g_assert_cmpint(again->loaded, ==, reason->loaded);
     g_assert_cmpuint(more.listed + more.omitted, ==,
                      issues.listed + issues.omitted);
     handshake_issues_free(&issues);
@@ -67,6 +73,8 @@ void fuzz_one(const uint8_t *data, size_t size)
 
     if (which & 1) {
         read_commit(json);
+    } else if (which & 4) {
+        read_reason(json, HANDSHAKE_FRAME_LOADED);
     } else {
         read_reason(json, which & 2 ? HANDSHAKE_FRAME_LAST_WORD
                                     : HANDSHAKE_FRAME_ABORT);

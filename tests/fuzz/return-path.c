@@ -1,8 +1,8 @@
 /*
  * Migration handshake: fuzz the reader of frames on the return path
  *
- * The first byte says whether a LAST WORD was agreed on, and whether there was
- * a handshake at all; what a destination sends follows.
+ * The first byte says whether there was a handshake at all, which features were
+ * agreed on, and whether the stream is over; what a destination sends follows.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -11,7 +11,10 @@
 #include "io/channel-buffer.h"
 #include "migration/handshake.h"
 #include "migration/qemu-file.h"
+#include "migration/yank_functions.h"
 #include "qapi/error.h"
+#include "qapi/util.h"
+#include "qemu/yank.h"
 #include "../../migration/handshake/conversation.h"
 #include "fuzz.h"
 #include "stubs.h"
@@ -24,15 +27,27 @@ void fuzz_one(const uint8_t *data, size_t size)
     const uint8_t *bytes = fuzz_bytes(&in, &len);
     QIOChannelBuffer *ioc = qio_channel_buffer_new(len);
     g_autoptr(MigrationHandshakeInfo) info = NULL;
+    g_autoptr(strList) features = NULL;
+    MigrationState *s = migrate_get_current();
     MigrationHandshake *h;
     QEMUFile *rp;
 
     stubs_reset();
     info = handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE, false);
     handshake_info_publish(info);
-    h = migrate_get_current()->handshake;
-    h->in_session = !(what & 1);
-    h->late_error = h->in_session && !(what & 2);
+    h = s->handshake;
+    s->state = what & 8 ? MIGRATION_STATUS_ACTIVE : MIGRATION_STATUS_DEVICE;
+    yank_register_instance(MIGRATION_YANK_INSTANCE, &error_abort);
+    if (!(what & 2)) {
+        QAPI_LIST_PREPEND(features, g_strdup(HANDSHAKE_FEATURE_LATE_ERROR));
+    }
+    if (!(what & 4)) {
+        QAPI_LIST_PREPEND(features, g_strdup(HANDSHAKE_FEATURE_ONE_OWNER));
+    }
+    if (!(what & 1)) {
+        h->in_session = true;
+        h->end = handshake_end_new(features);
+    }
 
     if (len) {
         memcpy(ioc->data, bytes, len);
@@ -45,6 +60,8 @@ void fuzz_one(const uint8_t *data, size_t size)
     fuzz_run();
     fuzz_check_info(h->info);
 
+    s->state = MIGRATION_STATUS_NONE;
     migration_handshake_outgoing_cleanup();
+    yank_unregister_instance(MIGRATION_YANK_INSTANCE);
     stubs_check_idle();
 }

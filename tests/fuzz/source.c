@@ -394,6 +394,10 @@ static void op_own_verdict(FuzzInput *in, FuzzPeer *peer)
 /* As a destination that cannot load says it, on the return path */
 static void op_last_word(FuzzInput *in, FuzzPeer *peer)
 {
+    const MigrationHandshakeReason word = {
+        .message = (char *)"not with me",
+        .guest = (char *)HANDSHAKE_GUEST_NOT_STARTED,
+    };
     HandshakeIssues issues = { 0 };
     g_autoptr(GByteArray) buf = g_byte_array_new();
 
@@ -401,8 +405,8 @@ static void op_last_word(FuzzInput *in, FuzzPeer *peer)
         handshake_issue_add(&issues, "ram-block-size", HANDSHAKE_ERROR,
                             "pc.ram", "1", "2", "its size differs");
     }
-    handshake_put_reason(buf, HANDSHAKE_FRAME_LAST_WORD, "not with me",
-                         &issues, &error_abort);
+    handshake_put_reason(buf, HANDSHAKE_FRAME_LAST_WORD, &word, &issues,
+                         &error_abort);
     handshake_issues_free(&issues);
     say(peer, buf);
 }
