@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -25,6 +25,8 @@ NOT_GIVEN = ("the source went away before it had given the guest to this QEMU, "
              "which does not start it")
 SLOW = 1 << 20          # bytes a second, or precopy is over before postcopy begins
 SLOWER = 4096           # ... or postcopy before it is looked at
+CARD = ["-device", "virtio-net-pci,romfile="]
+ANNOUNCEMENT = "qemu_announce_self_iter"
 TIMES = 20              # it is a race
 SETTLE = 0.1            # for what must not happen
 
@@ -152,19 +154,19 @@ def disk(path: Path, name: str = "disk") -> list[str]:
 
 @contextlib.asynccontextmanager
 async def held(what: Optional[int | str], directory: Path, paused: bool = False,
-               options: Json = NO_MULTIFD) -> AsyncIterator[Held]:
-    """Both use one image, as on shared storage."""
+               there: Sequence[str] = ()) -> AsyncIterator[Held]:
+    """Both use one image, as on shared storage, and have a network card."""
     image = make_disk(directory / "disk.qcow2")
     async with pc_lab() as lab:
-        source = await lab.start("source", *disk(image), under=UNDER)
-        destination = await lab.start("destination", "-incoming", "defer", *disk(image),
-                                      *(["-S"] if paused else []), under=UNDER)
+        source = await lab.start("source", *disk(image), *CARD, under=UNDER)
+        destination = await lab.start("destination", "-incoming", "defer", *disk(image), *CARD,
+                                      *(["-S"] if paused else []), *there, under=UNDER)
         await destination.execute("migrate-incoming", {
             "exit-on-error": False, **channels("handshake", inet(0))})
         port = int((await destination.migration())["socket-address"][0]["port"])
         async with Gate(port, what) as gate:
             one = Held(source, destination, gate)
-            await begin(source, inet(gate.port), options)
+            await begin(source, inet(gate.port), NO_MULTIFD)
             if what is not None:
                 await asyncio.wait_for(gate.reached.wait(), PATIENCE)
                 await wait_status(source, "device")
@@ -297,6 +299,16 @@ async def test_late_is_not_lost(what: int | str, tmp_path: Path) -> None:
         assert (await one.source.migration())["status"] == "completed"
         assert (await one.source.execute("query-status"))["status"] == "postmigrate"
         await one.destination_runs()
+
+
+async def test_announced_when_it_runs(tmp_path: Path) -> None:
+    """No switch is told of a guest that may yet go back."""
+    async with held(START, tmp_path, there=["-trace", ANNOUNCEMENT]) as one:
+        await require_nobody(one)
+        assert ANNOUNCEMENT not in one.destination.errors
+        await one.gate.open()
+        await require_success(one.source, one.destination)
+        assert ANNOUNCEMENT in one.destination.errors
 
 
 async def test_taken_back(tmp_path: Path) -> None:
@@ -456,10 +468,11 @@ async def test_image_that_somebody_else_has(paused: bool, tmp_path: Path) -> Non
     async with pc_lab() as lab, pc_lab() as elsewhere:
         await elsewhere.start("other", *disk(there), under=UNDER)
         # The first one is activated when the second one turns out to be locked.
-        source = await lab.start("source", *disk(shared), *disk(here, "copy"), under=UNDER)
+        source = await lab.start("source", *disk(shared), *disk(here, "copy"), *CARD,
+                                 under=UNDER)
         destination = await lab.start("destination", "-incoming", "defer", *disk(shared),
                                       *disk(there, "copy"), *(["-S"] if paused else []),
-                                      under=UNDER)
+                                      *CARD, "-trace", ANNOUNCEMENT, under=UNDER)
         await destination.execute("migrate-incoming", {
             "exit-on-error": False, **channels("handshake", inet(0))})
         port = int((await destination.migration())["socket-address"][0]["port"])
@@ -478,6 +491,7 @@ async def test_image_that_somebody_else_has(paused: bool, tmp_path: Path) -> Non
             for side in (source, destination):
                 assert "lock" in (await side.migration())["error-desc"]
             assert gate.seen == [LOADED, START, LAST_WORD, SHUT]
+            assert ANNOUNCEMENT not in destination.errors
 
 
 @pytest.mark.parametrize("what", [LOADED, START], ids=["kept", "continued"])
@@ -493,7 +507,7 @@ async def test_next_migration(what: int, tmp_path: Path) -> None:
             await one.continue_here()
         async with pc_lab() as lab:
             other = await lab.start("other", "-incoming", "defer",
-                                    *disk(tmp_path / "disk.qcow2"), under=UNDER)
+                                    *disk(tmp_path / "disk.qcow2"), *CARD, under=UNDER)
             async with Gate(await listen(other), None) as gate:
                 await begin(one.source, inet(gate.port))
                 await require_success(one.source, other)
