@@ -186,6 +186,7 @@ bool migration_handshake_keep(Error **errp);
  * migration_handshake_given: whether the destination was told to start the guest
  * migration_handshake_started: and has said that it has
  * migration_handshake_never_started: whether it has said that it never will
+ * migration_handshake_may_run: whether it would have said that it never will
  * @s: the migration
  *
  * Any thread of a migration that is running, or the main thread.
@@ -193,6 +194,7 @@ bool migration_handshake_keep(Error **errp);
 bool migration_handshake_given(MigrationState *s);
 bool migration_handshake_started(MigrationState *s);
 bool migration_handshake_never_started(MigrationState *s);
+bool migration_handshake_may_run(MigrationState *s);
 
 /**
  * migration_handshake_explain_doubt: say so if nobody knows who has the guest

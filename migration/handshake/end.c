@@ -62,7 +62,6 @@ struct HandshakeEnd {
     bool yanked;
     bool gave_up;               /* it is us who end the connection */
     QemuEvent heard;            /* @loaded or @over */
-    QemuSemaphore ended;        /* @over; at most one post */
     QEMUTimer *timer;           /* ends the session after an error */
 };
 
@@ -182,7 +181,6 @@ HandshakeEnd *handshake_end_new(const strList *features)
                                          HANDSHAKE_FEATURE_LATE_ERROR);
     end->one_owner = handshake_has_name(features, HANDSHAKE_FEATURE_ONE_OWNER);
     qemu_event_init(&end->heard, false);
-    qemu_sem_init(&end->ended, 0);
     end->timer = timer_new_ms(QEMU_CLOCK_REALTIME, end_timer_cb, NULL);
     yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, end);
     return end;
@@ -193,7 +191,6 @@ void handshake_end_free(HandshakeEnd *end)
     yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank, end);
     timer_free(end->timer);
     qemu_event_destroy(&end->heard);
-    qemu_sem_destroy(&end->ended);
     g_free(end);
 }
 
@@ -366,7 +363,6 @@ void migration_handshake_return_path_ended(MigrationState *s,
         qatomic_read(&end->owner), end->loaded, end->started);
     qatomic_set(&end->over, true);
     qemu_event_set(&end->heard);
-    qemu_sem_post(&end->ended);
     handshake_end_note_error(s);
 }
 
@@ -379,11 +375,11 @@ void migration_handshake_await_last_word(MigrationState *s)
         !(migrate_has_error(s) || qemu_file_get_error(s->to_dst_file))) {
         return;
     }
-    if (qemu_sem_timedwait(&end->ended, LAST_WORD_TIMEOUT_MS)) {
+    if (qemu_sem_timedwait(&s->rp_state.rp_ended, LAST_WORD_TIMEOUT_MS)) {
         qatomic_set(&end->gave_up, true);
     } else {
         /* Another wait is none */
-        qemu_sem_post(&end->ended);
+        qemu_sem_post(&s->rp_state.rp_ended);
     }
 }
 
@@ -469,6 +465,13 @@ bool migration_handshake_never_started(MigrationState *s)
     HandshakeEnd *end = s->handshake->end;
 
     return end && qatomic_read(&end->not_started);
+}
+
+bool migration_handshake_may_run(MigrationState *s)
+{
+    HandshakeEnd *end = s->handshake->end;
+
+    return end && end->late_error && !qatomic_read(&end->not_started);
 }
 
 /* The destination's side */
