@@ -385,7 +385,9 @@ bool migration_handshake_listen(const MigrationChannel *channel, Error **errp)
     /* 'migrate-recover' comes in a later state, and without the BQL */
     if (mis->state == MIGRATION_STATUS_NONE) {
         g_clear_pointer(&mis->handshake, handshake_destination_free);
-        mis->handshake = handshake ? handshake_destination_new() : NULL;
+        mis->handshake =
+            handshake ? handshake_destination_new(&channel->addr->u.socket)
+                      : NULL;
     } else if (mis->handshake) {
         handshake_destination_relisten(mis->handshake);
     }
