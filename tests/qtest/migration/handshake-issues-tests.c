@@ -644,6 +644,141 @@ static QDict *assert_agreed(QTestState *from, QTestState *to)
     }
 }
 
+/* What somebody who knows better has ignored */
+
+/* @words: a JSON list */
+static QDict *ignoring(const char *words, bool strict)
+{
+    QDict *options = strictly(strict);
+
+    qdict_put_obj(options, "ignore-issues",
+                  qobject_from_json(words, &error_abort));
+    return options;
+}
+
+/* Returns whether a check, over the wire and of a profile, is passed */
+static bool may_migrate(QTestState *from, QTestState *to, const char *words,
+                        bool strict)
+{
+    g_autofree char *options =
+        g_strdup_printf("'ignore-issues': %s, 'warnings-as-errors': %s", words,
+                        strict ? "true" : "false");
+    QDict *checked = check_to(from, to, options);
+    QDict *judged = check_profile(to, query_profile(from),
+                                  ignoring(words, strict));
+    bool ok = !strcmp(qdict_get_str(checked, "status"), "accepted");
+
+    g_assert_true(qdict_get_bool(judged, "compatible") == ok);
+    assert_same(checked, judged, "issues");
+    qobject_unref(checked);
+    qobject_unref(judged);
+    assert_listening(to);
+    return ok;
+}
+
+static void assert_ignored(QTestState *who, const char *code, bool ignored)
+{
+    QDict *info = wait_handshake(who, "accepted");
+    QDict *issue = find_issue(info, code);
+
+    g_assert_nonnull(issue);
+    g_assert_cmpstr(qdict_get_str(issue, "severity"), ==, "warning");
+    g_assert_true(g_str_has_suffix(qdict_get_str(issue, "message"),
+                                   " (ignored)") == ignored);
+    qobject_unref(info);
+}
+
+/* A warning is one for warnings-as-errors, unless it is ignored, too */
+static void test_ignored_warning(void)
+{
+    QTestState *to = start_destination("-uuid " UUID_B);
+    QTestState *from = start_source("-uuid " UUID_A
+                                    " -device i6300esb,addr=1");
+
+    if (!qtest_has_device("i6300esb")) {
+        g_test_skip("a device is not in this build");
+        goto out;
+    }
+    g_assert_false(may_migrate(from, to, "[ 'uuid' ]", true));
+    g_assert_false(may_migrate(from, to, "[ 'section-missing' ]", true));
+    g_assert_true(may_migrate(from, to, "[ 'section-missing' ]", false));
+    qobject_unref(check_to(from, to, "'ignore-issues': [ 'section-missing' ]"));
+    assert_ignored(to, "section-missing", true);
+    assert_ignored(to, "uuid", false);
+    g_assert_true(may_migrate(from, to, "[ 'section-missing', 'uuid' ]", true));
+    g_assert_true(may_migrate(from, to, "[ 'uuid:uuid', 'section-missing:"
+                              "0000:00:01.0/i6300esb_wdt' ]", true));
+    assert_ignored(from, "uuid", true);
+    assert_ignored(to, "section-missing", true);
+out:
+    stop_both(from, to);
+}
+
+/* Whoever mistypes is told so, before anything has begun */
+static void test_ignored_words(void)
+{
+    static const char *const words[] = {
+        "busy", "machine-type", "section-mising", "cpu:", "no-return", "all",
+    };
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+
+    for (int i = 0; i < ARRAY_SIZE(words); i++) {
+        g_autofree char *json = g_strdup_printf("[ 'cpu', '%s' ]", words[i]);
+        g_autofree char *expected = g_strdup_printf("'%s' cannot be ignored",
+                                                    words[i]);
+
+        for (int ask = 0; ask < 2; ask++) {
+            QTestState *who = ask ? to : from;
+            QDict *err;
+            QDict *rsp;
+
+            if (ask) {
+                err = qtest_qmp_assert_failure_ref(
+                    to, "{ 'execute': 'check-migrate-profile',"
+                    "  'arguments': { 'profile': %p, 'options': %p } }",
+                    query_profile(from), ignoring(json, false));
+            } else {
+                err = qtest_qmp_assert_failure_ref(
+                    from, "{ 'execute': 'migrate', 'arguments': {"
+                    "  'channels': [ " TCP_LISTEN " ], 'handshake': %p } }",
+                    ignoring(json, false));
+            }
+            g_assert_true(g_str_has_prefix(qdict_get_str(err, "desc"),
+                                           expected));
+            qobject_unref(err);
+            rsp = migrate_query(who);
+            g_assert_false(qdict_haskey(rsp, "handshake"));
+            qobject_unref(rsp);
+        }
+    }
+    stop_both(from, to);
+}
+
+/* A source of another mind gets no further than a user of QEMU does */
+static void test_ignored_anyway(void)
+{
+    static const char *const hello =
+        "{ \"versions\": [1], \"purpose\": \"check\", \"required\": [],"
+        "  \"ignore\": [ \"machine-type\", \"busy\", \"of-a-later-version\" ],"
+        "  \"profile\": { \"machine\": \"warp-drive\" } }";
+    QTestState *to = start_destination("");
+    g_autofree char *port = destination_port(to);
+    ScriptedSource source;
+    uint16_t type;
+    QDict *answer, *issue;
+
+    source_say_hello(&source, port, hello);
+    answer = source_read_verdict(&source, &type);
+    g_assert_cmpint(type, ==, FRAME_REJECT);
+    issue = find_issue(answer, "machine-type");
+    g_assert_cmpstr(qdict_get_str(issue, "severity"), ==, "error");
+    g_assert_null(strstr(qdict_get_str(issue, "message"), "ignored"));
+    qobject_unref(answer);
+    source_close(&source);
+    qtest_quit(to);
+}
+
 /* A device whose state does not migrate is nobody's business */
 static void test_idle(void)
 {
@@ -904,6 +1039,12 @@ void migration_test_add_handshake_issues(MigrationTestEnv *env)
     }
     migration_test_add("/migration/handshake/issues/coverage", test_coverage);
     migration_test_add("/migration/handshake/issues/all", test_all);
+    migration_test_add("/migration/handshake/issues/ignored-warning",
+                       test_ignored_warning);
+    migration_test_add("/migration/handshake/issues/ignored-words",
+                       test_ignored_words);
+    migration_test_add("/migration/handshake/issues/ignored-anyway",
+                       test_ignored_anyway);
     migration_test_add("/migration/handshake/issues/idle", test_idle);
     migration_test_add("/migration/handshake/issues/machines",
                        test_every_machine);
