@@ -563,3 +563,77 @@ void handshake_compare(const MigrationProfile *source,
     compare_sections(&c);
     compare_blocks(&c);
 }
+
+/* @src: NULL if the source does not have it */
+static void no_return(const Comparison *c, const MigrationProfileSection *src,
+                      const MigrationProfileSection *dst, uint32_t instance)
+{
+    g_autofree char *subject = section_text(dst, instance);
+    g_autofree char *sent = g_strdup_printf("version %" PRIu32, dst->version);
+    g_autofree char *read = src ? g_strdup_printf("version %" PRIu32,
+                                                  src->version) : NULL;
+
+    handshake_issue_add(c->issues, "no-return", HANDSHAKE_INFO, subject,
+                        read ?: "missing", sent,
+                        "the guest could not come back: the destination would "
+                        "send %s of the state of '%s', %s%s", sent, subject,
+                        read ? "and the source reads no more than "
+                             : "which the source does not have", read ?: "");
+}
+
+/* Returns whether the source reads what the destination would send */
+static bool section_may_return(const Comparison *c,
+                               const MigrationProfileSection *src,
+                               const MigrationProfileSection *dst,
+                               uint32_t instance)
+{
+    /* Nobody knows what becomes of one that may not be sent */
+    if (src->conditional || dst->conditional) {
+        return true;
+    }
+    if (dst->version > src->version) {
+        no_return(c, src, dst, instance);
+        return false;
+    }
+    /* Here is the place for values that must be equal and are not */
+    return true;
+}
+
+void handshake_compare_return(const MigrationProfile *source,
+                              const MigrationProfile *destination,
+                              HandshakeIssues *issues)
+{
+    Comparison c = { source, destination, NULL, issues };
+    g_autoptr(GHashTable) index = NULL;
+    g_autoptr(GHashTable) matched = NULL;
+    const MigrationProfileSectionList *l;
+    const uint32List *i;
+    unsigned vain = 0;
+
+    if (!source->sections || !destination->has_sections) {
+        return;
+    }
+    index = index_sections(destination->sections);
+    matched = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    for (l = source->sections; l; l = l->next) {
+        for (i = section_instances(l->value); i; i = i->next) {
+            const MigrationProfileSection *dst =
+                section_find(index, matched, l->value->name, i->value, &vain);
+
+            if (dst && !section_may_return(&c, l->value, dst, i->value)) {
+                return;
+            }
+        }
+    }
+    for (l = destination->sections; l; l = l->next) {
+        for (i = section_instances(l->value); i && !l->value->conditional;
+             i = i->next) {
+            g_autofree char *key = section_key(l->value->name, i->value);
+
+            if (!g_hash_table_contains(matched, key)) {
+                no_return(&c, NULL, l->value, i->value);
+                return;
+            }
+        }
+    }
+}

@@ -280,6 +280,7 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
         dest_refuse(verdict);
         return verdict;
     }
+    handshake_compare_return(hello->profile, local, issues);
     if (!strcmp(hello->purpose, HANDSHAKE_PURPOSE_CHECK)) {
         handshake_policy_note_untried(verdict);
     }

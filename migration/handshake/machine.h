@@ -49,6 +49,21 @@ void handshake_compare(const MigrationProfile *source,
                        const strList *effective, HandshakeIssues *issues);
 
 /**
+ * handshake_compare_return: whether the guest could come back
+ * @source: the profile of the machine that the guest runs on
+ * @destination: this machine, as handshake_profile_new() has described it
+ * @issues: the first reason why it could not is added
+ *
+ * For guests that may move: what would be refused need not be asked about.
+ * Only what is certain is told, so that nothing found promises nothing.
+ *
+ * Called with the BQL held, as handshake_compare().
+ */
+void handshake_compare_return(const MigrationProfile *source,
+                              const MigrationProfile *destination,
+                              HandshakeIssues *issues);
+
+/**
  * handshake_compare_capability: whether two machines go together with a
  *                               capability
  * @source: the profile of the machine that the guest runs on

@@ -184,6 +184,23 @@ static void check_capabilities(const MigrationProfile *src,
     }
 }
 
+/* There is one reason at most, which refuses nothing */
+static void check_return(const char *src, const char *dst,
+                         const char *expected)
+{
+    g_autoptr(MigrationProfile) a = profile_from(src, NULL);
+    g_autoptr(MigrationProfile) b = profile_from(dst, NULL);
+    HandshakeIssues issues = { 0 };
+    g_autofree char *text = NULL;
+
+    handshake_compare_return(a, b, &issues);
+    text = issues_text(&issues);
+    g_assert_cmpstr(text, ==, expected ?: "");
+    g_assert_cmpuint(issues.listed, ==, expected ? 1 : 0);
+    g_assert_false(handshake_issues_refuse(&issues, true));
+    handshake_issues_free(&issues);
+}
+
 static void check_profiles(const MigrationProfile *src,
                            const MigrationProfile *dst, const char *effective,
                            const char *expected)
@@ -590,6 +607,51 @@ static void test_section_resolved(void)
     g_assert_cmpuint(resolve_count, ==, 0);
 }
 
+static void test_return(void)
+{
+    const char *two = "{ 'sections': [ { 'name': 'hpet', 'version': 2 } ] }";
+    const char *lacks = "info no-return apic: missing -> version 2\n";
+
+    check_return(NULL, NULL, NULL);
+    check_return(SECTION("'version': 2"), SECTION("'version': 2"), NULL);
+
+    /* A version that the source does not know */
+    check_return(SECTION("'version': 1"), SECTION("'version': 2"),
+                 "info no-return apic: version 1 -> version 2\n");
+    check_return(SECTION("'version': 2"), SECTION("'version': 1"), NULL);
+    check_return(SECTION("'version': 1, 'instances': [ 0, 7 ]"),
+                 "{ 'sections': [ { 'name': 'apic', 'version': 1 },"
+                 "  { 'name': 'apic', 'version': 2, 'instances': [ 7 ] } ] }",
+                 "info no-return apic 7: version 1 -> version 2\n");
+
+    /* A section that it does not have */
+    check_return(NULL, SECTION("'version': 2"), lacks);
+    check_return(two, SECTION("'version': 2"), lacks);
+    check_return(SECTION("'version': 2"), NULL, NULL);
+    check_return(SECTION("'version': 2, 'instances': [ 0, 1 ]"),
+                 SECTION("'version': 2, 'instances': [ 1, 2, 3 ]"),
+                 "info no-return apic 2: missing -> version 2\n");
+
+    /* What may not be sent promises nothing, on either side */
+    check_return(NULL, SECTION("'version': 2, 'conditional': true"), NULL);
+    check_return(SECTION("'version': 1"),
+                 SECTION("'version': 2, 'conditional': true"), NULL);
+    check_return(SECTION("'version': 1, 'conditional': true"),
+                 SECTION("'version': 2"), NULL);
+
+    /* Nor does what is not told */
+    check_return("{ 'sections': null }", SECTION("'version': 2"), NULL);
+    check_return(SECTION("'version': 2"), "{ 'sections': null }", NULL);
+
+    /* The source may know another name as well as the loader here does */
+    check_return("{ 'sections': [ { 'name': 'slirp', 'version': 4 } ] }",
+                 "{ 'sections': [ { 'name': 'net-user', 'version': 4 } ] }",
+                 NULL);
+    check_return("{ 'sections': [ { 'name': 'slirp', 'version': 4 } ] }",
+                 "{ 'sections': [ { 'name': 'net-user', 'version': 5 } ] }",
+                 "info no-return net-user: version 4 -> version 5\n");
+}
+
 /* @count instances of a section that does not exist */
 static MigrationProfile *flood(const char *name, int count, bool same)
 {
@@ -929,6 +991,9 @@ static void test_random(void)
         check_profiles(src, dst,
                        effective->next ? "postcopy-ram,x-ignore-shared"
                                        : "multifd", text);
+        handshake_compare_return(src, dst, &issues);
+        g_assert_cmpuint(issues.listed, <=, 1);
+        handshake_issues_free(&issues);
     }
 }
 
@@ -955,6 +1020,7 @@ int main(int argc, char **argv)
         { "section/version", test_section_version },
         { "section/resolved", test_section_resolved },
         { "section/flood", test_section_flood },
+        { "return", test_return },
         { "ram/missing", test_ram_missing },
         { "ram/size", test_ram_size },
         { "ram/page-size", test_ram_page_size },

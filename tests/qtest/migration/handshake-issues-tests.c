@@ -779,6 +779,122 @@ static void test_ignored_anyway(void)
     qtest_quit(to);
 }
 
+/* Whether the guest could come back */
+
+static void assert_no_return(QTestState *who, const char *subject)
+{
+    QDict *info = wait_handshake(who, "accepted");
+    QDict *issue = find_issue(info, "no-return");
+
+    if (subject) {
+        g_assert_nonnull(issue);
+        g_assert_cmpstr(qdict_get_str(issue, "severity"), ==, "info");
+        g_assert_cmpstr(qdict_get_str(issue, "subject"), ==, subject);
+        g_test_message("%s", qdict_get_str(issue, "message"));
+    } else {
+        g_assert_null(issue);
+    }
+    qobject_unref(info);
+}
+
+static void test_no_return(void)
+{
+    static const IssueTest missing = {
+        .code = "section-missing", .subject = "0000:00:01.0/i6300esb_wdt",
+        .source = "version *", .destination = "missing",
+    };
+    QTestState *to, *from;
+    g_autofree char *text = NULL;
+    QDict *info;
+
+    if (!qtest_has_device("i6300esb") || !qtest_has_device("VGA")) {
+        g_test_skip("a device is not in this build");
+        return;
+    }
+    to = start_destination("-device VGA,addr=2,romfile= "
+                           "-device i6300esb,addr=1");
+    from = start_source("-device VGA,addr=2,romfile=");
+
+    /* It is not worth a word where the guest does not even get there */
+    info = check_to(from, to, "'warnings-as-errors': true");
+    g_assert_cmpstr(qdict_get_str(info, "status"), ==, "rejected");
+    g_assert_nonnull(find_issue(info, "section-extra"));
+    g_assert_null(find_issue(info, "no-return"));
+    qobject_unref(info);
+
+    /* It is no reason to refuse, be it alone */
+    info = check_to(from, to, "'warnings-as-errors': true,"
+                    "'ignore-issues': [ 'section-extra' ]");
+    g_assert_cmpstr(qdict_get_str(info, "status"), ==, "accepted");
+    g_assert_nonnull(find_issue(info, "no-return"));
+    qobject_unref(info);
+
+    migrate_to(from, to, NULL);
+    wait_completed(from, to);
+    assert_no_return(from, missing.subject);
+    assert_no_return(to, missing.subject);
+    text = qtest_hmp(from, "info migrate");
+    g_assert_nonnull(strstr(text, "handshake info: no-return: "));
+
+    /* So it is */
+    qtest_quit(from);
+    from = start_destination("-device VGA,addr=2,romfile=");
+    migrate_to(to, from, NULL);
+    qobject_unref(wait_status(to, "failed"));
+    assert_shown(to, "rejected", &missing);
+    assert_shown(from, "rejected", &missing);
+
+    /* And without that device it can go, and come back */
+    qtest_quit(to);
+    to = start_source("-device VGA,addr=2,romfile=");
+    migrate_to(to, from, NULL);
+    wait_completed(to, from);
+    assert_no_return(to, NULL);
+    assert_no_return(from, NULL);
+    stop_both(from, to);
+}
+
+/* An older QEMU's sections, and some that may not be sent */
+static void test_no_return_version(void)
+{
+    static const struct {
+        const char *section;
+        bool newer;             /* the destination's */
+    } cases[] = {
+        { "'name': 'timer', 'version': 1", true },
+        { "'name': 'timer', 'version': 1, 'conditional': true", false },
+        { "'name': 'timer', 'version': 2", false },
+    };
+    QTestState *to = start_destination("");
+    g_autofree char *port = destination_port(to);
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *hello = g_strdup_printf(
+            "{ " GOOD_CORE ", 'profile': { 'sections': [ { %s } ] } }",
+            cases[i].section);
+        bool newer = cases[i].newer;
+        ScriptedSource source;
+        uint16_t type;
+        QDict *answer, *issue;
+
+        g_strdelimit(hello, "'", '"');
+        source_say_hello(&source, port, hello);
+        answer = source_read_verdict(&source, &type);
+        g_assert_cmpint(type, ==, FRAME_ACCEPT);
+        issue = find_issue(answer, "no-return");
+        g_assert_nonnull(issue);
+        /* Else it is another section, which this source does not have */
+        g_assert_true(!strcmp(qdict_get_str(issue, "subject"), "timer") ==
+                      newer);
+        g_assert_cmpstr(qdict_get_str(issue, "source"), ==,
+                        newer ? "version 1" : "missing");
+        qobject_unref(answer);
+        source_close(&source);
+        qobject_unref(wait_handshake(to, "cancelled"));
+    }
+    qtest_quit(to);
+}
+
 /* A device whose state does not migrate is nobody's business */
 static void test_idle(void)
 {
@@ -1045,6 +1161,9 @@ void migration_test_add_handshake_issues(MigrationTestEnv *env)
                        test_ignored_words);
     migration_test_add("/migration/handshake/issues/ignored-anyway",
                        test_ignored_anyway);
+    migration_test_add("/migration/handshake/issues/no-return", test_no_return);
+    migration_test_add("/migration/handshake/issues/no-return-version",
+                       test_no_return_version);
     migration_test_add("/migration/handshake/issues/idle", test_idle);
     migration_test_add("/migration/handshake/issues/machines",
                        test_every_machine);
