@@ -488,10 +488,62 @@ static void compare_sharing(const Comparison *c)
     }
 }
 
+/* Whether the loader finds @bitmap's node, and what to call it there */
+static bool bitmap_is_found(const Comparison *c,
+                            const MigrationProfileBitmap *bitmap,
+                            bool *node_found)
+{
+    const MigrationProfileBitmapList *l;
+
+    *node_found = false;
+    for (l = c->dst->bitmaps; l; l = l->next) {
+        const MigrationProfileBitmap *b = l->value;
+
+        if (!strcmp(b->node, bitmap->node)) {
+            *node_found = true;
+            if (!b->name || !bitmap->name || !strcmp(b->name, bitmap->name)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* One that it does not find makes the loader drop all bitmaps, and go on */
+static void compare_bitmaps(const Comparison *c)
+{
+    const MigrationProfileBitmapList *l;
+
+    if (!c->dst->has_bitmaps) {
+        return;
+    }
+    for (l = c->src->bitmaps; l; l = l->next) {
+        const MigrationProfileBitmap *b = l->value;
+        const char *name = b->name ?: "?";
+        bool node_found;
+
+        if (bitmap_is_found(c, b, &node_found)) {
+            continue;
+        }
+        handshake_issue_add(c->issues, "bitmap-missing", HANDSHAKE_ERROR,
+                            b->node, name, "missing",
+                            node_found
+                            ? "dirty bitmaps would be lost: "
+                              "'block-bitmap-mapping' on the destination names "
+                              "node '%s', and not its bitmap '%s'"
+                            : "dirty bitmaps would be lost: the destination "
+                              "does not have node '%s', whose bitmap '%s' the "
+                              "source will send", b->node, name);
+    }
+}
+
 /* What matters only because of @capability */
 static void compare_for(const Comparison *c, const char *capability)
 {
     compare_stream(c, capability);
+    if (!strcmp(capability, "dirty-bitmaps")) {
+        compare_bitmaps(c);
+    }
     if (!c->src->ram_blocks || !c->dst->ram_blocks) {
         return;
     }

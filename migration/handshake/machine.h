@@ -22,6 +22,16 @@
 MigrationProfile *handshake_profile_new(MigrationHandshakeRole role);
 
 /**
+ * handshake_profile_add_bitmaps: the dirty bitmaps in what a machine is
+ * @profile: they are added; none if there are too many
+ * @role: as a source, what it would send; as a destination, what it could load
+ *
+ * Called with the BQL held, outside of coroutines.
+ */
+void handshake_profile_add_bitmaps(MigrationProfile *profile,
+                                   MigrationHandshakeRole role);
+
+/**
  * handshake_peer_new: how a machine describes itself to the other side
  * @profile: a machine's profile, be it of a peer; if NULL, this machine
  *

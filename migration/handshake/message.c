@@ -602,6 +602,7 @@ static bool put_dict(GByteArray *buf, HandshakeFrameType type,
 static bool check_profile(const MigrationProfile *profile, Error **errp)
 {
     size_t longest = 0, sections = 0, ram_blocks = 0;
+    size_t bitmaps = QAPI_LIST_LENGTH(profile->bitmaps);
 
     for (MigrationProfileSectionList *l = profile->sections; l; l = l->next) {
         longest = MAX(longest, strlen(l->value->name));
@@ -612,12 +613,19 @@ static bool check_profile(const MigrationProfile *profile, Error **errp)
         longest = MAX(longest, strlen(l->value->name));
         ram_blocks++;
     }
+    for (MigrationProfileBitmapList *l = profile->bitmaps; l; l = l->next) {
+        longest = MAX(longest, strlen(l->value->node));
+        longest = MAX(longest, l->value->name ? strlen(l->value->name) : 0);
+    }
     if (longest > STREAM_NAME_MAX) {
         error_setg(errp, "name of more than %d bytes", STREAM_NAME_MAX);
     } else if (sections > SECTIONS_MAX) {
         error_setg(errp, "more than %d sections", SECTIONS_MAX);
     } else if (ram_blocks > RAM_BLOCKS_MAX) {
         error_setg(errp, "more than %d RAM blocks", RAM_BLOCKS_MAX);
+    } else if (bitmaps > HANDSHAKE_BITMAPS_MAX) {
+        error_setg(errp, "more than %d dirty bitmaps",
+                   HANDSHAKE_BITMAPS_MAX);
     } else {
         return true;
     }
@@ -646,6 +654,8 @@ bool handshake_put_hello(GByteArray *buf, const MigrationHandshakeHello *hello,
     profile.sections = NULL;
     profile.has_ram_blocks = false;
     profile.ram_blocks = NULL;
+    profile.has_bitmaps = false;
+    profile.bitmaps = NULL;
     brief.profile = &profile;
     return put_hello(buf, &brief, errp);
 }

@@ -34,6 +34,9 @@ typedef enum HandshakeSeverity {
     HANDSHAKE_INFO,
 } HandshakeSeverity;
 
+/* Dirty bitmaps of a source; if there are more, it tells none */
+#define HANDSHAKE_BITMAPS_MAX       1024
+
 /* What a source may have ignored has no more words than that */
 #define HANDSHAKE_IGNORE_MAX        64
 

@@ -34,7 +34,8 @@ static const char base[] =
 
 static const char *const capabilities[] = {
     "return-path", "multifd", "postcopy-ram", "postcopy-preempt",
-    "x-ignore-shared", "switchover-ack", "of-a-later-version", "",
+    "x-ignore-shared", "switchover-ack", "dirty-bitmaps",
+    "of-a-later-version", "",
 };
 
 static unsigned resolve_count;
@@ -652,6 +653,39 @@ static void test_return(void)
                  "info no-return net-user: version 4 -> version 5\n");
 }
 
+#define BITMAPS(list)   "{ 'bitmaps': [ " list " ] }"
+#define DISK_B0         "{ 'node': 'disk', 'name': 'b0' }"
+#define DISK_B1         "{ 'node': 'disk', 'name': 'b1' }"
+
+static void test_bitmaps(void)
+{
+    static const char *const fine[] = {
+        BITMAPS("{ 'node': 'disk' }"), BITMAPS(DISK_B0),
+        BITMAPS("{ 'node': 'x' }, { 'node': 'disk', 'name': 'y' }, " DISK_B0),
+        /* Nobody has looked */
+        NULL,
+    };
+    const char *b0 = "error bitmap-missing disk: b0 -> missing\n";
+    const char *b1 = "error bitmap-missing disk: b1 -> missing\n";
+
+    for (int i = 0; i < ARRAY_SIZE(fine); i++) {
+        check(BITMAPS(DISK_B0), fine[i], "multifd,dirty-bitmaps", NULL);
+        check(NULL, fine[i], "dirty-bitmaps", NULL);
+    }
+    check(BITMAPS("{ 'node': 'disk' }"), BITMAPS(DISK_B1), "dirty-bitmaps",
+          NULL);
+
+    /* It matters with the capability only */
+    check(BITMAPS(DISK_B0), BITMAPS(""), "dirty-bitmaps", b0);
+    check(BITMAPS(DISK_B0), BITMAPS(""), "multifd", NULL);
+    check(BITMAPS(DISK_B0), BITMAPS("{ 'node': 'b0' }"), "dirty-bitmaps", b0);
+    check(BITMAPS(DISK_B0 ", " DISK_B1),
+          BITMAPS(DISK_B0 ", { 'node': 'x', 'name': 'b1' }"), "dirty-bitmaps",
+          b1);
+    check(BITMAPS("{ 'node': 'disk' }"), BITMAPS(""), "dirty-bitmaps",
+          "error bitmap-missing disk: ? -> missing\n");
+}
+
 /* @count instances of a section that does not exist */
 static MigrationProfile *flood(const char *name, int count, bool same)
 {
@@ -960,6 +994,15 @@ static MigrationProfileRAMBlock *random_block(void)
     return block;
 }
 
+static MigrationProfileBitmap *random_bitmap(void)
+{
+    MigrationProfileBitmap *bitmap = g_new0(MigrationProfileBitmap, 1);
+
+    bitmap->node = random_name();
+    bitmap->name = coin() ? random_name() : NULL;
+    return bitmap;
+}
+
 static MigrationProfile *random_profile(void)
 {
     MigrationProfile *profile = profile_from(
@@ -971,6 +1014,10 @@ static MigrationProfile *random_profile(void)
         QAPI_LIST_PREPEND(profile->sections, random_section());
         QAPI_LIST_PREPEND(profile->ram_blocks, random_block());
     }
+    profile->has_bitmaps = coin();
+    while (profile->has_bitmaps && coin()) {
+        QAPI_LIST_PREPEND(profile->bitmaps, random_bitmap());
+    }
     return profile;
 }
 
@@ -981,7 +1028,8 @@ static void test_random(void)
         g_autoptr(MigrationProfile) src = random_profile();
         g_autoptr(MigrationProfile) dst = random_profile();
         g_autoptr(strList) effective =
-            names_from(coin() ? "postcopy-ram,x-ignore-shared" : "multifd");
+            names_from(coin() ? "postcopy-ram,x-ignore-shared"
+                              : "dirty-bitmaps");
         HandshakeIssues issues = { 0 };
         g_autofree char *text = NULL;
 
@@ -990,7 +1038,7 @@ static void test_random(void)
         handshake_issues_free(&issues);
         check_profiles(src, dst,
                        effective->next ? "postcopy-ram,x-ignore-shared"
-                                       : "multifd", text);
+                                       : "dirty-bitmaps", text);
         handshake_compare_return(src, dst, &issues);
         g_assert_cmpuint(issues.listed, <=, 1);
         handshake_issues_free(&issues);
@@ -1021,6 +1069,7 @@ int main(int argc, char **argv)
         { "section/resolved", test_section_resolved },
         { "section/flood", test_section_flood },
         { "return", test_return },
+        { "bitmaps", test_bitmaps },
         { "ram/missing", test_ram_missing },
         { "ram/size", test_ram_size },
         { "ram/page-size", test_ram_page_size },

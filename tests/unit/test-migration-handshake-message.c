@@ -155,6 +155,7 @@ static MigrationHandshakeHello *hello_new(void)
         "  {\"name\": \"pc.ram\", \"size\": 18446744073709551615,"
         "   \"max-size\": 1, \"page-size\": 4096, \"resizeable\": true,"
         "   \"conditional\": false, \"shared-file\": true, \"address\": 0}],"
+        " \"bitmaps\": [{\"node\": \"disk\", \"name\": \"b0\"}],"
         " \"unmigratable\": [\"nvme\"],"
         " \"blockers\": [\"the disk is in use\"]}}";
     g_autoptr(GString) text = g_string_new(json);
@@ -333,7 +334,7 @@ static void test_hello(void)
     qobject_unref(expected);
 
     /* Grease is nothing special: it is one more thing that is not understood */
-    g_assert_cmpuint(QAPI_LIST_LENGTH(not_understood), ==, 6);
+    g_assert_cmpuint(QAPI_LIST_LENGTH(not_understood), ==, 7);
     for (strList *l = not_understood; l; l = l->next) {
         g_assert_nonnull(strstr(l->value, "grease-"));
     }
@@ -387,6 +388,9 @@ static void test_hello_strict(void)
         { "profile", "{\"sections\": [{\"name\": \"\", \"version\": 1,"
                      " \"instances\": [4294967296]}]}" },
         { "profile", "{\"ram-blocks\": [{\"name\": \"x\"}]}" },
+        { "profile", "{\"bitmaps\": [\"x\"]}" },
+        { "profile", "{\"bitmaps\": [{\"name\": \"x\"}]}" },
+        { "profile", "{\"bitmaps\": [{\"node\": \"x\", \"name\": 1}]}" },
         { "profile", "{\"blockers\": [null]}" },
     };
 
@@ -681,7 +685,15 @@ static void test_lists(void)
     } cases[] = {
         { "\"ignore\": ", "\"of-a-later-version\"", "", 64,
           "more than 64 issues to be ignored" },
+        { "\"profile\": {\"bitmaps\": ", "{\"node\": \"x\"}", "}", 1024,
+          "more than 1024 dirty bitmaps" },
     };
+    g_autofree char *name = g_strnfill(256, 'x');
+    g_autofree char *node = g_strdup_printf(
+        "{" CORE ", \"profile\": {\"bitmaps\": [{\"node\": \"%s\"}]}}", name);
+    g_autofree char *bitmap = g_strdup_printf(
+        "{" CORE ", \"profile\": {\"bitmaps\": [{\"node\": \"x\","
+        " \"name\": \"%s\"}]}}", name);
 
     for (int i = 0; i < ARRAY_SIZE(cases); i++) {
         for (unsigned more = 0; more < 2; more++) {
@@ -699,6 +711,8 @@ static void test_lists(void)
             }
         }
     }
+    assert_hello_refused(node, "name of more than 255 bytes");
+    assert_hello_refused(bitmap, "name of more than 255 bytes");
 }
 
 static void test_profile(void)

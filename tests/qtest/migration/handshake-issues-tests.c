@@ -32,7 +32,7 @@ static const char *const codes[] = {
     "capability-unsupported", "capability-conflict", "parameter-unknown",
     "parameter-value", "transport", "section-missing", "section-version",
     "section-extra", "ram-block-missing", "ram-block-size",
-    "ram-block-page-size", "ram-block-extra", "unmigratable",
+    "ram-block-page-size", "ram-block-extra", "bitmap-missing", "unmigratable",
 };
 
 #define GOOD_CORE   "'versions': [1], 'purpose': 'migrate', 'required': []"
@@ -226,6 +226,11 @@ static const IssueTest tests[] = {
         .subject = "0000:00:01.0/vga.vram",
         .source = "missing", .destination = "16777216",
         .from = "", .to = "-device VGA,addr=1,romfile=", .device = "VGA",
+    }, {
+        .code = "bitmap-missing", .subject = "drive0",
+        .source = "nightly", .destination = "missing",
+        SCRIPTED(REQUIRED("'dirty-bitmaps'") ", 'bitmaps': [ {"
+                 "  'node': 'drive0', 'name': 'nightly' } ]"),
     }, {
         .code = "unmigratable", .subject = "0000:00:01.0*usb-wacom*",
         .destination = "not migratable",
@@ -646,6 +651,19 @@ static QDict *assert_agreed(QTestState *from, QTestState *to)
 
 /* What somebody who knows better has ignored */
 
+#define DISK(node)  "-blockdev null-co,size=1048576,node-name=" node
+
+static QTestState *start_source_with_bitmap(void)
+{
+    QTestState *from = start_source(DISK("disk"));
+
+    qtest_qmp_assert_success(from, "{ 'execute': 'block-dirty-bitmap-add',"
+                             "  'arguments': { 'node': 'disk',"
+                             "                 'name': 'nightly' } }");
+    migrate_set_capability(from, "dirty-bitmaps", true);
+    return from;
+}
+
 /* @words: a JSON list */
 static QDict *ignoring(const char *words, bool strict)
 {
@@ -686,6 +704,34 @@ static void assert_ignored(QTestState *who, const char *code, bool ignored)
     g_assert_true(g_str_has_suffix(qdict_get_str(issue, "message"),
                                    " (ignored)") == ignored);
     qobject_unref(info);
+}
+
+static void test_ignored(void)
+{
+    QTestState *to = start_destination("-uuid " UUID_B " " DISK("other"));
+    QTestState *from = start_source_with_bitmap();
+    g_autofree char *text = NULL;
+
+    g_assert_false(may_migrate(from, to, "[]", false));
+    g_assert_false(may_migrate(from, to, "[ 'uuid', 'disk' ]", false));
+    g_assert_false(may_migrate(from, to, "[ 'bitmap-missing:other' ]", false));
+    g_assert_true(may_migrate(from, to, "[ 'bitmap-missing' ]", false));
+    g_assert_true(may_migrate(from, to, "[ 'bitmap-missing' ]", true));
+    g_assert_true(may_migrate(from, to, "[ 'bitmap-missing:disk' ]", true));
+
+    migrate_to(from, to, "{ 'ignore-issues': [ 'bitmap-missing:disk' ],"
+                         "  'warnings-as-errors': true }");
+    wait_completed(from, to);
+    for (int side = 0; side < 2; side++) {
+        QTestState *who = side ? to : from;
+
+        assert_ignored(who, "bitmap-missing", true);
+        g_free(text);
+        text = qtest_hmp(who, "info migrate");
+        g_assert_nonnull(strstr(text, "handshake warning: bitmap-missing: "));
+        g_assert_nonnull(strstr(text, " (ignored)"));
+    }
+    stop_both(from, to);
 }
 
 /* A warning is one for warnings-as-errors, unless it is ignored, too */
@@ -893,6 +939,164 @@ static void test_no_return_version(void)
         qobject_unref(wait_handshake(to, "cancelled"));
     }
     qtest_quit(to);
+}
+
+/* Dirty bitmaps, which are lost if their nodes are not there */
+
+static bool has_bitmap(QTestState *who, const char *node, const char *name)
+{
+    QDict *rsp = qtest_qmp(who, "{ 'execute': 'query-named-block-nodes' }");
+    const QListEntry *entry, *item;
+    bool found = false;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
+        QDict *info = qobject_to(QDict, qlist_entry_obj(entry));
+        QList *bitmaps = qdict_get_qlist(info, "dirty-bitmaps");
+
+        if (bitmaps && !strcmp(qdict_get_str(info, "node-name"), node)) {
+            QLIST_FOREACH_ENTRY(bitmaps, item) {
+                QDict *bitmap = qobject_to(QDict, qlist_entry_obj(item));
+
+                found |= !strcmp(qdict_get_str(bitmap, "name"), name) &&
+                         !qdict_get_bool(bitmap, "busy");
+            }
+        }
+    }
+    qobject_unref(rsp);
+    return found;
+}
+
+static void map_bitmap(QTestState *who, const char *node, const char *alias,
+                       const char *name, const char *bitmap_alias)
+{
+    qtest_qmp_assert_success(
+        who, "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'block-bitmap-mapping': [ { 'node-name': %s, 'alias': %s,"
+        "    'bitmaps': [ { 'name': %s, 'alias': %s } ] } ] } }",
+        node, alias, name, bitmap_alias);
+}
+
+/* Both sides show the same issue, or none, and a migration ends accordingly */
+static void assert_bitmap(QTestState *from, QTestState *to, const char *node,
+                          const char *name, bool fits)
+{
+    IssueTest missing = {
+        .code = "bitmap-missing", .subject = node,
+        .source = name, .destination = "missing",
+    };
+
+    g_assert_true(may_migrate(from, to, "[]", true) == fits);
+    if (!fits) {
+        assert_shown(from, "rejected", &missing);
+        assert_shown(to, "rejected", &missing);
+        migrate_to(from, to, NULL);
+        qobject_unref(wait_status(from, "failed"));
+        assert_shown(from, "rejected", &missing);
+        assert_unharmed(from);
+    }
+}
+
+static void assert_told(QTestState *from, const char *node, const char *name)
+{
+    QDict *profile = query_profile(from);
+    QList *bitmaps = qdict_get_qlist(qdict_get_qdict(profile, "profile"),
+                                     "bitmaps");
+
+    if (node) {
+        QDict *bitmap;
+
+        g_assert_nonnull(bitmaps);
+        bitmap = qobject_to(QDict, qlist_peek(bitmaps));
+        g_assert_cmpint(qlist_size(bitmaps), ==, 1);
+        g_assert_cmpstr(qdict_get_str(bitmap, "node"), ==, node);
+        g_assert_cmpstr(qdict_get_str(bitmap, "name"), ==, name);
+    } else {
+        g_assert_null(bitmaps);
+    }
+    qobject_unref(profile);
+    /* It has only been looked at */
+    g_assert_true(has_bitmap(from, "disk", "nightly"));
+}
+
+static void test_bitmap(void)
+{
+    QTestState *to = start_destination(DISK("other"));
+    QTestState *from = start_source_with_bitmap();
+    QDict *info;
+
+    assert_told(from, "disk", "nightly");
+    assert_bitmap(from, to, "disk", "nightly", false);
+
+    /* Where it is only wished for, it is done without */
+    migrate_set_capability(from, "dirty-bitmaps", false);
+    info = check_to(from, to, "'optional-capabilities': [ 'dirty-bitmaps' ]");
+    g_assert_cmpstr(qdict_get_str(info, "status"), ==, "accepted");
+    g_assert_nonnull(strstr(declined_reason(info, "dirty-bitmaps"),
+                            "does not have node 'disk'"));
+    g_assert_null(find_issue(info, "bitmap-missing"));
+    qobject_unref(info);
+    g_assert_true(may_migrate(from, to, "[]", true));
+    migrate_set_capability(from, "dirty-bitmaps", true);
+
+    /* A node that comes later is good as well */
+    qtest_qmp_assert_success(to, "{ 'execute': 'blockdev-add', 'arguments': {"
+                             "  'driver': 'null-co', 'node-name': 'disk',"
+                             "  'size': 1048576 } }");
+    assert_bitmap(from, to, "disk", "nightly", true);
+    migrate_to(from, to, NULL);
+    wait_completed(from, to);
+    g_assert_true(has_bitmap(to, "disk", "nightly"));
+    stop_both(from, to);
+}
+
+static void test_bitmap_alias(void)
+{
+    QTestState *to = start_destination(DISK("other"));
+    QTestState *from = start_source_with_bitmap();
+
+    /* The source has names of its own for the wire */
+    map_bitmap(from, "disk", "vda", "nightly", "b0");
+    assert_told(from, "vda", "b0");
+    assert_bitmap(from, to, "vda", "b0", false);
+
+    /* The destination has others; a node is not enough */
+    map_bitmap(to, "gone", "vda", "mine", "b0");
+    assert_bitmap(from, to, "vda", "b0", false);
+    map_bitmap(to, "other", "disk", "mine", "b0");
+    assert_bitmap(from, to, "vda", "b0", false);
+    map_bitmap(to, "other", "vda", "mine", "b1");
+    assert_bitmap(from, to, "vda", "b0", false);
+    map_bitmap(to, "other", "vda", "mine", "b0");
+    assert_bitmap(from, to, "vda", "b0", true);
+
+    /* What the source does not map stays there */
+    map_bitmap(from, "else", "vdb", "nightly", "b0");
+    assert_told(from, NULL, NULL);
+    assert_bitmap(from, to, NULL, NULL, true);
+
+    map_bitmap(from, "disk", "vda", "nightly", "b0");
+    migrate_to(from, to, NULL);
+    wait_completed(from, to);
+    g_assert_true(has_bitmap(to, "other", "mine"));
+    stop_both(from, to);
+}
+
+/* A device's name is as good as that of its node */
+static void test_bitmap_device(void)
+{
+    QTestState *to = start_destination(
+        "-drive if=none,id=drive0,driver=null-co,size=1048576");
+    QTestState *from = start_source(
+        "-drive if=none,id=drive0,driver=null-co,size=1048576");
+
+    qtest_qmp_assert_success(from, "{ 'execute': 'block-dirty-bitmap-add',"
+                             "  'arguments': { 'node': 'drive0',"
+                             "                 'name': 'nightly' } }");
+    migrate_set_capability(from, "dirty-bitmaps", true);
+    assert_bitmap(from, to, "drive0", "nightly", true);
+    migrate_to(from, to, NULL);
+    wait_completed(from, to);
+    stop_both(from, to);
 }
 
 /* A device whose state does not migrate is nobody's business */
@@ -1155,6 +1359,7 @@ void migration_test_add_handshake_issues(MigrationTestEnv *env)
     }
     migration_test_add("/migration/handshake/issues/coverage", test_coverage);
     migration_test_add("/migration/handshake/issues/all", test_all);
+    migration_test_add("/migration/handshake/issues/ignored", test_ignored);
     migration_test_add("/migration/handshake/issues/ignored-warning",
                        test_ignored_warning);
     migration_test_add("/migration/handshake/issues/ignored-words",
@@ -1164,6 +1369,11 @@ void migration_test_add_handshake_issues(MigrationTestEnv *env)
     migration_test_add("/migration/handshake/issues/no-return", test_no_return);
     migration_test_add("/migration/handshake/issues/no-return-version",
                        test_no_return_version);
+    migration_test_add("/migration/handshake/issues/bitmap", test_bitmap);
+    migration_test_add("/migration/handshake/issues/bitmap-alias",
+                       test_bitmap_alias);
+    migration_test_add("/migration/handshake/issues/bitmap-device",
+                       test_bitmap_device);
     migration_test_add("/migration/handshake/issues/idle", test_idle);
     migration_test_add("/migration/handshake/issues/machines",
                        test_every_machine);
