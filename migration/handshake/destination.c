@@ -274,6 +274,7 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
     verdict->message->features = handshake_features_common(hello->features);
     verdict->message->has_version = true;
     verdict->message->version = dest_choose_version(hello, issues);
+    handshake_issues_ignore(issues, hello->ignore);
     dest_check_core(hello, issues);
     if (!handshake_settings_validate(&err)) {
         handshake_issue_add(issues, "capability-conflict", HANDSHAKE_ERROR,
@@ -283,9 +284,12 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
     handshake_negotiate(hello, local, verdict);
     handshake_compare(hello->profile, local, verdict->message->capabilities,
                       issues);
-    if (issues->errors || (hello->warnings_as_errors && issues->warnings)) {
+    if (handshake_issues_refuse(issues, hello->warnings_as_errors)) {
         dest_refuse(verdict);
-    } else if (!strcmp(hello->purpose, HANDSHAKE_PURPOSE_CHECK)) {
+        return verdict;
+    }
+    handshake_compare_return(hello->profile, local, issues);
+    if (!strcmp(hello->purpose, HANDSHAKE_PURPOSE_CHECK)) {
         handshake_policy_note_untried(verdict);
     }
     return verdict;

@@ -112,7 +112,9 @@ migration_handshake_validate_outgoing(const MigrationChannelList *channels,
                    "be 0 to %d seconds", TIMEOUT_MAX);
         return false;
     }
-    return validate_transport(handshake->addr, false, errp) &&
+    return handshake_ignore_validate(options ? options->ignore_issues : NULL,
+                                     errp) &&
+           validate_transport(handshake->addr, false, errp) &&
            handshake_settings_validate(errp);
 }
 
