@@ -257,6 +257,7 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
 {
     g_autoptr(MigrationProfile) local =
         handshake_profile_new(MIGRATION_HANDSHAKE_ROLE_DESTINATION);
+    g_autoptr(GHashTable) limits = handshake_limits_new();
     HandshakeVerdict *verdict = handshake_verdict_new(true);
     HandshakeIssues *issues = &verdict->issues;
     g_autoptr(Error) err = NULL;
@@ -275,6 +276,7 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
     handshake_negotiate(hello, local, verdict);
     handshake_compare(hello->profile, local, verdict->message->capabilities,
                       issues);
+    handshake_compare_promises(hello->profile, local, limits, issues);
     if (issues->errors || (hello->warnings_as_errors && issues->warnings)) {
         dest_refuse(verdict);
     } else if (!strcmp(hello->purpose, HANDSHAKE_PURPOSE_CHECK)) {
