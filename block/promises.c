@@ -20,15 +20,15 @@ static uint64_t blk_known_size(BlockBackend *blk)
 void blk_promises(VMStatePromises *p, const char *unit, BlockBackend *blk,
                   const char *type, const char *serial, uint32_t block_size)
 {
-    bool writable = blk && (blk_is_writable(blk) ||
-                            blk_supports_write_perm(blk));
     bool fixed = blk && strcmp(type, "cd");
+    bool writable = fixed && (blk_is_writable(blk) ||
+                              blk_supports_write_perm(blk));
     uint64_t size;
 
     migration_promise_member(p, "disks", MIGRATION_BREACH_LOSS, unit,
                              blk != NULL, blk != NULL);
     migration_promise_member(p, "disk-writable", MIGRATION_BREACH_LOSS, unit,
-                             writable && fixed, writable || !blk);
+                             writable, writable || !blk);
     if (!blk) {
         return;
     }

@@ -156,11 +156,29 @@ static void judge_number(const Judgement *j, const HandshakeLimit *limit,
     }
 }
 
+static bool cpu_model_is_same(const Judgement *j)
+{
+    const char *model = qdict_get_try_str(j->promised, "cpu-model");
+
+    for (guint i = 0; i < j->limits->len; i++) {
+        const HandshakeLimit *limit = g_ptr_array_index(j->limits, i);
+
+        if (!strcmp(limit->name, "cpu-model")) {
+            return !model || !g_strcmp0(limit->text, model);
+        }
+    }
+    return true;
+}
+
 static void judge_text(const Judgement *j, const HandshakeLimit *limit,
                        const QObject *value)
 {
     const char *text = qstring_get_str(qobject_to(QString, value));
 
+    if (!strcmp(limit->name, "cpu") && !cpu_model_is_same(j)) {
+        /* It goes without saying */
+        return;
+    }
     if (g_strcmp0(text, limit->text)) {
         broken(j, limit, limit->breach, NULL, text,
                limit->text ?: "none");
@@ -199,19 +217,10 @@ static bool cpu_is_whatever(const Judgement *j)
 {
     const char *model = qdict_get_try_str(j->promised, "cpu-model");
 
-    if (!model || !(g_str_has_prefix(model, "host-") ||
-                    g_str_has_prefix(model, "max-")) ||
-        !g_strcmp0(j->src->qemu_version, j->dst->qemu_version)) {
-        return false;
-    }
-    for (guint i = 0; i < j->limits->len; i++) {
-        const HandshakeLimit *limit = g_ptr_array_index(j->limits, i);
-
-        if (!strcmp(limit->name, "cpu-model")) {
-            return !g_strcmp0(limit->text, model);
-        }
-    }
-    return false;
+    return model && cpu_model_is_same(j) &&
+           (g_str_has_prefix(model, "host-") ||
+            g_str_has_prefix(model, "max-")) &&
+           g_strcmp0(j->src->qemu_version, j->dst->qemu_version);
 }
 
 static void judge_set(const Judgement *j, const HandshakeLimit *limit,

@@ -432,9 +432,17 @@ static void compare_blocks(const Comparison *c)
         if (b) {
             compare_block_size(c, a, b);
             compare_block_address(c, a, b);
+        } else if (a->conditional) {
+            /* The list of blocks goes out before the device does */
+            handshake_issue_add(c->issues, "ram-block-missing", HANDSHAKE_ERROR,
+                                a->name, size, "missing",
+                                "the source will send RAM block '%s' before "
+                                "its device is unplugged, and the destination "
+                                "does not have it; give the device 'romfile=' "
+                                "on both sides", a->name);
         } else {
-            part_missing(c, "ram-block-missing", "RAM block", a->name,
-                         a->conditional, size);
+            part_missing(c, "ram-block-missing", "RAM block", a->name, false,
+                         size);
         }
     }
     for (l = c->dst->ram_blocks; l; l = l->next) {

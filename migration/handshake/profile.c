@@ -473,7 +473,6 @@ static void profile_identify(MigrationProfile *profile)
 MigrationProfile *handshake_profile_new(MigrationHandshakeRole role)
 {
     MigrationProfile *profile = g_new0(MigrationProfile, 1);
-    CPUState *cpu;
 
     profile_identify(profile);
     profile->has_page_size = true;
@@ -484,10 +483,6 @@ MigrationProfile *handshake_profile_new(MigrationHandshakeRole role)
         profile->uuid = qemu_uuid_unparse_strdup(&qemu_uuid);
     }
     profile->name = g_strdup(qemu_get_vm_name());
-    CPU_FOREACH(cpu) {
-        profile->cpus++;
-    }
-    profile->has_cpus = true;
     profile->stream = profile_stream();
     profile_add_blockers(profile);
     profile_add_parts(profile, role);

@@ -413,7 +413,10 @@ static void promise_count(VMStatePromises *p, const VMStateField *field,
     }
 }
 
-/* In the stream; 0 if only its own code knows */
+/*
+ * In the stream; 0 if only its own code knows.  Whether a single field is there
+ * often depends on the state.
+ */
 static uint64_t leaf_bytes(const VMStateField *field, uint64_t size)
 {
     static const VMStateInfo *const plain[] = {
@@ -426,7 +429,7 @@ static uint64_t leaf_bytes(const VMStateField *field, uint64_t size)
         &vmstate_info_buffer, &vmstate_info_unused_buffer,
     };
 
-    for (int i = 0; i < ARRAY_SIZE(plain); i++) {
+    for (int i = 0; i < ARRAY_SIZE(plain) && !field->field_exists; i++) {
         if (field->info == plain[i]) {
             return size;
         }
@@ -614,7 +617,7 @@ void migration_promises_vmsd(VMStatePromises *p, const VMStateDescription *vmsd,
 static bool tells_type(VMStatePromises *p)
 {
     static const char *const names[] = {
-        "pci-config", "virtio-features", "cpu-model",
+        "pci-config", "virtio-features", "cpu-model", "disks",
     };
 
     for (int i = 0; i < ARRAY_SIZE(names); i++) {

@@ -675,9 +675,9 @@ static void test_ram_missing(void)
           "error ram-block-missing vram: 16777216 -> missing\n");
     check(NULL, BLOCK("vram", "'size': 16777216"), NULL,
           "warning ram-block-extra vram: missing -> 16777216\n");
-    /* That of a device which is on its way out may be gone in time */
+    /* That of a device which is on its way out has not left by then */
     check(BLOCK("rom", "'size': 262144, 'conditional': true"), NULL, NULL,
-          "warning ram-block-missing rom: 262144 -> missing\n");
+          "error ram-block-missing rom: 262144 -> missing\n");
 }
 
 static void test_ram_size(void)
