@@ -25,15 +25,11 @@ void blk_promises(VMStatePromises *p, const char *unit, BlockBackend *blk,
                               blk_supports_write_perm(blk));
     uint64_t size;
 
-    migration_promise_member(p, "disks", MIGRATION_BREACH_LOSS, unit,
-                             blk != NULL, blk != NULL);
+    migration_promise_text(p, "disks", unit,
+                           blk ? MIGRATION_BREACH_CHANGE
+                               : MIGRATION_BREACH_LOSS, blk ? type : NULL);
     migration_promise_member(p, "disk-writable", MIGRATION_BREACH_LOSS, unit,
                              writable, writable || !blk);
-    if (!blk) {
-        return;
-    }
-    migration_promise_text(p, "disk-types", unit, MIGRATION_BREACH_CHANGE,
-                           type);
     if (!fixed) {
         return;
     }

@@ -68,12 +68,28 @@ static void cpu_feature_promises(VMStatePromises *p, Object *obj)
     }
 }
 
+/* As a rule, all of a type are alike, and there may be hundreds */
+static bool is_first_of_type(CPUState *cpu)
+{
+    CPUState *other;
+
+    CPU_FOREACH(other) {
+        if (object_get_class(OBJECT(other)) == object_get_class(OBJECT(cpu))) {
+            return other == cpu;
+        }
+    }
+    return true;
+}
+
 void cpu_promises(VMStatePromises *p, void *opaque)
 {
     Object *obj = OBJECT(CPU(opaque));
 
     migration_promise_text(p, "cpu-model", NULL, MIGRATION_BREACH_CHANGE,
                            object_get_typename(obj));
+    if (!is_first_of_type(opaque)) {
+        return;
+    }
     cpu_feature_promises(p, obj);
     for (int i = 0; i < ARRAY_SIZE(identity); i++) {
         if (object_property_find(obj, identity[i])) {

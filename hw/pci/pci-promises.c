@@ -53,6 +53,13 @@ static char *capability_text(const CapabilityName *names, int n, unsigned id)
     return g_strdup_printf("capability 0x%x", id);
 }
 
+/* Drivers look at it, and loaders do not */
+static bool is_subsystem(PCIDevice *d, unsigned offset)
+{
+    return !IS_PCI_BRIDGE(d) && offset >= PCI_SUBSYSTEM_VENDOR_ID &&
+           offset < PCI_SUBSYSTEM_ID + 2;
+}
+
 /* Capabilities have no common length: the last one that begins before it */
 static char *pci_offset_text(void *opaque, unsigned offset)
 {
@@ -61,7 +68,7 @@ static char *pci_offset_text(void *opaque, unsigned offset)
     int left = PCIE_CONFIG_SPACE_SIZE / 4;      /* should a list be a circle */
 
     if (offset < PCI_CONFIG_HEADER_SIZE) {
-        return g_strdup("header");
+        return g_strdup(is_subsystem(d, offset) ? "subsystem" : "header");
     }
     if (offset < PCI_CONFIG_SPACE_SIZE) {
         for (at = d->config[PCI_CAPABILITY_LIST]; at && left--;
@@ -120,7 +127,6 @@ void pci_config_promises(VMStatePromises *p, void *pv, size_t size,
     g_autofree uint8_t *value = g_malloc0(PCIE_CONFIG_SPACE_SIZE);
     g_autofree uint8_t *mask = g_malloc0(PCIE_CONFIG_SPACE_SIZE);
     g_autofree uint8_t *status = g_malloc0(PCIE_CONFIG_SPACE_SIZE);
-    g_autofree char *subsystem = NULL;
 
     size = MIN(size, pci_config_size(d));
     pci_mark_status(d, status);
@@ -133,15 +139,13 @@ void pci_config_promises(VMStatePromises *p, void *pv, size_t size,
     migration_promise_masked(p, "pci-config", MIGRATION_BREACH_LOAD, value,
                              mask, size, pci_offset_text, d);
     for (size_t i = 0; i < size; i++) {
+        mask[i] = is_subsystem(d, i) ? 0xff : 0;
+    }
+    migration_promise_masked(p, "pci-config", MIGRATION_BREACH_CHANGE, value,
+                             mask, size, pci_offset_text, d);
+    for (size_t i = 0; i < size; i++) {
         value[i] = d->config[i] & status[i];
     }
     migration_promise_masked(p, "pci-status", MIGRATION_BREACH_CHANGE, value,
                              status, size, pci_offset_text, d);
-    if (!IS_PCI_BRIDGE(d)) {
-        subsystem = g_strdup_printf(
-            "%04x:%04x", pci_get_word(d->config + PCI_SUBSYSTEM_VENDOR_ID),
-            pci_get_word(d->config + PCI_SUBSYSTEM_ID));
-        migration_promise_text(p, "pci-subsystem", NULL,
-                               MIGRATION_BREACH_CHANGE, subsystem);
-    }
 }

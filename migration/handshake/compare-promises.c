@@ -60,8 +60,6 @@ static const struct {
     { "pci-status", "device",
       "'$S': PCI status differs at $I: $A on the source, $B on the "
       "destination" },
-    { "pci-subsystem", "device",
-      "'$S' has PCI subsystem $A on the source and $B on the destination" },
     { "virtio-features", "device",
       "'$S': the guest uses $A, which the destination does not offer" },
     { "virtio-queues", "device",
@@ -79,9 +77,7 @@ static const struct {
       "the $I of the guest's CPU is $A on the source and $B on the "
       "destination" },
     { "disks", "disk",
-      "disk $A of '$S' is missing on the destination" },
-    { "disk-types", "disk",
-      "disk $I of '$S' is a $A on the source and a $B on the destination" },
+      "disk $I of '$S' is a $A on the source and $B on the destination" },
     { "disk-sizes", "disk",
       "disk $I of '$S' has $A bytes on the source and $B on the destination" },
     { "disk-writable", "disk",
@@ -181,7 +177,7 @@ static void judge_text(const Judgement *j, const HandshakeLimit *limit,
     }
     if (g_strcmp0(text, limit->text)) {
         broken(j, limit, limit->breach, NULL, text,
-               limit->text ?: "none");
+               limit->text ?: "missing");
     }
 }
 

@@ -102,14 +102,14 @@ static HandshakeLimit *limit_find(VMStatePromises *p, const char *name,
     return NULL;
 }
 
-/* Returns: NULL if there is one already, which counts */
-static HandshakeLimit *limit_new(VMStatePromises *p, const char *name,
+/* Returns: NULL if there is no room */
+static HandshakeLimit *limit_add(VMStatePromises *p, const char *name,
                                  const char *item, HandshakeRule rule,
                                  MigrationPromiseBreach breach)
 {
     HandshakeLimit *limit;
 
-    if (limit_find(p, name, item) || !promise_fits(p, item)) {
+    if (!promise_fits(p, item)) {
         return NULL;
     }
     p->items += item != NULL;
@@ -120,6 +120,15 @@ static HandshakeLimit *limit_new(VMStatePromises *p, const char *name,
     limit->breach = breach;
     g_ptr_array_add(p->limits, limit);
     return limit;
+}
+
+/* Returns: NULL if there is one already, which counts */
+static HandshakeLimit *limit_new(VMStatePromises *p, const char *name,
+                                 const char *item, HandshakeRule rule,
+                                 MigrationPromiseBreach breach)
+{
+    return limit_find(p, name, item) ? NULL
+                                     : limit_add(p, name, item, rule, breach);
 }
 
 static void limit_free(void *opaque)
@@ -142,7 +151,10 @@ static void promise_number(VMStatePromises *p, const char *name,
     HandshakeLimit *limit;
 
     if (p->promised) {
-        promise_put(p, name, item, QOBJECT(qnum_from_uint(promised)));
+        /* No less is possible */
+        if (promised || rule != HANDSHAKE_RULE_AT_MOST) {
+            promise_put(p, name, item, QOBJECT(qnum_from_uint(promised)));
+        }
         return;
     }
     limit = limit_new(p, name, item, rule, breach);
@@ -173,7 +185,9 @@ void migration_promise_flag(VMStatePromises *p, const char *name,
     HandshakeLimit *l;
 
     if (p->promised) {
-        promise_put(p, name, NULL, QOBJECT(qbool_from_bool(promised)));
+        if (promised) {
+            promise_put(p, name, NULL, QOBJECT(qbool_from_bool(true)));
+        }
         return;
     }
     l = limit_new(p, name, NULL, HANDSHAKE_RULE_FLAG, breach);
@@ -251,11 +265,14 @@ void migration_promise_bits(VMStatePromises *p, const char *name,
         for (int i = words - 1; i >= 0; i--) {
             if (text->len) {
                 g_string_append_printf(text, "%016" PRIx64, promised[i]);
-            } else if (promised[i] || !i) {
+            } else if (promised[i]) {
                 g_string_append_printf(text, "%" PRIx64, promised[i]);
             }
         }
-        promise_put(p, name, NULL, QOBJECT(qstring_from_gstring(text)));
+        if (text->len) {
+            promise_put(p, name, NULL, QOBJECT(qstring_from_str(text->str)));
+        }
+        g_string_free(text, TRUE);
         return;
     }
     l = limit_new(p, name, NULL, HANDSHAKE_RULE_BITS, breach);
@@ -286,7 +303,8 @@ void migration_promise_masked(VMStatePromises *p, const char *name,
         }
         return;
     }
-    l = limit_new(p, name, NULL, HANDSHAKE_RULE_MASKED, breach);
+    /* Some of the bytes may matter more than others */
+    l = limit_add(p, name, NULL, HANDSHAKE_RULE_MASKED, breach);
     if (l) {
         l->bytes = g_byte_array_new();
         g_byte_array_append(l->bytes, value, size);
@@ -295,6 +313,18 @@ void migration_promise_masked(VMStatePromises *p, const char *name,
         l->describe = describe;
         l->opaque = opaque;
     }
+}
+
+/* It is the device's own, whatever it is made of */
+static const char *path_text(const VMStatePromises *p)
+{
+    static const char parent[] = "parent_obj.";
+    const char *path = p->path->str;
+
+    while (g_str_has_prefix(path, parent)) {
+        path += strlen(parent);
+    }
+    return path;
 }
 
 static void path_descend(VMStatePromises *p)
@@ -311,7 +341,7 @@ void migration_promise_value(VMStatePromises *p, const char *name,
 
     path_descend(p);
     g_string_append(p->path, name);
-    migration_promise_equal(p, "values", p->path->str, MIGRATION_BREACH_LOAD,
+    migration_promise_equal(p, "values", path_text(p), MIGRATION_BREACH_LOAD,
                             value);
     g_string_truncate(p->path, len);
 }
@@ -338,7 +368,7 @@ void migration_promise_field(VMStatePromises *p, void *pv, size_t size,
         return;
     }
     if (!p->unsure) {
-        migration_promise_equal(p, "values", p->path->str,
+        migration_promise_equal(p, "values", path_text(p),
                                 MIGRATION_BREACH_LOAD, value);
     }
 }
@@ -408,7 +438,7 @@ static void promise_count(VMStatePromises *p, const VMStateField *field,
 {
     if (at && !p->unsure && !p->repeated && !(field->flags & VMS_ALLOC) &&
         !was_loaded(p, at)) {
-        migration_promise_equal(p, "counts", p->path->str,
+        migration_promise_equal(p, "counts", path_text(p),
                                 MIGRATION_BREACH_LOAD, count);
     }
 }
@@ -613,8 +643,9 @@ void migration_promises_vmsd(VMStatePromises *p, const VMStateDescription *vmsd,
     g_string_truncate(p->path, len);
 }
 
-/* Whether something else tells what the device is */
-static bool tells_type(VMStatePromises *p)
+/* Whether something else tells what the device is, such as the name of @vmsd */
+static bool tells_type(VMStatePromises *p, const VMStateDescription *vmsd,
+                       const char *type)
 {
     static const char *const names[] = {
         "pci-config", "virtio-features", "cpu-model", "disks",
@@ -626,7 +657,7 @@ static bool tells_type(VMStatePromises *p)
             return true;
         }
     }
-    return false;
+    return p->promised && !strcmp(vmsd->name, type);
 }
 
 static void collect(VMStatePromises *p, const VMStateDescription *vmsd,
@@ -639,7 +670,7 @@ static void collect(VMStatePromises *p, const VMStateDescription *vmsd,
         migration_promise_equal(p, "bytes", NULL, MIGRATION_BREACH_CHANGE,
                                 p->bytes);
     }
-    if (type && !tells_type(p)) {
+    if (type && !tells_type(p, vmsd, type)) {
         migration_promise_text(p, "device-type", NULL, MIGRATION_BREACH_CHANGE,
                                type);
     }

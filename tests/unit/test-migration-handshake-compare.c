@@ -1011,6 +1011,7 @@ static GHashTable *limits_new(void)
     static const uint64_t words[] = { 0x10, 0x1 };
     static const uint8_t bytes[] = { 0x12, 0x34, 0, 0xff };
     static const uint8_t mask[] = { 0xff, 0x0f, 0xff, 0 };
+    static const uint8_t soft[] = { 0, 0, 0, 0xf0 };
     GPtrArray *limits = g_ptr_array_new_with_free_func(g_free);
     GHashTable *all = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
                                             (GDestroyNotify)g_ptr_array_unref);
@@ -1037,8 +1038,12 @@ static GHashTable *limits_new(void)
         "disk-serials", (char *)"0", HANDSHAKE_RULE_TEXT,
         MIGRATION_BREACH_CHANGE });
     limits_add(limits, (HandshakeLimit) {
-        "disks", NULL, HANDSHAKE_RULE_SET, MIGRATION_BREACH_LOSS,
+        "disk-writable", NULL, HANDSHAKE_RULE_SET, MIGRATION_BREACH_LOSS,
         .set = set_from("0", "1") });
+    limits_add(limits, (HandshakeLimit) {
+        "pci-config", NULL, HANDSHAKE_RULE_MASKED, MIGRATION_BREACH_CHANGE,
+        .bytes = byte_array(bytes, sizeof(bytes)),
+        .mask = byte_array(soft, sizeof(soft)) });
     limits_add(limits, (HandshakeLimit) {
         "subsections", NULL, HANDSHAKE_RULE_SET, MIGRATION_BREACH_CHANGE,
         .set = set_from("dev/known", NULL) });
@@ -1125,9 +1130,9 @@ static void test_promise_texts(void)
     check_promise("'device-type': ''", "warning device dev:  -> scsi-cd\n");
     check_promise("'disk-serials': [ { 'name': '1', 'value': 'x' } ]", NULL);
     check_promise("'disk-serials': [ { 'name': '0', 'value': 'x' } ]",
-                  "warning disk dev: x -> none\n");
-    check_promise("'disks': [ '0' ]", NULL);
-    check_promise("'disks': [ '0', '1', '2' ]",
+                  "warning disk dev: x -> missing\n");
+    check_promise("'disk-writable': [ '0' ]", NULL);
+    check_promise("'disk-writable': [ '0', '1', '2' ]",
                   "error disk dev: 1, 2 -> missing\n");
     check_promise("'subsections': [ 'dev/known' ]", NULL);
     check_promise("'subsections': [ 'dev/later' ]",
@@ -1154,13 +1159,17 @@ static void test_promise_bits(void)
 
 static void test_promise_masked(void)
 {
-    check_promise("'pci-config': '0:1234'", NULL);
-    check_promise("'pci-config': '0:12f400aa'", NULL);  /* none of that counts */
-    check_promise("'pci-config': '0:1235,fff:ff'",
+    check_promise("'pci-config': '0:123400f0'", NULL);
+    check_promise("'pci-config': '0:12f400fa'", NULL);  /* none of that counts */
+    check_promise("'pci-config': '0:123400ef'",
+                  "warning device dev: ef -> ff\n");
+    check_promise("'pci-config': '0:123500f0,fff:ff'",
                   "error device dev: 35 -> 34\n");
-    check_promise("'pci-config': '1:34'", "error device dev: 00 -> 12\n");
-    check_promise("'pci-config': ''", "error device dev: 00 -> 12\n");
-    check_promise("'pci-config': '0:123401'", "error device dev: 01 -> 00\n");
+    check_promise("'pci-config': '1:3400f0'", "error device dev: 00 -> 12\n");
+    check_promise("'pci-config': ''", "error device dev: 00 -> 12\n"
+                  "warning device dev: 00 -> ff\n");
+    check_promise("'pci-config': '0:123401f0'",
+                  "error device dev: 01 -> 00\n");
 }
 
 static void test_promise_cpu(void)

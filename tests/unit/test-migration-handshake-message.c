@@ -753,7 +753,7 @@ static void test_promises_many(void)
     }
     for (int more = 0; more < 2; more++) {
         static const char *const formats[] = {
-            "\"device-type\": \"%s%s\"", "\"disks\": [ \"%s%s\" ]",
+            "\"device-type\": \"%s%s\"", "\"disk-writable\": [ \"%s%s\" ]",
             "\"counts\": [ { \"name\": \"%s%s\", \"value\": 1 } ]",
         };
 

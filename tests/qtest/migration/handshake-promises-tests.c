@@ -154,8 +154,8 @@ static const PromiseTest tests[] = {
         .device = "virtio-rng-pci",
     }, {
         .name = "pci-subsystem", .code = "device", .warning = true,
-        .subject = "0000:00:04.0/e1000e", .source = "8086:0000",
-        .destination = "1af4:0000", .message = "*PCI subsystem 8086:0000 on *",
+        .subject = "0000:00:04.0/e1000e", .source = "86",
+        .destination = "f4", .message = "*differs at 0x2c (subsystem): 86 on *",
         .from = "-device e1000e,addr=4",
         .to = "-device e1000e,addr=4,subsys_ven=0x1af4", .device = "e1000e",
     }, {
@@ -222,13 +222,13 @@ static const PromiseTest tests[] = {
         .from = "-cpu max,model-id=this", .to = "-cpu max,model-id=that",
     }, {
         .name = "ide-missing", .code = "disk",
-        .subject = "0000:00:01.1/ide", .source = "1.0",
-        .destination = "missing", .message = "disk 1.0 of * is missing on *",
+        .subject = "0000:00:01.1/ide", .source = "hd",
+        .destination = "missing", .message = "disk 1.0 of * is a hd on the source and missing on *",
         .from = IDE("ide-hd,drive=disk,bus=ide.1,unit=0"), .to = PC,
     }, {
         .name = "ide-moved", .code = "disk",
-        .subject = "0000:00:01.1/ide", .source = "1.0",
-        .destination = "missing", .message = "disk 1.0 of * is missing on *",
+        .subject = "0000:00:01.1/ide", .source = "hd",
+        .destination = "missing", .message = "disk 1.0 of * is a hd on the source and missing on *",
         .from = IDE("ide-hd,drive=disk,bus=ide.1,unit=0"),
         .to = IDE("ide-hd,drive=disk,bus=ide.1,unit=1"),
     }, {
@@ -240,7 +240,7 @@ static const PromiseTest tests[] = {
     }, {
         .name = "disk-type", .code = "disk", .warning = true,
         .subject = "*0:0:0/scsi-disk", .source = "cd", .destination = "hd",
-        .message = "disk 0 of * is a cd on the source and a hd on *",
+        .message = "disk 0 of * is a cd on the source and hd on *",
         .from = SCSI("scsi-cd,drive=disk"), .to = SCSI("scsi-hd,drive=disk"),
         .device = "scsi-cd",
     }, {
