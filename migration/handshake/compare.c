@@ -187,12 +187,12 @@ static const uint32List *section_instances(const MigrationProfileSection *s)
     return s->has_instances ? s->instances : &zero_alone;
 }
 
-static char *section_key(const char *name, uint32_t instance)
+char *handshake_section_key(const char *name, uint32_t instance)
 {
     return g_strdup_printf("%s %" PRIu32, name, instance);
 }
 
-/* By section_key() */
+/* By handshake_section_key() */
 static GHashTable *index_sections(const MigrationProfileSectionList *l)
 {
     GHashTable *index = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
@@ -201,7 +201,8 @@ static GHashTable *index_sections(const MigrationProfileSectionList *l)
 
     for (; l; l = l->next) {
         for (i = section_instances(l->value); i; i = i->next) {
-            g_hash_table_insert(index, section_key(l->value->name, i->value),
+            g_hash_table_insert(index,
+                                handshake_section_key(l->value->name, i->value),
                                 l->value);
         }
     }
@@ -217,13 +218,13 @@ static const MigrationProfileSection *
 section_find(GHashTable *index, GHashTable *matched, const char *name,
              uint32_t instance, unsigned *vain)
 {
-    g_autofree char *key = section_key(name, instance);
+    g_autofree char *key = handshake_section_key(name, instance);
     const MigrationProfileSection *section = g_hash_table_lookup(index, key);
 
     if (!section && *vain < HANDSHAKE_ISSUES_MAX &&
         qemu_savevm_resolve_section(&name, &instance)) {
         g_free(key);
-        key = section_key(name, instance);
+        key = handshake_section_key(name, instance);
         section = g_hash_table_lookup(index, key);
     }
     if (!section || !g_hash_table_add(matched, g_steal_pointer(&key))) {
@@ -236,7 +237,7 @@ section_find(GHashTable *index, GHashTable *matched, const char *name,
 static char *section_text(const MigrationProfileSection *section,
                           uint32_t instance)
 {
-    return instance ? section_key(section->name, instance)
+    return instance ? handshake_section_key(section->name, instance)
                     : g_strdup(section->name);
 }
 
@@ -304,7 +305,8 @@ static void compare_sections(const Comparison *c)
     for (l = c->dst->sections; l; l = l->next) {
         for (i = section_instances(l->value); i && !l->value->conditional;
              i = i->next) {
-            g_autofree char *key = section_key(l->value->name, i->value);
+            g_autofree char *key = handshake_section_key(l->value->name,
+                                                         i->value);
             g_autofree char *subject = section_text(l->value, i->value);
 
             if (!g_hash_table_contains(matched, key)) {
@@ -354,6 +356,65 @@ static void compare_block_size(const Comparison *c,
                         "the destination", src->name, a, b);
 }
 
+/* Whether the byte at @offset, which @a has, stands where @a has it */
+static bool mapping_has(const MigrationProfileMappingList *l,
+                        const MigrationProfileMapping *a, uint64_t offset)
+{
+    for (; l; l = l->next) {
+        if (offset - l->value->offset < l->value->size &&
+            l->value->address - l->value->offset == a->address - a->offset) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * Whether any byte that both have mapped stands in another place.  It is enough
+ * to look where parts begin: then there is a first such byte.
+ */
+static const MigrationProfileMapping *
+mapping_moved(const MigrationProfileRAMBlock *src,
+              const MigrationProfileRAMBlock *dst, uint64_t *address)
+{
+    const MigrationProfileMappingList *l, *m;
+
+    for (l = src->mapped; l; l = l->next) {
+        const MigrationProfileMapping *a = l->value;
+
+        for (m = dst->mapped; m; m = m->next) {
+            const MigrationProfileMapping *b = m->value;
+            uint64_t offset = MAX(a->offset, b->offset);
+
+            if (offset - a->offset < a->size && offset - b->offset < b->size &&
+                !mapping_has(dst->mapped, a, offset)) {
+                *address = b->address + (a->offset - b->offset);
+                return a;
+            }
+        }
+    }
+    return NULL;
+}
+
+static void compare_block_address(const Comparison *c,
+                                  const MigrationProfileRAMBlock *src,
+                                  const MigrationProfileRAMBlock *dst)
+{
+    uint64_t address;
+    const MigrationProfileMapping *moved = mapping_moved(src, dst, &address);
+    g_autofree char *a = NULL;
+    g_autofree char *b = NULL;
+
+    if (moved) {
+        a = g_strdup_printf("0x%" PRIx64, moved->address);
+        b = g_strdup_printf("0x%" PRIx64, address);
+        handshake_issue_add(c->issues, "ram-block-address", HANDSHAKE_ERROR,
+                            src->name, a, b,
+                            "memory '%s' is at %s on the source and at %s on "
+                            "the destination", src->name, a, b);
+    }
+}
+
 static void compare_blocks(const Comparison *c)
 {
     g_autoptr(GHashTable) src_blocks = index_blocks(c->src);
@@ -370,9 +431,18 @@ static void compare_blocks(const Comparison *c)
 
         if (b) {
             compare_block_size(c, a, b);
+            compare_block_address(c, a, b);
+        } else if (a->conditional) {
+            /* The list of blocks goes out before the device does */
+            handshake_issue_add(c->issues, "ram-block-missing", HANDSHAKE_ERROR,
+                                a->name, size, "missing",
+                                "the source will send RAM block '%s' before "
+                                "its device is unplugged, and the destination "
+                                "does not have it; give the device 'romfile=' "
+                                "on both sides", a->name);
         } else {
-            part_missing(c, "ram-block-missing", "RAM block", a->name,
-                         a->conditional, size);
+            part_missing(c, "ram-block-missing", "RAM block", a->name, false,
+                         size);
         }
     }
     for (l = c->dst->ram_blocks; l; l = l->next) {

@@ -265,6 +265,7 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
 {
     g_autoptr(MigrationProfile) local =
         handshake_profile_new(MIGRATION_HANDSHAKE_ROLE_DESTINATION);
+    g_autoptr(GHashTable) limits = handshake_limits_new();
     HandshakeVerdict *verdict = handshake_verdict_new(true);
     HandshakeIssues *issues = &verdict->issues;
     g_autoptr(Error) err = NULL;
@@ -284,6 +285,7 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
     handshake_negotiate(hello, local, verdict);
     handshake_compare(hello->profile, local, verdict->message->capabilities,
                       issues);
+    handshake_compare_promises(hello->profile, local, limits, issues);
     if (handshake_issues_refuse(issues, hello->warnings_as_errors)) {
         dest_refuse(verdict);
         return verdict;

@@ -32,6 +32,25 @@ void handshake_profile_add_bitmaps(MigrationProfile *profile,
                                    MigrationHandshakeRole role);
 
 /**
+ * handshake_limits_new: which promises this machine could keep
+ *
+ * Called with the BQL held, outside of coroutines.
+ *
+ * Returns: by handshake_section_key(), arrays of HandshakeLimit, to be
+ *          unreferenced by the caller before the BQL is released
+ */
+GHashTable *handshake_limits_new(void);
+
+/**
+ * handshake_section_key: how a section is found
+ * @name: its name
+ * @instance: its instance
+ *
+ * Returns: to be freed by the caller
+ */
+char *handshake_section_key(const char *name, uint32_t instance);
+
+/**
  * handshake_peer_new: how a machine describes itself to the other side
  * @profile: a machine's profile, be it of a peer; if NULL, this machine
  *
@@ -72,6 +91,23 @@ void handshake_compare(const MigrationProfile *source,
 void handshake_compare_return(const MigrationProfile *source,
                               const MigrationProfile *destination,
                               HandshakeIssues *issues);
+
+/**
+ * handshake_compare_promises: whether a guest finds what it was promised
+ * @source: the profile of the machine that the guest runs on
+ * @destination: this machine's profile
+ * @limits: what this machine could keep
+ * @issues: a promise that would be broken is added, at most one issue for each
+ *
+ * A promise that either side does not make is not compared.
+ *
+ * Called with the BQL held, since sections are looked up by
+ * qemu_savevm_resolve_section(), and devices say what their bits mean; pure
+ * otherwise.
+ */
+void handshake_compare_promises(const MigrationProfile *source,
+                                const MigrationProfile *destination,
+                                GHashTable *limits, HandshakeIssues *issues);
 
 /**
  * handshake_compare_capability: whether two machines go together with a

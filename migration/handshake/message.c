@@ -18,6 +18,7 @@
 #include "qobject/qnum.h"
 #include "qobject/qstring.h"
 #include "message.h"
+#include "promises.h"
 #include "trace.h"
 
 /* Bytes of a text that is passed on to people; what a peer says may be huge */
@@ -603,7 +604,7 @@ static bool put_dict(GByteArray *buf, HandshakeFrameType type,
 /* What a peer can rely on, besides the schema */
 static bool check_profile(const MigrationProfile *profile, Error **errp)
 {
-    size_t longest = 0, sections = 0, ram_blocks = 0;
+    size_t longest = 0, sections = 0, ram_blocks = 0, mapped = 0;
     size_t bitmaps = QAPI_LIST_LENGTH(profile->bitmaps);
 
     for (MigrationProfileSectionList *l = profile->sections; l; l = l->next) {
@@ -613,6 +614,7 @@ static bool check_profile(const MigrationProfile *profile, Error **errp)
     for (MigrationProfileRAMBlockList *l = profile->ram_blocks; l;
          l = l->next) {
         longest = MAX(longest, strlen(l->value->name));
+        mapped = MAX(mapped, QAPI_LIST_LENGTH(l->value->mapped));
         ram_blocks++;
     }
     for (MigrationProfileBitmapList *l = profile->bitmaps; l; l = l->next) {
@@ -628,10 +630,104 @@ static bool check_profile(const MigrationProfile *profile, Error **errp)
     } else if (bitmaps > HANDSHAKE_BITMAPS_MAX) {
         error_setg(errp, "more than %d dirty bitmaps",
                    HANDSHAKE_BITMAPS_MAX);
+    } else if (mapped > HANDSHAKE_MAPPED_MAX) {
+        error_setg(errp, "RAM block of more than %d parts",
+                   HANDSHAKE_MAPPED_MAX);
     } else {
         return true;
     }
     return false;
+}
+
+static bool promise_is_well_formed(const char *name, const char *text)
+{
+    g_autoptr(GByteArray) bytes = NULL;
+    g_autoptr(GArray) bits = NULL;
+
+    if (!strcmp(name, "pci-config") || !strcmp(name, "pci-status")) {
+        bytes = handshake_bytes_from_text(text);
+        return bytes;
+    }
+    if (!strcmp(name, "virtio-features")) {
+        bits = handshake_bits_from_text(text);
+        return bits;
+    }
+    return true;
+}
+
+/* Whether a value, an item of a list, or what is in an item, is not too long */
+static bool promise_fits(const QObject *value, int depth)
+{
+    const QString *str = qobject_to(QString, value);
+    const QDict *dict = qobject_to(QDict, value);
+    const QList *list = qobject_to(QList, value);
+    const QDictEntry *member;
+    const QListEntry *item;
+    bool fits = !str || strlen(qstring_get_str(str)) <=
+                        (depth == 1 ? STREAM_NAME_MAX
+                                    : HANDSHAKE_PROMISE_TEXT_MAX);
+
+    if ((dict || list) && depth == 2) {
+        return false;
+    }
+    for (member = dict ? qdict_first(dict) : NULL; member && fits;
+         member = qdict_next(dict, member)) {
+        fits = promise_fits(qdict_entry_value(member),
+                            strcmp(qdict_entry_key(member), "name") ? 2 : 1);
+    }
+    for (item = list ? qlist_first(list) : NULL; item && fits;
+         item = qlist_next(item)) {
+        fits = promise_fits(qlist_entry_obj(item), 1);
+    }
+    return fits && (!list || qlist_size(list) <= HANDSHAKE_PROMISE_ITEMS_MAX);
+}
+
+static bool check_promises(const QDict *promises, Error **errp)
+{
+    const QDictEntry *entry;
+
+    if (qdict_size(promises) > HANDSHAKE_PROMISE_NAMES_MAX) {
+        error_setg(errp, "more than %d promises of a section",
+                   HANDSHAKE_PROMISE_NAMES_MAX);
+        return false;
+    }
+    for (entry = qdict_first(promises); entry;
+         entry = qdict_next(promises, entry)) {
+        const QObject *value = qdict_entry_value(entry);
+        const QString *str = qobject_to(QString, value);
+
+        if (!promise_fits(value, 0)) {
+            error_setg(errp, "a promise is too long");
+            return false;
+        }
+        if (str && !promise_is_well_formed(qdict_entry_key(entry),
+                                           qstring_get_str(str))) {
+            error_setg(errp, "malformed promise '%s'", qdict_entry_key(entry));
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Of a HELLO that may yet turn out to be something else */
+static bool check_all_promises(const QDict *hello, Error **errp)
+{
+    const QDict *profile = qobject_to(QDict, qdict_get(hello, "profile"));
+    const QList *sections = profile
+        ? qobject_to(QList, qdict_get(profile, "sections")) : NULL;
+    const QListEntry *entry;
+
+    for (entry = sections ? qlist_first(sections) : NULL; entry;
+         entry = qlist_next(entry)) {
+        const QDict *section = qobject_to(QDict, qlist_entry_obj(entry));
+        const QDict *promises = section
+            ? qobject_to(QDict, qdict_get(section, "promises")) : NULL;
+
+        if (promises && !check_promises(promises, errp)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 static bool put_hello(GByteArray *buf, const MigrationHandshakeHello *hello,
@@ -640,7 +736,36 @@ static bool put_hello(GByteArray *buf, const MigrationHandshakeHello *hello,
     g_autoptr(QDict) dict = TO_DICT(MigrationHandshakeHello, hello);
 
     return check_profile(hello->profile, errp) &&
+           check_all_promises(dict, errp) &&
            put_dict(buf, HANDSHAKE_FRAME_HELLO, dict, errp);
+}
+
+/* They share all that they have with @l */
+static MigrationProfileSectionList *
+sections_without_promises(const MigrationProfileSectionList *l)
+{
+    MigrationProfileSectionList *sections = NULL;
+    MigrationProfileSectionList **tail = &sections;
+
+    for (; l; l = l->next) {
+        MigrationProfileSection *section = g_memdup2(l->value,
+                                                     sizeof(*l->value));
+
+        section->promises = NULL;
+        QAPI_LIST_APPEND(tail, section);
+    }
+    return sections;
+}
+
+static void sections_free(MigrationProfileSectionList *l)
+{
+    while (l) {
+        MigrationProfileSectionList *next = l->next;
+
+        g_free(l->value);
+        g_free(l);
+        l = next;
+    }
 }
 
 bool handshake_put_hello(GByteArray *buf, const MigrationHandshakeHello *hello,
@@ -648,8 +773,16 @@ bool handshake_put_hello(GByteArray *buf, const MigrationHandshakeHello *hello,
 {
     MigrationHandshakeHello brief = *hello;
     MigrationProfile profile = *hello->profile;
+    bool done;
 
     if (put_hello(buf, hello, NULL)) {
+        return true;
+    }
+    profile.sections = sections_without_promises(hello->profile->sections);
+    brief.profile = &profile;
+    done = put_hello(buf, &brief, NULL);
+    sections_free(profile.sections);
+    if (done) {
         return true;
     }
     profile.has_sections = false;
@@ -658,7 +791,6 @@ bool handshake_put_hello(GByteArray *buf, const MigrationHandshakeHello *hello,
     profile.ram_blocks = NULL;
     profile.has_bitmaps = false;
     profile.bitmaps = NULL;
-    brief.profile = &profile;
     return put_hello(buf, &brief, errp);
 }
 
@@ -811,6 +943,9 @@ MigrationHandshakeHello *handshake_get_hello(const GString *json,
     /* The rest is compared; its texts become others where they are shown */
     neutralize(qdict_get(dict, "declined"));
     neutralize(qdict_get(dict, "combinations"));
+    if (!check_all_promises(dict, errp)) {
+        return NULL;
+    }
     hello = FROM_OBJECT(MigrationHandshakeHello, QOBJECT(dict), not_understood,
                         errp);
     for (strList *l = not_understood ? *not_understood : NULL; l; l = l->next) {

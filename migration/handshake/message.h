@@ -35,6 +35,9 @@
 /* More issues than this are counted, not listed */
 #define HANDSHAKE_ISSUES_MAX        256
 
+/* Parts of a RAM block that are told apart */
+#define HANDSHAKE_MAPPED_MAX        16
+
 /* How bad an issue is, from bad to harmless */
 typedef enum HandshakeSeverity {
     HANDSHAKE_ERROR,

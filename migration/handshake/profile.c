@@ -17,14 +17,21 @@
 #include "migration/savevm.h"
 #include "migration/vmstate.h"
 #include "qapi/error.h"
+#include "qapi/qapi-visit-migration-handshake.h"
+#include "qapi/qobject-input-visitor.h"
 #include "qapi/util.h"
 #include "qemu/rcu.h"
 #include "qemu/uuid.h"
 #include "qom/object.h"
+#include "system/dma.h"
 #include "system/kvm.h"
 #include "system/runstate.h"
 #include "system/system.h"
 #include "machine.h"
+#include "promises.h"
+
+/* How deep memory regions may be nested */
+#define MAPPED_DEPTH_MAX    16
 
 #define STREAM_PROPERTY(name, member) \
     { name, offsetof(MigrationProfileStream, has_ ## member), \
@@ -73,6 +80,7 @@ static MigrationProfileStream *profile_stream(void)
 /* Sections that differ in their instance alone */
 typedef struct ProfileGroup {
     MigrationProfileSection *section;
+    QDict *promises;                /* as in the section; may be NULL */
     uint32List **tail;              /* of its instances */
 } ProfileGroup;
 
@@ -82,23 +90,34 @@ typedef struct ProfileParts {
     MigrationProfileSectionList **tail;
     GHashTable *groups;             /* the last one of each name */
     GPtrArray *leaving;             /* prefixes of names */
+    GHashTable *devices;            /* all of them, by DeviceState */
+    GArray *memory;                 /* of ProfilePart: all that is mapped */
 } ProfileParts;
+
+/* A part of a RAM block in the guest's memory */
+typedef struct ProfilePart {
+    const RAMBlock *block;
+    MigrationProfileMapping at;
+} ProfilePart;
 
 /*
  * A device that may be unplugged while a migration runs will be, before any of
  * its state is sent: the primary one of a failover pair.
  */
-static int profile_note_leaving(Object *obj, void *opaque)
+static int profile_note_device(Object *obj, void *opaque)
 {
     DeviceState *dev = (DeviceState *)object_dynamic_cast(obj, TYPE_DEVICE);
-    GPtrArray *leaving = opaque;
+    ProfileParts *parts = opaque;
     g_autofree char *path = NULL;
 
+    if (dev) {
+        g_hash_table_add(parts->devices, dev);
+    }
     if (dev && dev->realized && dev->allow_unplug_during_migration) {
         path = qdev_get_dev_path(dev);
     }
     if (path) {
-        g_ptr_array_add(leaving, g_strconcat(path, "/", NULL));
+        g_ptr_array_add(parts->leaving, g_strconcat(path, "/", NULL));
     }
     return 0;
 }
@@ -164,17 +183,45 @@ static MigrationProfileSection section_describe(const SaveVMSection *from,
     return to;
 }
 
+/* The type of its device, if it is one's own section */
+static const char *section_type(const SaveVMSection *section,
+                                GHashTable *devices)
+{
+    if (!g_hash_table_contains(devices, section->opaque) ||
+        qdev_get_vmsd(section->opaque) != section->vmsd) {
+        return NULL;
+    }
+    return object_get_typename(OBJECT(section->opaque));
+}
+
+static MigrationPromises *promises_from_dict(const QDict *dict)
+{
+    Visitor *v = qobject_input_visitor_new(QOBJECT(dict));
+    MigrationPromises *promises = NULL;
+
+    /* A name that fails here has no member of its own in the schema */
+    visit_type_MigrationPromises(v, NULL, &promises, &error_abort);
+    visit_free(v);
+    return promises;
+}
+
 static ProfileGroup *profile_group(ProfileParts *parts,
-                                   const MigrationProfileSection *like)
+                                   const MigrationProfileSection *like,
+                                   QDict *promises)
 {
     ProfileGroup *group = g_hash_table_lookup(parts->groups, like->name);
 
     if (!group || group->section->version != like->version ||
         group->section->minimum_version != like->minimum_version ||
-        group->section->conditional != like->conditional) {
+        group->section->conditional != like->conditional ||
+        !qobject_is_equal(QOBJECT(group->promises), QOBJECT(promises))) {
         group = g_new0(ProfileGroup, 1);
         group->section = g_memdup2(like, sizeof(*like));
         group->section->name = g_strdup(like->name);
+        if (promises) {
+            group->promises = qobject_ref(promises);
+            group->section->promises = promises_from_dict(promises);
+        }
         group->tail = &group->section->instances;
         QAPI_LIST_APPEND(parts->tail, group->section);
         g_hash_table_replace(parts->groups, group->section->name, group);
@@ -182,9 +229,18 @@ static ProfileGroup *profile_group(ProfileParts *parts,
     return group;
 }
 
+static void profile_group_free(void *opaque)
+{
+    ProfileGroup *group = opaque;
+
+    qobject_unref(group->promises);
+    g_free(group);
+}
+
 static void profile_add_section(const SaveVMSection *section, void *opaque)
 {
     ProfileParts *parts = opaque;
+    g_autoptr(QDict) promises = NULL;
     MigrationProfileSection like;
     ProfileGroup *group;
 
@@ -201,11 +257,85 @@ static void profile_add_section(const SaveVMSection *section, void *opaque)
         return;
     }
     like = section_describe(section, parts->role);
-    group = profile_group(parts, &like);
+    /* A destination's own are its limits */
+    if (parts->role == MIGRATION_HANDSHAKE_ROLE_SOURCE && section->vmsd) {
+        promises = handshake_promises_collect(
+            section->vmsd, section->opaque, section->version_id,
+            section_type(section, parts->devices));
+    }
+    group = profile_group(parts, &like, promises);
     QAPI_LIST_APPEND(group->tail, section->instance_id);
     /* 0 alone goes without saying */
     group->section->has_instances = group->section->instances->next ||
                                     section->instance_id;
+}
+
+static void profile_add_part(ProfileParts *parts, const RAMBlock *block,
+                             uint64_t offset, uint64_t address, uint64_t size)
+{
+    ProfilePart part = { block, { offset, address, size } };
+
+    g_array_append_val(parts->memory, part);
+}
+
+/*
+ * Where the guest sees RAM that neither it nor its firmware can move: what has
+ * a place of its own, priority 0.  BARs, and what may cover RAM for a time, are
+ * laid over that.
+ */
+static void profile_map(ProfileParts *parts, const MemoryRegion *mr,
+                        uint64_t address, uint64_t offset, uint64_t size,
+                        int depth)
+{
+    const MemoryRegion *sub;
+
+    if (!mr->enabled || depth == MAPPED_DEPTH_MAX) {
+        return;
+    }
+    if (mr->alias) {
+        profile_map(parts, mr->alias, address, mr->alias_offset + offset, size,
+                    depth + 1);
+    } else if (mr->ram_block) {
+        profile_add_part(parts, mr->ram_block, offset, address, size);
+    }
+    QTAILQ_FOREACH(sub, &mr->subregions, subregions_link) {
+        uint64_t sub_size = memory_region_size((MemoryRegion *)sub);
+        uint64_t begin = MAX(sub->addr, offset);
+
+        if (!sub->priority && begin - offset < size &&
+            begin - sub->addr < sub_size) {
+            profile_map(parts, sub, address + (begin - offset),
+                        begin - sub->addr,
+                        MIN(size - (begin - offset),
+                            sub_size - (begin - sub->addr)), depth + 1);
+        }
+    }
+}
+
+static int profile_part_order(const void *a, const void *b)
+{
+    const ProfilePart *x = a;
+    const ProfilePart *y = b;
+
+    return x->at.offset < y->at.offset ? -1 :
+           x->at.offset > y->at.offset ? 1 :
+           x->at.address < y->at.address ? -1 : x->at.address > y->at.address;
+}
+
+static void profile_add_mapped(const ProfileParts *parts, const RAMBlock *rb,
+                               MigrationProfileRAMBlock *to)
+{
+    MigrationProfileMappingList **tail = &to->mapped;
+    int n = 0;
+
+    for (guint i = 0; i < parts->memory->len; i++) {
+        const ProfilePart *part = &g_array_index(parts->memory, ProfilePart, i);
+
+        if (part->block == rb && n++ < HANDSHAKE_MAPPED_MAX) {
+            QAPI_LIST_APPEND(tail, g_memdup2(&part->at, sizeof(part->at)));
+        }
+    }
+    to->has_mapped = to->mapped != NULL;
 }
 
 static MigrationProfileRAMBlock *profile_ram_block(const ProfileParts *parts,
@@ -227,6 +357,7 @@ static MigrationProfileRAMBlock *profile_ram_block(const ProfileParts *parts,
         qemu_ram_is_shared(rb) && qemu_ram_is_named_file(rb);
     to->has_address = to->shared_file;
     to->address = to->shared_file ? rb->mr->addr : 0;
+    profile_add_mapped(parts, rb, to);
     return to;
 }
 
@@ -237,15 +368,20 @@ static void profile_add_parts(MigrationProfile *profile,
         .role = role,
         .profile = profile,
         .tail = &profile->sections,
-        .groups = g_hash_table_new_full(g_str_hash, g_str_equal, NULL, g_free),
+        .groups = g_hash_table_new_full(g_str_hash, g_str_equal, NULL,
+                                        profile_group_free),
         .leaving = g_ptr_array_new_with_free_func(g_free),
+        .devices = g_hash_table_new(NULL, NULL),
+        .memory = g_array_new(false, false, sizeof(ProfilePart)),
     };
     MigrationProfileRAMBlockList **tail = &profile->ram_blocks;
     MigrationProfileSectionList *l;
     RAMBlock *rb;
 
-    object_child_foreach_recursive(object_get_root(), profile_note_leaving,
-                                   parts.leaving);
+    object_child_foreach_recursive(object_get_root(), profile_note_device,
+                                   &parts);
+    profile_map(&parts, get_system_memory(), 0, 0, UINT64_MAX, 0);
+    g_array_sort(parts.memory, profile_part_order);
     qemu_savevm_foreach_section(profile_add_section, &parts);
     for (l = profile->sections; l; l = l->next) {
         if (!l->value->has_instances) {
@@ -261,6 +397,52 @@ static void profile_add_parts(MigrationProfile *profile,
     profile->has_ram_blocks = true;
     g_hash_table_unref(parts.groups);
     g_ptr_array_unref(parts.leaving);
+    g_hash_table_unref(parts.devices);
+    g_array_unref(parts.memory);
+}
+
+static int limits_note_device(Object *obj, void *opaque)
+{
+    DeviceState *dev = (DeviceState *)object_dynamic_cast(obj, TYPE_DEVICE);
+
+    if (dev) {
+        g_hash_table_add(opaque, dev);
+    }
+    return 0;
+}
+
+typedef struct LimitParts {
+    GHashTable *devices;
+    GHashTable *limits;
+} LimitParts;
+
+static void limits_add_section(const SaveVMSection *section, void *opaque)
+{
+    LimitParts *parts = opaque;
+
+    if (section->vmsd && !section->vmsd->unmigratable) {
+        g_hash_table_insert(
+            parts->limits,
+            handshake_section_key(section->idstr, section->instance_id),
+            handshake_limits_collect(section->vmsd, section->opaque,
+                                     section->version_id,
+                                     section_type(section, parts->devices)));
+    }
+}
+
+GHashTable *handshake_limits_new(void)
+{
+    LimitParts parts = {
+        .devices = g_hash_table_new(NULL, NULL),
+        .limits = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
+                                        (GDestroyNotify)g_ptr_array_unref),
+    };
+
+    object_child_foreach_recursive(object_get_root(), limits_note_device,
+                                   parts.devices);
+    qemu_savevm_foreach_section(limits_add_section, &parts);
+    g_hash_table_unref(parts.devices);
+    return parts.limits;
 }
 
 /* For a migration that begins there are none; but anybody may ask before */

@@ -13,6 +13,7 @@
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
 #include "migration/handshake/machine.h"
+#include "migration/handshake/promises.h"
 #include "migration/savevm.h"
 
 /* A machine that all others are variations of */
@@ -124,7 +125,10 @@ static strList *names_from(const char *text)
 /* A person must find in the sentence what it is about */
 static void check_sentence(const MigrationHandshakeIssue *issue)
 {
-    if (!g_strcmp0(issue->source, "missing") ||
+    if (g_str_equal(issue->code, "cpu")) {
+        /* Which one it is does not matter */
+        g_assert_nonnull(strstr(issue->message, issue->source));
+    } else if (!g_strcmp0(issue->source, "missing") ||
         !g_strcmp0(issue->destination, "missing") ||
         !issue->source || !issue->destination) {
         g_assert(!issue->subject || strstr(issue->message, issue->subject));
@@ -767,9 +771,9 @@ static void test_ram_missing(void)
           "error ram-block-missing vram: 16777216 -> missing\n");
     check(NULL, BLOCK("vram", "'size': 16777216"), NULL,
           "warning ram-block-extra vram: missing -> 16777216\n");
-    /* That of a device which is on its way out may be gone in time */
+    /* That of a device which is on its way out has not left by then */
     check(BLOCK("rom", "'size': 262144, 'conditional': true"), NULL, NULL,
-          "warning ram-block-missing rom: 262144 -> missing\n");
+          "error ram-block-missing rom: 262144 -> missing\n");
 }
 
 static void test_ram_size(void)
@@ -1045,6 +1049,290 @@ static void test_random(void)
     }
 }
 
+/* Memory is where the guest has it, or the guest is lost */
+#define MAPPED(parts) \
+    "{ 'ram-blocks': [ { 'name': 'm0', 'size': 1048576, 'mapped': [" \
+    parts "] } ] }"
+#define PART(offset, address, size) \
+    "{ 'offset': " offset ", 'address': " address ", 'size': " size " }"
+
+static void test_ram_address(void)
+{
+    static const char low[] = MAPPED(PART("0", "0", "1048576"));
+    static const char high[] = MAPPED(PART("0", "4096", "1048576"));
+    static const char split[] = MAPPED(PART("0", "0", "524288") ","
+                                       PART("524288", "1048576", "524288"));
+    static const char nowhere[] = MAPPED("");
+    static const char head[] = MAPPED(PART("0", "0", "4096"));
+    static const char tail[] = MAPPED(PART("524288", "0", "4096"));
+    static const char twice[] = MAPPED(PART("0", "0", "4096") ","
+                                       PART("0", "8192", "4096"));
+    static const char far[] = MAPPED(
+        PART("0", "18446744073709551615", "18446744073709551615"));
+
+    check(low, low, NULL, NULL);
+    check(split, split, NULL, NULL);
+    check(twice, twice, NULL, NULL);
+    check(far, far, NULL, NULL);
+    check(low, nowhere, NULL, NULL);
+    check(nowhere, low, NULL, NULL);
+    /* What only one of them has says nothing */
+    check(head, tail, NULL, NULL);
+    check(head, split, NULL, NULL);
+    check(head, twice, NULL, NULL);
+    check(low, high, NULL, "error ram-block-address m0: 0x0 -> 0x1000\n");
+    check(high, low, NULL, "error ram-block-address m0: 0x1000 -> 0x0\n");
+    check(low, split, NULL, "error ram-block-address m0: 0x0 -> 0x80000\n");
+    check(split, low, NULL,
+          "error ram-block-address m0: 0x100000 -> 0x80000\n");
+}
+
+static char *describe(void *opaque, unsigned index)
+{
+    return g_strdup_printf("%s%u", (const char *)opaque, index);
+}
+
+static void limits_add(GPtrArray *limits, HandshakeLimit limit)
+{
+    g_ptr_array_add(limits, g_memdup2(&limit, sizeof(limit)));
+}
+
+static GHashTable *set_from(const char *has, const char *lacks)
+{
+    GHashTable *set = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
+                                            NULL);
+    g_autoptr(strList) names = names_from(has);
+    g_autoptr(strList) others = names_from(lacks);
+
+    for (strList *l = names; l; l = l->next) {
+        g_hash_table_insert(set, g_strdup(l->value), GINT_TO_POINTER(true));
+    }
+    for (strList *l = others; l; l = l->next) {
+        g_hash_table_insert(set, g_strdup(l->value), GINT_TO_POINTER(false));
+    }
+    return set;
+}
+
+static GByteArray *byte_array(const void *bytes, size_t size)
+{
+    return g_byte_array_append(g_byte_array_new(), bytes, size);
+}
+
+/* What sections "dev", "dev 1" and "net-user" could keep */
+static GHashTable *limits_new(void)
+{
+    static const uint64_t words[] = { 0x10, 0x1 };
+    static const uint8_t bytes[] = { 0x12, 0x34, 0, 0xff };
+    static const uint8_t mask[] = { 0xff, 0x0f, 0xff, 0 };
+    static const uint8_t soft[] = { 0, 0, 0, 0xf0 };
+    GPtrArray *limits = g_ptr_array_new_with_free_func(g_free);
+    GHashTable *all = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
+                                            (GDestroyNotify)g_ptr_array_unref);
+    GPtrArray *few = g_ptr_array_new_with_free_func(g_free);
+
+    limits_add(limits, (HandshakeLimit) {
+        "counts", (char *)"a.n", HANDSHAKE_RULE_EQUAL, MIGRATION_BREACH_LOAD,
+        .number = 8 });
+    limits_add(limits, (HandshakeLimit) {
+        "values", (char *)"a.v", HANDSHAKE_RULE_EQUAL, MIGRATION_BREACH_LOAD,
+        .number = UINT64_MAX });
+    limits_add(limits, (HandshakeLimit) {
+        "bytes", NULL, HANDSHAKE_RULE_EQUAL, MIGRATION_BREACH_CHANGE,
+        .number = 360 });
+    limits_add(limits, (HandshakeLimit) {
+        "virtio-queues", NULL, HANDSHAKE_RULE_AT_MOST, MIGRATION_BREACH_LOSS,
+        .number = 3 });
+    limits_add(limits, (HandshakeLimit) {
+        "vnet-hdr", NULL, HANDSHAKE_RULE_FLAG, MIGRATION_BREACH_LOAD });
+    limits_add(limits, (HandshakeLimit) {
+        "device-type", NULL, HANDSHAKE_RULE_TEXT, MIGRATION_BREACH_CHANGE,
+        .text = (char *)"scsi-cd" });
+    limits_add(limits, (HandshakeLimit) {
+        "disk-serials", (char *)"0", HANDSHAKE_RULE_TEXT,
+        MIGRATION_BREACH_CHANGE });
+    limits_add(limits, (HandshakeLimit) {
+        "disk-writable", NULL, HANDSHAKE_RULE_SET, MIGRATION_BREACH_LOSS,
+        .set = set_from("0", "1") });
+    limits_add(limits, (HandshakeLimit) {
+        "pci-config", NULL, HANDSHAKE_RULE_MASKED, MIGRATION_BREACH_CHANGE,
+        .bytes = byte_array(bytes, sizeof(bytes)),
+        .mask = byte_array(soft, sizeof(soft)) });
+    limits_add(limits, (HandshakeLimit) {
+        "subsections", NULL, HANDSHAKE_RULE_SET, MIGRATION_BREACH_CHANGE,
+        .set = set_from("dev/known", NULL) });
+    limits_add(limits, (HandshakeLimit) {
+        "virtio-features", NULL, HANDSHAKE_RULE_BITS, MIGRATION_BREACH_LOAD,
+        .bytes = byte_array(words, sizeof(words)), .describe = describe,
+        .opaque = (void *)"F_" });
+    limits_add(limits, (HandshakeLimit) {
+        "pci-config", NULL, HANDSHAKE_RULE_MASKED, MIGRATION_BREACH_LOAD,
+        .bytes = byte_array(bytes, sizeof(bytes)),
+        .mask = byte_array(mask, sizeof(mask)), .describe = describe,
+        .opaque = (void *)"capability" });
+    limits_add(limits, (HandshakeLimit) {
+        "cpu-model", NULL, HANDSHAKE_RULE_TEXT, MIGRATION_BREACH_CHANGE,
+        .text = (char *)"max-x86_64-cpu" });
+    limits_add(limits, (HandshakeLimit) {
+        "cpu-features", NULL, HANDSHAKE_RULE_SET, MIGRATION_BREACH_LOSS,
+        .set = set_from("sse,sse2", "avx,avx2,vmx-ept,"
+                        "f1,f2,f3,f4,f5,f6,f7,f8,f9,f10") });
+    limits_add(few, (HandshakeLimit) {
+        "virtio-queues", NULL, HANDSHAKE_RULE_AT_MOST, MIGRATION_BREACH_LOSS,
+        .number = 1 });
+    g_hash_table_insert(all, g_strdup("dev 0"), g_ptr_array_ref(limits));
+    g_hash_table_insert(all, g_strdup("dev 1"), limits);
+    g_hash_table_insert(all, g_strdup("net-user 0"), few);
+    return all;
+}
+
+static void check_promises(const char *section, const char *qemu_version,
+                           const char *expected)
+{
+    g_autofree char *json = g_strdup_printf(
+        "{ 'sections': [ { 'version': 1, %s } ], 'qemu-version': '%s' }",
+        section, qemu_version);
+    g_autoptr(MigrationProfile) src = profile_from(json, NULL);
+    g_autoptr(MigrationProfile) dst = profile_from(NULL, NULL);
+    g_autoptr(GHashTable) limits = limits_new();
+    HandshakeIssues issues = { 0 };
+    g_autofree char *text = NULL;
+
+    handshake_compare_promises(src, dst, limits, &issues);
+    text = issues_text(&issues);
+    g_assert_cmpstr(text, ==, expected ?: "");
+    handshake_issues_free(&issues);
+}
+
+static void check_promise(const char *promise, const char *expected)
+{
+    g_autofree char *section = g_strdup_printf(
+        "'name': 'dev', 'promises': { %s }", promise);
+
+    check_promises(section, "10.0.0", expected);
+}
+
+static void test_promise_numbers(void)
+{
+    check_promise("", NULL);
+    check_promise("'counts': [ { 'name': 'a.n', 'value': 8 } ]", NULL);
+    check_promise("'counts': [ { 'name': 'other', 'value': 9 } ]", NULL);
+    check_promise("'counts': [ { 'name': 'other', 'value': 1 },"
+                  "            { 'name': 'a.n', 'value': 9 } ]",
+                  "error section-schema dev: 9 -> 8\n");
+    check_promise("'counts': [ { 'name': 'a.n', 'value': 0 } ]",
+                  "error section-schema dev: 0 -> 8\n");
+    check_promise("'values': [ { 'name': 'a.v',"
+                  "              'value': 18446744073709551615 } ]", NULL);
+    check_promise("'values': [ { 'name': 'a.v', 'value': 1 } ]",
+                  "error section-schema dev: 1 -> 18446744073709551615\n");
+    check_promise("'bytes': 360", NULL);
+    check_promise("'bytes': 368",
+                  "warning section-schema dev: 368 -> 360\n");
+    check_promise("'virtio-queues': 0", NULL);
+    check_promise("'virtio-queues': 3", NULL);
+    check_promise("'virtio-queues': 4", "error device dev: 4 -> 3\n");
+    check_promise("'vnet-hdr': false", NULL);
+    check_promise("'vnet-hdr': true", "error device dev: yes -> no\n");
+}
+
+static void test_promise_texts(void)
+{
+    check_promise("'device-type': 'scsi-cd'", NULL);
+    check_promise("'device-type': 'scsi-hd'",
+                  "warning device dev: scsi-hd -> scsi-cd\n");
+    check_promise("'device-type': ''", "warning device dev:  -> scsi-cd\n");
+    check_promise("'disk-serials': [ { 'name': '1', 'value': 'x' } ]", NULL);
+    check_promise("'disk-serials': [ { 'name': '0', 'value': 'x' } ]",
+                  "warning disk dev: x -> missing\n");
+    check_promise("'disk-writable': [ '0' ]", NULL);
+    check_promise("'disk-writable': [ '0', '1', '2' ]",
+                  "error disk dev: 1, 2 -> missing\n");
+    check_promise("'subsections': [ 'dev/known' ]", NULL);
+    check_promise("'subsections': [ 'dev/later' ]",
+                  "warning section-schema dev: dev/later -> missing\n");
+}
+
+static void test_promise_bits(void)
+{
+    check_promise("'virtio-features': '0'", NULL);
+    check_promise("'virtio-features': '10000000000000010'", NULL);
+    check_promise("'virtio-features': '00000000000000000000000000000000010'",
+                  NULL);
+    check_promise("'virtio-features': '31'",
+                  "error device dev: F_0, F_5 -> missing\n");
+    check_promise("'virtio-features': '20000000000000000'",
+                  "error device dev: F_65 -> missing\n");
+    /* What nobody here has a name for */
+    check_promise("'virtio-features': '100000000000000000000000000000000'",
+                  "error device dev: feature bit 128 -> missing\n");
+    check_promise("'virtio-features': 'fffffffff'",
+                  "error device dev: F_0, F_1, F_2, F_3, F_5, F_6, F_7, F_8 "
+                  "and 27 more -> missing\n");
+}
+
+static void test_promise_masked(void)
+{
+    check_promise("'pci-config': '0:123400f0'", NULL);
+    check_promise("'pci-config': '0:12f400fa'", NULL);  /* none of that counts */
+    check_promise("'pci-config': '0:123400ef'",
+                  "warning device dev: ef -> ff\n");
+    check_promise("'pci-config': '0:123500f0,fff:ff'",
+                  "error device dev: 35 -> 34\n");
+    check_promise("'pci-config': '1:3400f0'", "error device dev: 00 -> 12\n");
+    check_promise("'pci-config': ''", "error device dev: 00 -> 12\n"
+                  "warning device dev: 00 -> ff\n");
+    check_promise("'pci-config': '0:123401f0'",
+                  "error device dev: 01 -> 00\n");
+}
+
+static void test_promise_cpu(void)
+{
+    static const char max[] = "'name': 'dev', 'promises': {"
+        "'cpu-model': 'max-x86_64-cpu', 'cpu-features': [ 'avx', 'sse' ] }";
+    static const char other[] = "'name': 'dev', 'promises': {"
+        "'cpu-model': 'host-x86_64-cpu', 'cpu-features': [ 'avx', 'sse' ] }";
+
+    check_promise("'cpu-features': [ 'sse', 'sse2' ]", NULL);
+    check_promise("'cpu-features': [ 'sse', 'avx2', 'avx' ]",
+                  "error cpu dev: avx2, avx -> missing\n");
+    /* Neither is a reason to refuse */
+    check_promise("'cpu-features': [ 'vmx-ept', 'of-a-later-version' ]",
+                  "warning cpu dev: vmx-ept, of-a-later-version -> missing\n");
+    check_promise("'cpu-features': [ 'vmx-ept', 'avx' ]",
+                  "error cpu dev: avx -> missing\n"
+                  "warning cpu dev: vmx-ept -> missing\n");
+    check_promise("'cpu-features': [ 'f1', 'f2', 'f3', 'f4', 'f5', 'f6', 'f7',"
+                  "                  'f8', 'f9', 'f10' ]",
+                  "error cpu dev: f1, f2, f3, f4, f5, f6, f7, f8 and 2 more "
+                  "-> missing\n");
+    /* Whatever there is: that depends on the version */
+    check_promises(max, "10.0.0", "error cpu dev: avx -> missing\n");
+    check_promises(max, "10.2.0", "warning cpu dev: avx -> missing\n");
+    check_promises(other, "10.2.0",
+                   "error cpu dev: avx -> missing\n"
+                   "warning cpu dev: host-x86_64-cpu -> max-x86_64-cpu\n");
+    /* All of them are alike */
+    check_promises("'name': 'dev', 'instances': [ 0, 1 ], 'promises': {"
+                   "'cpu-features': [ 'avx' ] }", "10.0.0",
+                   "error cpu dev: avx -> missing\n");
+}
+
+static void test_promise_sections(void)
+{
+    check_promises("'name': 'dev', 'conditional': true,"
+                   "'promises': { 'virtio-queues': 4 }", "10.0.0",
+                   "warning device dev: 4 -> 3\n");
+    check_promises("'name': 'dev', 'instances': [ 0, 1, 2 ],"
+                   "'promises': { 'virtio-queues': 4 }", "10.0.0",
+                   "error device dev: 4 -> 3\n"
+                   "error device dev 1: 4 -> 3\n");
+    /* Its former name */
+    check_promises("'name': 'slirp', 'promises': { 'virtio-queues': 4 }",
+                   "10.0.0", "error device slirp: 4 -> 1\n");
+    check_promises("'name': 'elsewhere', 'promises': { 'virtio-queues': 4 }",
+                   "10.0.0", NULL);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -1074,6 +1362,13 @@ int main(int argc, char **argv)
         { "ram/size", test_ram_size },
         { "ram/page-size", test_ram_page_size },
         { "ram/ignore-shared", test_ignore_shared },
+        { "ram/address", test_ram_address },
+        { "promise/numbers", test_promise_numbers },
+        { "promise/texts", test_promise_texts },
+        { "promise/bits", test_promise_bits },
+        { "promise/masked", test_promise_masked },
+        { "promise/cpu", test_promise_cpu },
+        { "promise/sections", test_promise_sections },
         { "capability", test_capability },
         { "unmigratable", test_unmigratable },
         { "random", test_random },

@@ -716,6 +716,143 @@ static void test_lists(void)
     assert_hello_refused(bitmap, "name of more than 255 bytes");
 }
 
+#define PROMISES(json) \
+    "{" CORE ", \"profile\": { \"sections\": [ { \"name\": \"x\", " \
+    "\"version\": 1, \"promises\": { " json " } } ] } }"
+
+static void test_promises(void)
+{
+    static const char *const good[] = {
+        "", "\"pci-config\": \"\"", "\"pci-config\": \"0:01,fff:02\"",
+        "\"virtio-features\": \"0\"", "\"a\": [ {}, [], 1, null ]",
+        "\"cpu-features\": []", "\"pci-configs\": \"what\"",
+        "\"counts\": [ { \"name\": \"\", \"value\": 1, \"x\": 2 } ]",
+        "\"values\": [ { \"name\": \"a\", \"value\": 18446744073709551615 } ]",
+    };
+    static const char *const bad[] = {
+        "\"pci-config\": \"0:1\"", "\"pci-config\": \"1000:01\"",
+        "\"pci-status\": \"zz\"", "\"virtio-features\": \"\"",
+        "\"virtio-features\": \"0x1\"",
+    };
+    static const char *const wrong[] = {
+        "\"pci-config\": 1", "\"virtio-features\": 1",
+        "\"virtio-queues\": -1", "\"virtio-queues\": true",
+        "\"virtio-queues\": \"1\"", "\"counts\": {}", "\"counts\": [ 1 ]",
+        "\"counts\": [ { \"name\": \"x\" } ]",
+        "\"counts\": [ { \"name\": 1, \"value\": 1 } ]",
+        "\"cpu-features\": [ 1 ]", "\"cpu-features\": \"avx\"",
+        "\"cpu\": [ { \"name\": \"family\", \"value\": 6 } ]",
+        "\"vnet-hdr\": 1", "\"disk-sizes\": null",
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(good); i++) {
+        g_autofree char *text = g_strdup_printf(PROMISES("%s"), good[i]);
+        g_autoptr(GString) json = g_string_new(text);
+        g_autoptr(MigrationHandshakeHello) hello =
+            handshake_get_hello(json, NULL, &error_abort);
+
+        g_assert_nonnull(hello->profile->sections->value->promises);
+    }
+    for (int i = 0; i < ARRAY_SIZE(bad); i++) {
+        g_autofree char *text = g_strdup_printf(PROMISES("%s"), bad[i]);
+
+        assert_hello_refused(text, "malformed promise");
+    }
+    for (int i = 0; i < ARRAY_SIZE(wrong); i++) {
+        g_autofree char *text = g_strdup_printf(PROMISES("%s"), wrong[i]);
+
+        assert_hello_refused(text, "arameter");
+    }
+}
+
+/* @n of @item, with commas between them */
+static char *repeated(const char *item, int n)
+{
+    GString *text = g_string_new(NULL);
+
+    for (int i = 0; i < n; i++) {
+        g_string_append_printf(text, "%s", i ? "," : "");
+        g_string_append_printf(text, item, i);
+    }
+    return g_string_free(text, FALSE);
+}
+
+static void test_promises_many(void)
+{
+    static const struct {
+        const char *format;
+        const char *item;
+        int max;
+        const char *error;
+    } cases[] = {
+        { "%s", "\"n%d\": 1", 64, "more than 64 promises" },
+        { "\"cpu-features\": [ %s ]", "\"f%d\"", 4096, "too long" },
+        { "\"unknown\": [ %s ]", "%d", 4096, "too long" },
+    };
+    g_autofree char *text32k = g_strnfill(32 * 1024, 'a');
+    g_autofree char *name255 = g_strnfill(255, 'n');
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        for (int more = 0; more < 2; more++) {
+            g_autofree char *items = repeated(cases[i].item,
+                                              cases[i].max + more);
+            g_autofree char *promises = g_strdup_printf(cases[i].format,
+                                                        items);
+            g_autofree char *text = g_strdup_printf(PROMISES("%s"), promises);
+            g_autoptr(GString) json = g_string_new(text);
+
+            if (more) {
+                assert_hello_refused(text, cases[i].error);
+            } else {
+                qapi_free_MigrationHandshakeHello(
+                    handshake_get_hello(json, NULL, &error_abort));
+            }
+        }
+    }
+    for (int more = 0; more < 2; more++) {
+        static const char *const formats[] = {
+            "\"device-type\": \"%s%s\"", "\"disk-writable\": [ \"%s%s\" ]",
+            "\"counts\": [ { \"name\": \"%s%s\", \"value\": 1 } ]",
+        };
+
+        for (int i = 0; i < ARRAY_SIZE(formats); i++) {
+            g_autofree char *promises =
+                g_strdup_printf(formats[i], i ? name255 : text32k,
+                                more ? "b" : "");
+            g_autofree char *text = g_strdup_printf(PROMISES("%s"), promises);
+            g_autoptr(GString) json = g_string_new(text);
+
+            if (more) {
+                assert_hello_refused(text, "too long");
+            } else {
+                qapi_free_MigrationHandshakeHello(
+                    handshake_get_hello(json, NULL, &error_abort));
+            }
+        }
+    }
+}
+
+/* Of a machine with a great many devices, the sections are still told */
+static void test_promises_left_out(void)
+{
+    g_autoptr(MigrationHandshakeHello) hello = hello_new();
+    g_autoptr(MigrationHandshakeHello) got = NULL;
+    g_autoptr(GString) json = NULL;
+
+    g_clear_pointer(&hello->profile->sections,
+                    qapi_free_MigrationProfileSectionList);
+    for (int i = 0; i < 5000; i++) {
+        add_section(hello, "x", 0);
+        hello->profile->sections->value->promises =
+            g_new0(MigrationPromises, 1);
+    }
+    json = hello_json(hello);
+    got = handshake_get_hello(json, NULL, &error_abort);
+    g_assert_cmpuint(QAPI_LIST_LENGTH(got->profile->sections), ==, 5000);
+    g_assert_null(got->profile->sections->value->promises);
+    g_assert_nonnull(hello->profile->sections->value->promises);
+}
+
 static void test_profile(void)
 {
     g_autoptr(MigrationHandshakeHello) hello = hello_new();
@@ -1470,6 +1607,9 @@ static const struct {
     { "json/cut", test_json_cut },
     { "parts", test_parts },
     { "lists", test_lists },
+    { "promises", test_promises },
+    { "promises/many", test_promises_many },
+    { "promises/left-out", test_promises_left_out },
     { "profile", test_profile },
     { "verdict", test_verdict },
     { "accept/strict", test_accept_strict },

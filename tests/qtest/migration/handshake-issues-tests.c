@@ -1268,7 +1268,7 @@ static void do_test_failover(const char *primary, bool agrees)
     static const IssueTest missing = {
         .code = "ram-block-missing",
         .subject = "0000:00:02.0:00.0/virtio-net-pci.rom",
-        .source = "*", .destination = "missing", .warning = true,
+        .source = "*", .destination = "missing",
     };
     g_autofree char *opts = g_strconcat(FAILOVER, primary, NULL);
     QTestState *to, *from;
@@ -1312,7 +1312,7 @@ static void test_failover(void)
     do_test_failover(",romfile=", true);
 }
 
-/* Its RAM goes over the wire before it has left, unless the guest is quick */
+/* Its RAM is listed before it has left */
 static void test_failover_rom(void)
 {
     do_test_failover("", false);

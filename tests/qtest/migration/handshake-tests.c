@@ -796,15 +796,16 @@ static void test_kill_destination(void)
 }
 
 /*
- * Two devices of one name that are not alike in what only their state says.
+ * Two devices of one name that are not alike in what only their state says, so
+ * that the handshake has but a warning.
  * That shows when all of RAM has moved and the guest stands still.
  */
 static void test_late_failure(void)
 {
-    QTestState *to =
-        start_destination("-device virtio-rng-pci,disable-legacy=off");
-    QTestState *from =
-        start_source("-device virtio-rng-pci,disable-legacy=on");
+    QTestState *to = start_destination(
+        "-machine pc "
+        "-global PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off");
+    QTestState *from = start_source("-machine pc");
     QDict *rsp;
 
     migrate_to(from, to, NULL);

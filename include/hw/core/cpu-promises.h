@@ -1,0 +1,21 @@
+/*
+ * What a CPU has promised its guest
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef HW_CORE_CPU_PROMISES_H
+#define HW_CORE_CPU_PROMISES_H
+
+#include "migration/promises.h"
+
+/**
+ * cpu_promises: a hook for the state that all CPUs have
+ * @p: the promises of a section
+ * @opaque: the CPU
+ *
+ * Of its properties, those that say what the guest can see.
+ */
+void cpu_promises(VMStatePromises *p, void *opaque);
+
+#endif

@@ -1,0 +1,562 @@
+/*
+ * QTest testcases for the migration handshake: what devices have promised
+ *
+ * Two QEMUs that differ in one thing, of which the stream says nothing, or too
+ * late.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "qobject/qstring.h"
+#include "libqtest.h"
+#include "migration/framework.h"
+#include "migration/handshake-util.h"
+#include "migration/migration-qmp.h"
+#include "migration/migration-util.h"
+
+static char *tmpfs;
+
+/* What the guest does on the source before it is to move */
+typedef void GuestFunc(QTestState *from);
+
+typedef struct PromiseTest {
+    const char *name;
+    const char *code;
+    bool warning;
+    const char *subject;        /* patterns with * and ? */
+    const char *source;
+    const char *destination;
+    const char *message;
+    const char *from;
+    const char *to;
+    GuestFunc *guest;
+    const char *device;         /* which the binary needs to have */
+} PromiseTest;
+
+#define PC          "-machine pc "
+#define NULL_DISK(more) \
+    "-drive if=none,id=disk,driver=null-co,read-zeroes=on," more " "
+#define VIRTIO_BLK  NULL_DISK("size=64M") \
+    "-device virtio-blk-pci,drive=disk,addr=4,vectors=3,disable-modern=on,"
+
+/* Where BAR 0 of the device in slot 4 goes */
+#define BAR0        0xc000
+#define RING        0x10000
+
+/* A driver of the legacy kind finds the device in slot 4, and resets it */
+static void virtio_start(QTestState *from)
+{
+    qtest_outl(from, 0xcf8, 0x80002010);
+    qtest_outl(from, 0xcfc, BAR0);
+    qtest_outl(from, 0xcf8, 0x80002004);
+    qtest_outw(from, 0xcfc, 0x5);           /* I/O ports and bus master */
+    qtest_outb(from, BAR0 + 18, 0);
+    qtest_outb(from, BAR0 + 18, 3);
+}
+
+static void virtio_ack_all(QTestState *from)
+{
+    virtio_start(from);
+    /* But for the one that only drivers acknowledge which should not */
+    qtest_outl(from, BAR0 + 4, qtest_inl(from, BAR0) & ~(1U << 30));
+    qtest_outb(from, BAR0 + 18, 7);
+}
+
+/* The second queue, with one request to flush the disk */
+static void virtio_use_second_queue(QTestState *from)
+{
+    const uint64_t desc = RING, data = RING + 0x80000;
+    uint64_t avail;
+
+    virtio_start(from);
+    qtest_outl(from, BAR0 + 4, 0);
+    qtest_outb(from, BAR0 + 18, 7);
+    qtest_outw(from, BAR0 + 14, 1);
+    avail = desc + 16 * qtest_inw(from, BAR0 + 12);
+    qtest_outl(from, BAR0 + 8, RING >> 12);
+    qtest_writel(from, data, 4);            /* VIRTIO_BLK_T_FLUSH */
+    qtest_writeq(from, desc, data);
+    qtest_writel(from, desc + 8, 16);
+    qtest_writew(from, desc + 12, 1);       /* there is a next one: */
+    qtest_writew(from, desc + 14, 1);
+    qtest_writeq(from, desc + 16, data + 16);
+    qtest_writel(from, desc + 24, 1);
+    qtest_writew(from, desc + 28, 2);       /* the device writes it */
+    qtest_writew(from, avail + 4, 0);
+    qtest_writew(from, avail + 2, 1);
+    qtest_writeb(from, data + 16, 0xff);
+    qtest_outw(from, BAR0 + 16, 1);
+    while (qtest_readb(from, data + 16) == 0xff) {
+        g_usleep(1000);
+    }
+}
+
+/* As Linux does it */
+static void use_modern_cpu_hotplug(QTestState *from)
+{
+    qtest_outb(from, 0xcd8, 0);
+}
+
+#define NUMA(first, second) \
+    "-object memory-backend-ram,id=m0,size=32M " \
+    "-object memory-backend-ram,id=m1,size=32M " \
+    "-numa node,memdev=" first " -numa node,memdev=" second
+
+#define VIRTIO_MEM(more) \
+    "-m 64,maxmem=1G -object memory-backend-ram,id=vm,size=64M " \
+    "-device virtio-mem-pci,addr=4,memdev=vm," more
+
+#define IDE(device) PC NULL_DISK("size=64M") "-device " device
+
+#define SCSI(device) \
+    NULL_DISK("size=64M") "-device virtio-scsi-pci,addr=4 -device " device
+
+static const PromiseTest tests[] = {
+    {
+        .name = "counts", .code = "section-schema",
+        .subject = "0000:00:04.0/xhci", .source = "8", .destination = "16",
+        .message = "*has 8 'xhci.ports' on the source and 16 on *",
+        .from = "-device qemu-xhci,addr=4",
+        .to = "-device qemu-xhci,addr=4,p2=8,p3=8", .device = "qemu-xhci",
+    }, {
+        .name = "values", .code = "section-schema",
+        .subject = "0000:00:04.0/pcie-root-port", .source = "8",
+        .destination = "4", .message = "*'*.aer_log.log_max' is 8 on *",
+        .from = "-device pcie-root-port,addr=4",
+        .to = "-device pcie-root-port,addr=4,aer_log_max=4",
+        .device = "pcie-root-port",
+    }, {
+        .name = "bytes", .code = "section-schema", .warning = true,
+        .subject = "0000:00:01.3/piix4_pm", .source = "*", .destination = "*",
+        .message = "the state of * bytes on the source and * on the destination",
+        .from = PC, .to = PC
+        "-global PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off",
+    }, {
+        .name = "device-type", .code = "device", .warning = true,
+        .subject = "0000:00:04.0/1/usb-ptr", .source = "usb-mouse",
+        .destination = "usb-tablet",
+        .message = "* is a usb-mouse on the source and a usb-tablet on *",
+        .from = "-device qemu-xhci,addr=4 -device usb-mouse,port=1",
+        .to = "-device qemu-xhci,addr=4 -device usb-tablet,port=1",
+        .device = "qemu-xhci",
+    }, {
+        .name = "pci-config", .code = "device",
+        .subject = "0000:00:04.0/virtio-rng", .source = "01",
+        .destination = "03",
+        .message = "*PCI configuration differs at 0x9a (MSI-X capability): 01 "
+                   "on the source, 03 on the destination",
+        .from = "-device virtio-rng-pci,addr=4,vectors=2",
+        .to = "-device virtio-rng-pci,addr=4,vectors=4",
+        .device = "virtio-rng-pci",
+    }, {
+        .name = "pci-subsystem", .code = "device", .warning = true,
+        .subject = "0000:00:04.0/e1000e", .source = "86",
+        .destination = "f4", .message = "*differs at 0x2c (subsystem): 86 on *",
+        .from = "-device e1000e,addr=4",
+        .to = "-device e1000e,addr=4,subsys_ven=0x1af4", .device = "e1000e",
+    }, {
+        .name = "subsys", .code = "section-schema",
+        .subject = "0000:00:04.0/e1000e", .source = "32902",
+        .destination = "6900", .message = "*'subsys_ven' is 32902 on *",
+        .from = "-device e1000e,addr=4",
+        .to = "-device e1000e,addr=4,subsys_ven=0x1af4", .device = "e1000e",
+    }, {
+        .name = "virtio-features", .code = "device",
+        .subject = "0000:00:04.0/virtio-blk",
+        .source = "VIRTIO_BLK_F_DISCARD", .destination = "missing",
+        .message = "*the guest uses VIRTIO_BLK_F_DISCARD, which the "
+                   "destination does not offer",
+        .from = VIRTIO_BLK "num-queues=1",
+        .to = VIRTIO_BLK "num-queues=1,discard=off",
+        .guest = virtio_ack_all, .device = "virtio-blk-pci",
+    }, {
+        .name = "virtio-queues", .code = "device",
+        .subject = "0000:00:04.0/virtio-blk", .source = "2",
+        .destination = "1",
+        .message = "*the guest uses 2 queues, and the destination has 1",
+        .from = VIRTIO_BLK "num-queues=2", .to = VIRTIO_BLK "num-queues=1",
+        .guest = virtio_use_second_queue, .device = "virtio-blk-pci",
+    }, {
+        .name = "ports", .code = "device",
+        .subject = "0000:00:04.0/virtio-console", .source = "0,1",
+        .destination = "0", .message = "*has port 0,1 on the source and 0 on *",
+        .from = "-device virtio-serial-pci,addr=4 "
+                "-device virtserialport,nr=1",
+        .to = "-device virtio-serial-pci,addr=4", .device = "virtserialport",
+    }, {
+        .name = "outputs", .code = "section-schema",
+        .subject = "0000:00:04.0/virtio-gpu", .source = "1",
+        .destination = "2", .message = "*max_outputs' is 1 on *",
+        .from = "-device virtio-gpu-pci,addr=4",
+        .to = "-device virtio-gpu-pci,addr=4,max_outputs=2",
+        .device = "virtio-gpu-pci",
+    }, {
+        .name = "block-size", .code = "section-schema",
+        .subject = "0000:00:04.0/virtio-mem", .source = "2097152",
+        .destination = "4194304", .message = "*block_size' is 2097152 on *",
+        .from = VIRTIO_MEM("block-size=2M"), .to = VIRTIO_MEM("block-size=4M"),
+        .device = "virtio-mem-pci",
+    }, {
+        .name = "possible-cpus", .code = "section-schema",
+        .subject = "0000:00:1f.0/ICH9LPC", .source = "1", .destination = "2",
+        .message = "*possible_cpus' is 1 on the source and 2 on *",
+        .from = "-smp 1", .to = "-smp 2", .guest = use_modern_cpu_hotplug,
+    }, {
+        .name = "cpu-features", .code = "cpu", .subject = "cpu_common",
+        .source = "avx2", .destination = "missing",
+        .message = "the guest's CPU has avx2, which *",
+        .from = "-cpu max", .to = "-cpu max,-avx2",
+    }, {
+        .name = "cpu-model", .code = "cpu", .warning = true,
+        .subject = "cpu_common", .source = "qemu64-*",
+        .destination = "max-*", .message = "*CPU is a qemu64-* and a max-*",
+        .from = "-cpu qemu64", .to = "-cpu max",
+    }, {
+        .name = "cpu", .code = "cpu", .warning = true,
+        .subject = "cpu_common", .source = "this", .destination = "that",
+        .message = "the model-id of the guest's CPU is this on *",
+        .from = "-cpu max,model-id=this", .to = "-cpu max,model-id=that",
+    }, {
+        .name = "ide-missing", .code = "disk",
+        .subject = "0000:00:01.1/ide", .source = "hd",
+        .destination = "missing", .message = "disk 1.0 of * is a hd on the source and missing on *",
+        .from = IDE("ide-hd,drive=disk,bus=ide.1,unit=0"), .to = PC,
+    }, {
+        .name = "ide-moved", .code = "disk",
+        .subject = "0000:00:01.1/ide", .source = "hd",
+        .destination = "missing", .message = "disk 1.0 of * is a hd on the source and missing on *",
+        .from = IDE("ide-hd,drive=disk,bus=ide.1,unit=0"),
+        .to = IDE("ide-hd,drive=disk,bus=ide.1,unit=1"),
+    }, {
+        .name = "ide-cd", .code = "disk",
+        .subject = "0000:00:01.1/ide", .source = "1.0",
+        .destination = "missing", .message = "disk 1.0 of * can be written on *",
+        .from = IDE("ide-hd,drive=disk,bus=ide.1,unit=0"),
+        .to = IDE("ide-cd,drive=disk,bus=ide.1,unit=0"),
+    }, {
+        .name = "disk-type", .code = "disk", .warning = true,
+        .subject = "*0:0:0/scsi-disk", .source = "cd", .destination = "hd",
+        .message = "disk 0 of * is a cd on the source and hd on *",
+        .from = SCSI("scsi-cd,drive=disk"), .to = SCSI("scsi-hd,drive=disk"),
+        .device = "scsi-cd",
+    }, {
+        .name = "disk-size", .code = "disk", .warning = true,
+        .subject = "0000:00:04.0/virtio-blk", .source = "67108864",
+        .destination = "33554432", .message = "disk 0 of * has 67108864 *",
+        .from = NULL_DISK("size=64M")
+                "-device virtio-blk-pci,drive=disk,addr=4",
+        .to = NULL_DISK("size=32M") "-device virtio-blk-pci,drive=disk,addr=4",
+        .device = "virtio-blk-pci",
+    }, {
+        .name = "disk-writable", .code = "disk",
+        .subject = "0000:00:04.0/virtio-blk", .source = "0",
+        .destination = "missing", .message = "disk 0 of * can be written on *",
+        .from = NULL_DISK("size=64M")
+                "-device virtio-blk-pci,drive=disk,addr=4",
+        .to = NULL_DISK("size=64M,read-only=on")
+              "-device virtio-blk-pci,drive=disk,addr=4",
+        .device = "virtio-blk-pci",
+    }, {
+        .name = "disk-serial", .code = "disk", .warning = true,
+        .subject = "0000:00:04.0/virtio-blk", .source = "one",
+        .destination = "two", .message = "disk 0 of * serial number one on *",
+        .from = VIRTIO_BLK "serial=one", .to = VIRTIO_BLK "serial=two",
+        .device = "virtio-blk-pci",
+    }, {
+        .name = "disk-block-size", .code = "disk", .warning = true,
+        .subject = "0000:00:04.0/virtio-blk", .source = "512",
+        .destination = "4096", .message = "disk 0 of * blocks of 512 bytes on *",
+        .from = VIRTIO_BLK "logical_block_size=512",
+        .to = VIRTIO_BLK "logical_block_size=4096,physical_block_size=4096",
+        .device = "virtio-blk-pci",
+    }, {
+        .name = "address", .code = "ram-block-address", .subject = "m0",
+        .source = "0x0", .destination = "0x2000000",
+        .message = "memory 'm0' is at 0x0 on the source and at 0x2000000 on *",
+        .from = NUMA("m0", "m1"), .to = NUMA("m1", "m0"),
+    },
+};
+
+static bool matches(const QDict *issue, const char *member, const char *pattern)
+{
+    return g_pattern_match_simple(pattern,
+                                  qdict_get_try_str(issue, member) ?: "");
+}
+
+static bool has_issue(QDict *info, const PromiseTest *t)
+{
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(info, "issues"), entry) {
+        const QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (matches(issue, "code", t->code) &&
+            matches(issue, "severity", t->warning ? "warning" : "error") &&
+            matches(issue, "subject", t->subject) &&
+            matches(issue, "source", t->source) &&
+            matches(issue, "destination", t->destination) &&
+            matches(issue, "message", t->message)) {
+            return true;
+        }
+    }
+    g_test_message("%s", qobject_to_json_pretty(QOBJECT(info), true)->str);
+    return false;
+}
+
+static void assert_issue(QDict *info, const PromiseTest *t)
+{
+    g_assert_true(has_issue(info, t));
+    qobject_unref(info);
+}
+
+static void assert_nothing_moved(QTestState *from)
+{
+    QDict *rsp = wait_status(from, "failed");
+    QDict *ram = qdict_get_qdict(rsp, "ram");
+
+    g_assert_true(!ram || qdict_get_int(ram, "transferred") == 0);
+    qobject_unref(rsp);
+    g_assert_true(is_running(from));
+}
+
+static void test_promise(const void *opaque)
+{
+    const PromiseTest *t = opaque;
+    QTestState *to = start_destination(t->to);
+    QTestState *from = start_source(t->from);
+    const char *status = "rejected";
+
+    if (t->guest) {
+        t->guest(from);
+    }
+    assert_issue(check_to(from, to, NULL), t);
+    assert_issue(check_profile(to, query_profile(from), NULL), t);
+    migrate_to(from, to, t->warning ? "{ 'warnings-as-errors': true }" : NULL);
+    assert_nothing_moved(from);
+    assert_issue(wait_handshake(from, status), t);
+    assert_issue(wait_handshake(to, status), t);
+    assert_listening(to);
+    stop_both(from, to);
+}
+
+/* It is not for the difference that is being looked for */
+static void test_same(const void *opaque)
+{
+    const PromiseTest *t = opaque;
+    QTestState *to = start_destination(t->from);
+    QTestState *from = start_source(t->from);
+    QDict *info;
+
+    if (t->guest) {
+        t->guest(from);
+    }
+    info = check_to(from, to, NULL);
+    if (!qlist_empty(qdict_get_qlist(info, "issues"))) {
+        g_test_message("%s", qobject_to_json_pretty(QOBJECT(info), true)->str);
+        g_assert_not_reached();
+    }
+    qobject_unref(info);
+    migrate_to(from, to, "{ 'warnings-as-errors': true }");
+    wait_completed(from, to);
+    stop_both(from, to);
+}
+
+static char *saved_stream(const char *opts, bool ask, gsize *len)
+{
+    QTestState *from = start_source(opts);
+    g_autofree char *path = g_strdup_printf("%s/stream", tmpfs);
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+    char *stream;
+
+    for (int i = 0; ask && i < 3; i++) {
+        qobject_unref(query_profile(from));
+    }
+    qtest_qmp_assert_success(from, "{ 'execute': 'migrate',"
+                             "  'arguments': { 'uri': %s } }", uri);
+    qobject_unref(wait_status(from, "completed"));
+    qtest_quit(from);
+    g_assert_true(g_file_get_contents(path, &stream, len, NULL));
+    unlink(path);
+    return stream;
+}
+
+/* After RAM, of which it depends on time how much is in one piece */
+static gsize device_state(const char *stream, gsize len)
+{
+    static const char first[] = "\005timer";
+
+    for (gsize i = 0; i + sizeof(first) < len; i++) {
+        if (!memcmp(stream + i, first, strlen(first))) {
+            return i;
+        }
+    }
+    g_assert_not_reached();
+}
+
+/* Who is asked what it promises does not change by that */
+static void test_stream(void)
+{
+    const char *opts = "-S -rtc base=2020-01-01,clock=vm -smp 2 "
+        "-device qemu-xhci -device pcie-root-port -device e1000e "
+        "-device virtio-gpu-pci -device virtio-rng-pci "
+        NULL_DISK("size=64M") "-device ide-hd,drive=disk";
+    gsize len_a, len_b;
+    g_autofree char *a = saved_stream(opts, false, &len_a);
+    g_autofree char *b = saved_stream(opts, true, &len_b);
+    gsize at_a = device_state(a, len_a);
+    gsize at_b = device_state(b, len_b);
+
+    g_assert_cmpuint(len_a - at_a, ==, len_b - at_b);
+    for (gsize i = 0; i < len_a - at_a; i++) {
+        if (a[at_a + i] != b[at_b + i]) {
+            g_test_message("the streams differ at %zu", i);
+            g_assert_not_reached();
+        }
+    }
+}
+
+/* Devices that may be added twice, in a QEMU that waits and in one that runs */
+#define TWINS_MAX   20
+
+static QDict *types_of(QTestState *who, const char *implements)
+{
+    QDict *rsp = qtest_qmp(who,
+        "{ 'execute': 'qom-list-types', 'arguments': {"
+        "  'implements': %s, 'abstract': false } }", implements);
+    QDict *types = qdict_new();
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
+        QDict *type = qobject_to(QDict, qlist_entry_obj(entry));
+
+        qdict_put_null(types, qdict_get_str(type, "name"));
+    }
+    qobject_unref(rsp);
+    return types;
+}
+
+static bool add_device(QTestState *who, const char *type, int n, bool on_port)
+{
+    g_autofree char *id = g_strdup_printf("twin%d", n);
+    g_autofree char *bus = g_strdup_printf("port%d", n);
+    QDict *args = qdict_new();
+    QDict *rsp;
+    bool added;
+
+    qdict_put_str(args, "driver", type);
+    qdict_put_str(args, "id", id);
+    if (on_port) {
+        qdict_put_str(args, "bus", bus);
+    }
+    rsp = qtest_qmp(who, "{ 'execute': 'device_add', 'arguments': %p }", args);
+    added = qdict_haskey(rsp, "return");
+    qobject_unref(rsp);
+    return added;
+}
+
+static void assert_twins(QTestState *from, QTestState *to)
+{
+    QDict *info = check_to(from, to, NULL);
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(info, "issues"), entry) {
+        QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (strcmp(qdict_get_str(issue, "code"), "unmigratable")) {
+            g_test_message("%s", qdict_get_str(issue, "message"));
+            g_assert_not_reached();
+        }
+    }
+    qobject_unref(info);
+}
+
+static char *twins_options(bool ports)
+{
+    GString *opts = g_string_new(ports ? "" : PC);
+
+    g_string_append(opts, "-m 64,maxmem=1G,slots=2 -device qemu-xhci,id=xhci "
+                    "-device virtio-scsi-pci -device virtio-serial-pci ");
+    for (int i = 0; i < TWINS_MAX && ports; i++) {
+        g_string_append_printf(opts, "-device pcie-root-port,id=port%d,"
+                               "addr=%d.%d,multifunction=on,chassis=%d ", i,
+                               8 + i / 8, i % 8, i);
+    }
+    return g_string_free(opts, FALSE);
+}
+
+/* Each device that there is, against its like: there is nothing to be said */
+static void test_twins(bool ports)
+{
+    g_autofree char *opts = twins_options(ports);
+    QTestState *to = start_destination(opts);
+    QTestState *from = start_source(opts);
+    QDict *types = types_of(from, "device");
+    QDict *pci = types_of(from, "pci-device");
+    const QDictEntry *entry;
+    int added = 0, all = 0;
+
+    for (entry = qdict_first(types); entry; entry = qdict_next(types, entry)) {
+        const char *type = qdict_entry_key(entry);
+        bool on_port = ports && qdict_haskey(pci, type);
+        bool there = add_device(from, type, added, on_port);
+
+        /* What fails may leave something behind, too */
+        g_assert_true(add_device(to, type, added, on_port) == there);
+        all += there;
+        added += there;
+        if (added == TWINS_MAX) {
+            assert_twins(from, to);
+            stop_both(from, to);
+            to = start_destination(opts);
+            from = start_source(opts);
+            added = 0;
+        }
+    }
+    assert_twins(from, to);
+    stop_both(from, to);
+    g_test_message("%d devices", all);
+    g_assert_cmpint(all, >, 20);
+    qobject_unref(types);
+    qobject_unref(pci);
+}
+
+static void test_twins_pc(void)
+{
+    test_twins(false);
+}
+
+static void test_twins_q35(void)
+{
+    test_twins(true);
+}
+
+static void add_tests(const char *kind, void (*func)(const void *))
+{
+    for (int i = 0; i < ARRAY_SIZE(tests); i++) {
+        g_autofree char *path =
+            g_strdup_printf("/migration/handshake/promises/%s%s",
+                            tests[i].name, kind);
+
+        if (!tests[i].device || qtest_has_device(tests[i].device)) {
+            qtest_add_data_func(path, &tests[i], func);
+        }
+    }
+}
+
+void migration_test_add_handshake_promises(MigrationTestEnv *env)
+{
+    if (!env->is_x86) {
+        return;
+    }
+    tmpfs = env->tmpfs;
+    add_tests("", test_promise);
+    add_tests("/same", test_same);
+    migration_test_add("/migration/handshake/promises/stream", test_stream);
+    migration_test_add("/migration/handshake/promises/twins/pc", test_twins_pc);
+    migration_test_add("/migration/handshake/promises/twins/q35",
+                       test_twins_q35);
+}

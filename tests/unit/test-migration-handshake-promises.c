@@ -1,0 +1,407 @@
+/*
+ * Migration handshake: what devices promise, and how it is written
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qapi/qapi-visit-migration-handshake.h"
+#include "qapi/qobject-input-visitor.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "migration/handshake/promises.h"
+
+typedef struct Part {
+    uint8_t level;
+    uint8_t fixed;
+} Part;
+
+typedef struct Thing {
+    uint32_t before;
+    uint32_t n_loaded;          /* comes in the stream, before its array */
+    uint32_t n_local;           /* does not */
+    int32_t size_local;
+    uint16_t *numbers;
+    uint8_t *buffer;
+    uint64_t wanted;
+    Part parts[3];
+    Part *pointed;
+    Part *pointers[2];
+    bool has_more;
+    uint64_t more;
+    unsigned hooked;
+} Thing;
+
+static bool has_more(void *opaque)
+{
+    return ((Thing *)opaque)->has_more;
+}
+
+static bool always(void *opaque, int version)
+{
+    return true;
+}
+
+static int pre_load(void *opaque)
+{
+    g_assert_not_reached();
+}
+
+static void part_promises(VMStatePromises *p, void *opaque)
+{
+    migration_promise_value(p, "level", ((Part *)opaque)->level);
+}
+
+static const VMStateDescription vmstate_part = {
+    .name = "part", .version_id = 3, .promises = part_promises,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT8_EQUAL(fixed, Part, NULL),
+        VMSTATE_END_OF_LIST()
+    },
+};
+
+static const VMStateDescription vmstate_more = {
+    .name = "thing/more", .version_id = 1, .needed = has_more,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT64_EQUAL(more, Thing, NULL),
+        VMSTATE_VARRAY_UINT32(numbers, Thing, n_local, 0, vmstate_info_uint16,
+                              uint16_t),
+        VMSTATE_END_OF_LIST()
+    },
+};
+
+/* Whether that is sent may depend on what is loaded, but there is nothing yet */
+static const VMStateDescription vmstate_thing = {
+    .name = "thing", .version_id = 2,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT32(before, Thing),
+        VMSTATE_UINT32(n_loaded, Thing),
+        VMSTATE_VARRAY_UINT32(numbers, Thing, n_loaded, 0, vmstate_info_uint16,
+                              uint16_t),
+        VMSTATE_VARRAY_UINT32(numbers, Thing, n_local, 0, vmstate_info_uint16,
+                              uint16_t),
+        VMSTATE_VBUFFER(buffer, Thing, 0, NULL, size_local),
+        VMSTATE_UINT64_EQUAL(wanted, Thing, NULL),
+        VMSTATE_STRUCT_ARRAY(parts, Thing, 3, 0, vmstate_part, Part),
+        VMSTATE_STRUCT_POINTER(pointed, Thing, vmstate_part, Part),
+        VMSTATE_ARRAY_OF_POINTER_TO_STRUCT(pointers, Thing, 2, 0, vmstate_part,
+                                           Part),
+        VMSTATE_UINT32_V(n_local, Thing, 3),        /* of a later version */
+        VMSTATE_VALIDATE("is as it should be", always),
+        VMSTATE_END_OF_LIST()
+    },
+    .subsections = (const VMStateDescription *const []) {
+        &vmstate_more, NULL
+    },
+};
+
+static const VMStateDescription vmstate_prepared = {
+    .name = "thing", .version_id = 2, .pre_load = pre_load,
+    .fields = (const VMStateField[]) {
+        VMSTATE_VARRAY_UINT32(numbers, Thing, n_local, 0, vmstate_info_uint16,
+                              uint16_t),
+        VMSTATE_UINT64_EQUAL(wanted, Thing, NULL),
+        VMSTATE_END_OF_LIST()
+    },
+};
+
+static const VMStateDescription vmstate_allocated = {
+    .name = "thing", .version_id = 2,
+    .fields = (const VMStateField[]) {
+        VMSTATE_VBUFFER_ALLOC_UINT32(buffer, Thing, 0, NULL, n_local),
+        VMSTATE_END_OF_LIST()
+    },
+};
+
+typedef struct Temporary {
+    Thing *parent;
+    uint64_t much[100];
+} Temporary;
+
+/* What is made for a time says nothing of what is there */
+static const VMStateDescription vmstate_temporary = {
+    .name = "temporary", .pre_save = pre_load,
+    .fields = (const VMStateField[]) {
+        VMSTATE_UINT64_EQUAL(much[0], Temporary, NULL),
+        VMSTATE_END_OF_LIST()
+    },
+};
+
+static const VMStateDescription vmstate_with_temporary = {
+    .name = "thing", .version_id = 2,
+    .fields = (const VMStateField[]) {
+        VMSTATE_WITH_TMP(Thing, Temporary, vmstate_temporary),
+        VMSTATE_VARRAY_UINT32(numbers, Thing, n_local, 0, vmstate_info_uint16,
+                              uint16_t),
+        VMSTATE_END_OF_LIST()
+    },
+};
+
+static uint16_t numbers[8];
+
+static Thing thing_new(Part *part)
+{
+    return (Thing) {
+        .numbers = numbers, .n_loaded = 2, .n_local = 4, .size_local = 6, .wanted = UINT64_MAX,
+        .parts = { { 1, 2 }, { 3, 4 }, { 5, 6 } }, .pointers = { NULL, part },
+        .more = 7,
+    };
+}
+
+/* As they go out, in the order of the schema */
+static char *promised_text(const VMStateDescription *vmsd, Thing *thing,
+                           const char *type)
+{
+    Thing before = *thing;
+    g_autoptr(QDict) dict = handshake_promises_collect(vmsd, thing,
+                                                       vmsd->version_id, type);
+    g_autoptr(GString) json = NULL;
+    MigrationPromises *promises;
+    Visitor *v;
+
+    g_assert_cmpmem(&before, sizeof(before), thing, sizeof(*thing));
+    if (!dict) {
+        return g_strdup("");
+    }
+    /* All that there is has a member of its own */
+    v = qobject_input_visitor_new(QOBJECT(dict));
+    visit_type_MigrationPromises(v, NULL, &promises, &error_abort);
+    visit_free(v);
+    qapi_free_MigrationPromises(promises);
+    json = qobject_to_json(QOBJECT(dict));
+    return g_strdup(json->str);
+}
+
+static void assert_promised(const VMStateDescription *vmsd, Thing *thing,
+                            const char *expected)
+{
+    g_autofree char *text = promised_text(vmsd, thing, NULL);
+    QObject *a = qobject_from_json(text, &error_abort);
+    QObject *b = qobject_from_json(expected, &error_abort);
+
+    if (!qobject_is_equal(a, b)) {
+        g_assert_cmpstr(text, ==, expected);
+    }
+    qobject_unref(a);
+    qobject_unref(b);
+}
+
+static void test_source(void)
+{
+    Part part = { 8, 9 };
+    Thing thing = thing_new(&part);
+
+    assert_promised(&vmstate_thing, &thing,
+        "{ \"counts\": [ { \"name\": \"numbers\", \"value\": 4 },"
+        "               { \"name\": \"buffer\", \"value\": 6 } ],"
+        "  \"values\": ["
+        "    { \"name\": \"wanted\", \"value\": 18446744073709551615 },"
+        "    { \"name\": \"parts.level\", \"value\": 1 },"
+        "    { \"name\": \"parts.fixed\", \"value\": 2 },"
+        "    { \"name\": \"parts[1].level\", \"value\": 3 },"
+        "    { \"name\": \"parts[1].fixed\", \"value\": 4 },"
+        "    { \"name\": \"parts[2].level\", \"value\": 5 },"
+        "    { \"name\": \"parts[2].fixed\", \"value\": 6 },"
+        "    { \"name\": \"pointers[1].level\", \"value\": 8 },"
+        "    { \"name\": \"pointers[1].fixed\", \"value\": 9 } ],"
+        "  \"bytes\": 27 }");
+    thing.has_more = true;
+    thing.n_local = 0;
+    assert_promised(&vmstate_more, &thing,
+        "{ \"counts\": [ { \"name\": \"numbers\", \"value\": 0 } ],"
+        "  \"values\": [ { \"name\": \"more\", \"value\": 7 } ],"
+        "  \"bytes\": 8 }");
+}
+
+static void test_subsections(void)
+{
+    Part part = { 8, 9 };
+    Thing thing = thing_new(&part);
+    g_autofree char *text = NULL;
+
+    thing.has_more = true;
+    text = promised_text(&vmstate_thing, &thing, NULL);
+    g_assert_nonnull(strstr(text, "\"subsections\": [\"thing/more\"]"));
+    g_assert_nonnull(strstr(text, "{\"name\": \"thing/more:more\", "
+                                  "\"value\": 7}"));
+}
+
+static HandshakeLimit *limit_of(const GPtrArray *limits, const char *name,
+                                const char *item)
+{
+    for (guint i = 0; i < limits->len; i++) {
+        HandshakeLimit *limit = g_ptr_array_index(limits, i);
+
+        if (!strcmp(limit->name, name) && !g_strcmp0(limit->item, item)) {
+            return limit;
+        }
+    }
+    return NULL;
+}
+
+static void test_destination(void)
+{
+    Thing thing = thing_new(NULL);
+    g_autoptr(GPtrArray) limits =
+        handshake_limits_collect(&vmstate_thing, &thing, 2, "thing-type");
+    HandshakeLimit *limit;
+
+    limit = limit_of(limits, "counts", "numbers");
+    g_assert_cmpuint(limit->number, ==, 4);
+    g_assert_cmpint(limit->rule, ==, HANDSHAKE_RULE_EQUAL);
+    g_assert_cmpint(limit->breach, ==, MIGRATION_BREACH_LOAD);
+    g_assert_cmpuint(limit_of(limits, "values", "parts[2].fixed")->number, ==,
+                     6);
+    g_assert_cmpstr(limit_of(limits, "device-type", NULL)->text, ==,
+                    "thing-type");
+    /* It knows the subsection, but not yet whether that will be there */
+    limit = limit_of(limits, "subsections", NULL);
+    g_assert_true(g_hash_table_contains(limit->set, "thing/more"));
+    g_assert_null(limit_of(limits, "values", "thing/more:more"));
+    g_assert_null(limit_of(limits, "counts", "thing/more:numbers"));
+}
+
+/* What pre_load() may set up is not known before */
+static void test_pre_load(void)
+{
+    Thing thing = thing_new(NULL);
+    g_autoptr(GPtrArray) limits =
+        handshake_limits_collect(&vmstate_prepared, &thing, 2, NULL);
+
+    g_assert_cmpuint(limits->len, ==, 0);
+    assert_promised(&vmstate_prepared, &thing,
+        "{ \"counts\": [ { \"name\": \"numbers\", \"value\": 4 } ],"
+        "  \"values\": [ { \"name\": \"wanted\","
+        "                 \"value\": 18446744073709551615 } ],"
+        "  \"bytes\": 16 }");
+}
+
+static void test_left_out(void)
+{
+    Thing thing = thing_new(NULL);
+    g_autofree char *text = NULL;
+
+    thing.buffer = (uint8_t *)numbers;
+    text = promised_text(&vmstate_allocated, &thing, NULL);
+    g_assert_cmpstr(text, ==, "");
+    assert_promised(&vmstate_with_temporary, &thing,
+        "{ \"counts\": [ { \"name\": \"numbers\", \"value\": 4 } ],"
+        "  \"bytes\": 8 }");
+}
+
+static void many_promises(VMStatePromises *p, void *opaque)
+{
+    for (int i = 0; i < 10000; i++) {
+        g_autofree char *name = g_strdup_printf("number%d", i);
+
+        migration_promise_value(p, name, i);
+        migration_promise_member(p, "cpu-features", MIGRATION_BREACH_LOSS,
+                                 name, true, true);
+    }
+}
+
+static const VMStateDescription vmstate_many = {
+    .name = "thing", .promises = many_promises,
+};
+
+static void nested_promises(VMStatePromises *p, void *opaque);
+
+static const VMStateDescription vmstate_nested = {
+    .name = "thing", .promises = nested_promises,
+};
+
+static void nested_promises(VMStatePromises *p, void *opaque)
+{
+    ((Thing *)opaque)->hooked++;
+    migration_promises_vmsd(p, &vmstate_nested, opaque);
+}
+
+/* Whatever a device says, a peer can take it */
+static void test_bounds(void)
+{
+    Thing thing = thing_new(NULL);
+    g_autoptr(QDict) dict = handshake_promises_collect(&vmstate_many, &thing, 0,
+                                                       NULL);
+    g_autoptr(GPtrArray) limits = handshake_limits_collect(&vmstate_many,
+                                                           &thing, 0, NULL);
+
+    g_assert_cmpuint(qlist_size(qdict_get_qlist(dict, "values")) +
+                     qlist_size(qdict_get_qlist(dict, "cpu-features")), ==,
+                     HANDSHAKE_PROMISE_ITEMS_MAX);
+    g_assert_cmpuint(limits->len, <=, HANDSHAKE_PROMISE_ITEMS_MAX);
+    g_assert_null(handshake_promises_collect(&vmstate_nested, &thing, 0, NULL));
+    g_assert_cmpuint(thing.hooked, <=, 16);
+}
+
+static void test_bytes(void)
+{
+    static const struct {
+        uint8_t bytes[16];
+        const char *text;
+    } good[] = {
+        { { 0 }, "" },
+        { { 1 }, "0:01" },
+        { { 0, 0x2a, 0, 0xff }, "1:2a00ff" },
+        { { 1, 0, 0, 2 }, "0:01,3:02" },
+        { { 1, 0, 2, 0, 0, 3, [15] = 0xab }, "0:010002,5:03,f:ab" },
+    };
+    static const char *const bad[] = {
+        "0", "0:", ":", ":01", "0:1", "0:011", "0:01,", ",0:01", "0:01 ",
+        "0:0G", "0:AB", "1000:01", "fff:0102", "ffffffffffffffff0:01",
+        "1:01,0:02", "0:0102,1:03", "0:01,0:01", "x:01", "0:01;2:02", "-1:01",
+        "0x1:01",
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(good); i++) {
+        g_autofree char *text = handshake_bytes_to_text(good[i].bytes, 16);
+        g_autoptr(GByteArray) bytes = handshake_bytes_from_text(text);
+
+        g_assert_cmpstr(text, ==, good[i].text);
+        g_assert_cmpmem(bytes->data, 16, good[i].bytes, 16);
+        g_assert_cmpuint(bytes->len, ==, HANDSHAKE_PROMISE_BYTES_MAX);
+    }
+    for (int i = 0; i < ARRAY_SIZE(bad); i++) {
+        g_assert_null(handshake_bytes_from_text(bad[i]));
+    }
+    /* There is more than one way to write it */
+    for (int i = 0; i < 2; i++) {
+        g_autoptr(GByteArray) bytes =
+            handshake_bytes_from_text(i ? "fff:ff" : "00:00,01:02");
+
+        g_assert_cmpuint(bytes->data[1], ==, i ? 0 : 2);
+    }
+}
+
+static void test_bits(void)
+{
+    static const char *const bad[] = { "", " ", "0x1", "12G", "AB", "-1" };
+    g_autoptr(GArray) one = handshake_bits_from_text("10130007e54");
+    g_autoptr(GArray) two =
+        handshake_bits_from_text("1fedcba9876543210");
+
+    g_assert_cmpuint(one->len, ==, 1);
+    g_assert_cmphex(g_array_index(one, uint64_t, 0), ==, 0x10130007e54);
+    g_assert_cmpuint(two->len, ==, 2);
+    g_assert_cmphex(g_array_index(two, uint64_t, 0), ==, 0xfedcba9876543210);
+    g_assert_cmphex(g_array_index(two, uint64_t, 1), ==, 1);
+    for (int i = 0; i < ARRAY_SIZE(bad); i++) {
+        g_assert_null(handshake_bits_from_text(bad[i]));
+    }
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/migration/handshake/promises/source", test_source);
+    g_test_add_func("/migration/handshake/promises/subsections",
+                    test_subsections);
+    g_test_add_func("/migration/handshake/promises/destination",
+                    test_destination);
+    g_test_add_func("/migration/handshake/promises/pre-load", test_pre_load);
+    g_test_add_func("/migration/handshake/promises/left-out", test_left_out);
+    g_test_add_func("/migration/handshake/promises/bounds", test_bounds);
+    g_test_add_func("/migration/handshake/promises/bytes", test_bytes);
+    g_test_add_func("/migration/handshake/promises/bits", test_bits);
+    return g_test_run();
+}
