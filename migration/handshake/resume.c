@@ -238,7 +238,7 @@ typedef struct ResumeReader {
     size_t len;                     /* of what has come */
     size_t missing;                 /* how much more has to, at least */
     bool drains;                    /* it was turned away */
-    bool gone;                      /* from the list; nothing happens any more */
+    bool gone;                      /* nothing happens with it any more */
     QTAILQ_ENTRY(ResumeReader) next;
 } ResumeReader;
 

@@ -493,8 +493,8 @@ async def test_preempt_that_is_not_answered() -> None:
 
         async with Relay(await listen_again(pair.destination), only_main) as relay:
             await resume(pair.source, relay.port)
-            await wait_status(pair.destination, "postcopy-recover")
             await require_turned_away(pair.source, "")
             await wait_status(pair.destination, PAUSED)
+            assert len(relay.lines) == 2
         await resume(pair.source, await listen_again(pair.destination))
         await pair.require_recovered()
