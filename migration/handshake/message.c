@@ -361,7 +361,9 @@ char *handshake_issues_summary(const HandshakeIssues *issues)
 {
     const MigrationHandshakeIssue *gravest = NULL;
     const MigrationHandshakeIssueList *l;
-    unsigned count = issues->errors + issues->warnings - issues->ignored;
+    unsigned warnings = issues->warnings - issues->ignored;
+    unsigned count = issues->errors + warnings;
+    g_autoptr(GString) text = g_string_new(NULL);
 
     for (l = issues->list; l; l = l->next) {
         /* The enum goes from bad to harmless */
@@ -376,9 +378,18 @@ char *handshake_issues_summary(const HandshakeIssues *issues)
     if (!count) {
         return g_strdup_printf("%s (%s)", gravest->message, gravest->code);
     }
-    return g_strdup_printf("%u problem%s: %s (%s)%s", count,
-                           count == 1 ? "" : "s", gravest->message,
+    if (issues->errors) {
+        g_string_append_printf(text, "%u problem%s%s", issues->errors,
+                               issues->errors == 1 ? "" : "s",
+                               warnings ? " and " : "");
+    }
+    if (warnings) {
+        g_string_append_printf(text, "%u warning%s", warnings,
+                               warnings == 1 ? "" : "s");
+    }
+    g_string_append_printf(text, ": %s (%s)%s", gravest->message,
                            gravest->code, count > 1 ? ", ..." : "");
+    return g_strdup(text->str);
 }
 
 /*

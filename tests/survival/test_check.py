@@ -118,7 +118,7 @@ async def nothing(_lab: Lab, _source: Machine, _port: int) -> str:
 
 async def failure(_: Lab, source: Machine, port: int) -> str:
     await begin(source, inet(port), STRICTLY)
-    await require_refused(source, "1 problem")
+    await require_refused(source, "1 warning")
     await asyncio.sleep(EVENTS)
     return "failed"
 

@@ -1335,11 +1335,11 @@ static void test_summary(void)
     handshake_issue_add(&issues, "i", HANDSHAKE_INFO, NULL, NULL, NULL, "note");
     assert_summary(&issues, "note (i)");
     handshake_issue_add(&issues, "w", HANDSHAKE_WARNING, NULL, NULL, NULL, "W");
-    assert_summary(&issues, "1 problem: W (w)");
+    assert_summary(&issues, "1 warning: W (w)");
     handshake_issue_add(&issues, "e", HANDSHAKE_ERROR, NULL, NULL, NULL, "E");
-    assert_summary(&issues, "2 problems: E (e), ...");
+    assert_summary(&issues, "1 problem and 1 warning: E (e), ...");
     handshake_issue_add(&issues, "f", HANDSHAKE_ERROR, NULL, NULL, NULL, "F");
-    assert_summary(&issues, "3 problems: E (e), ...");
+    assert_summary(&issues, "2 problems and 1 warning: E (e), ...");
     handshake_issues_free(&issues);
 }
 
@@ -1494,9 +1494,9 @@ static void test_ignore_many(void)
     handshake_issue_add(&issues, "disk", HANDSHAKE_WARNING, "x", NULL, NULL,
                         "D");
     g_assert_true(handshake_issues_refuse(&issues, true));
-    assert_summary(&issues, "1 problem: D (disk)");
+    assert_summary(&issues, "1 warning: D (disk)");
     handshake_issue_add(&issues, "uuid", HANDSHAKE_ERROR, "x", NULL, NULL, "U");
-    assert_summary(&issues, "2 problems: U (uuid), ...");
+    assert_summary(&issues, "1 problem and 1 warning: U (uuid), ...");
     handshake_issues_free(&issues);
 }
 
