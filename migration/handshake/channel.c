@@ -267,10 +267,16 @@ static bool coroutine_fn channel_negotiate_tls(HandshakeChannel *channel,
                             QIO_CHANNEL_FEATURE_CONCURRENT_IO);
 #endif
     if (!handshake_tls_negotiate(tls, errp)) {
-        error_prepend(errp, channel_is_main(channel)
-                      ? "TLS with the destination failed (set 'tls-creds' on "
-                        "both sides or on none): "
-                      : "TLS failed: ");
+        if (!strstart(error_get_pretty(*errp), "TLS handshake failed", NULL)) {
+            /* Both speak TLS */
+            error_prepend(errp, "the destination's TLS credentials are not "
+                          "accepted here: ");
+        } else if (channel_is_main(channel)) {
+            error_prepend(errp, "TLS with the destination failed (set "
+                          "'tls-creds' on both sides or on none): ");
+        } else {
+            error_prepend(errp, "TLS failed: ");
+        }
         object_unref(OBJECT(tls));
         return false;
     }

@@ -27,6 +27,7 @@
 #include "conversation.h"
 #include "machine.h"
 #include "migration/migration.h"
+#include "migration/options.h"
 #include "migration/qemu-file.h"
 #include "migration/yank_functions.h"
 #include "settings.h"
@@ -231,8 +232,11 @@ static bool coroutine_fn source_read_header(HandshakeSource *hs, Error **errp)
         error_free(*errp);
         *errp = NULL;
         error_setg(errp, "the connection ended without an answer to the "
-                   "migration handshake; does the destination listen on a "
-                   "channel of type 'handshake', with the same use of TLS?");
+                   "migration handshake; does the destination %slisten on a "
+                   "channel of type 'handshake'%s?",
+                   migrate_tls() ? "accept this side's TLS credentials "
+                                   "('tls-authz'), and " : "",
+                   migrate_tls() ? "" : ", with the same use of TLS");
         return false;
     }
     if (ret < 0) {

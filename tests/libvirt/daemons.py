@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Optional
 
 import pytest
 from conftest import TOP
+from keys import make_keys
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 60.0            # for what should be quick, on a machine that is not
@@ -277,30 +278,3 @@ def hosts(a: Installation, b: Optional[Installation] = None,
                    keeper.directory)
     finally:
         keeper.close()
-
-
-def make_keys(directory: Path) -> None:
-    """For TLS: an authority, and what it has signed for either side."""
-    directory.mkdir()
-
-    def openssl(*arguments: str) -> None:
-        done = run(["openssl", *arguments])
-        if not done.ok:
-            raise Failed(f"openssl {arguments[0]}: {done.stderr}")
-
-    def path(name: str) -> str:
-        return str(directory / name)
-
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *key, "-days", "2", "-subj", "/CN=authority",
-            "-addext", "keyUsage=critical,keyCertSign",
-            "-keyout", path("ca-key.pem"), "-out", path("ca-cert.pem"))
-    for role in ("server", "client"):
-        (directory / "extensions").write_text(
-            "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n"
-            f"extendedKeyUsage={role}Auth\nsubjectAltName=IP:127.0.0.1,DNS:localhost\n")
-        openssl("req", *key, "-subj", f"/CN={role}",
-                "-keyout", path(f"{role}-key.pem"), "-out", path("request"))
-        openssl("x509", "-req", "-in", path("request"), "-days", "2", "-CAcreateserial",
-                "-CA", path("ca-cert.pem"), "-CAkey", path("ca-key.pem"),
-                "-extfile", path("extensions"), "-out", path(f"{role}-cert.pem"))

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Strangers on a destination that wants TLS."""
+"""A destination that wants TLS: strangers, and credentials that do not fit."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
+from pathlib import Path
 
 import pytest
 import strangers
-from processes import (NO_MULTIFD, TLS_CREDS, Watch, begin, inet, pc_lab,
+from keys import make_keys
+from machine import Machine
+from processes import (NO_MULTIFD, TLS_CREDS, Watch, begin, channels, inet, pc_lab,
                        require_good_migration, require_listening, require_refused,
-                       start_destination, start_source)
+                       require_success, start_destination, start_source)
 from strangers import (CONNECTIONS_MAX, CROWD, IDLE, MEMORY, Attack, join, join_tls,
                        require_only_the_last, tls_hello, under)
 from wire import HELLO, Peer, frame, header, hello
@@ -91,3 +95,50 @@ async def test_credentials_that_are_no_good(credentials: str) -> None:
             await require_listening(destination)
         await destination.execute("migrate-set-parameters", {"tls-creds": TLS_CREDS})
         await require_good_migration(source, destination, port)
+
+
+async def set_keys(machine: Machine, endpoint: str, keys: Path) -> None:
+    await machine.execute("object-add", {"qom-type": "tls-creds-x509", "id": "keys",
+                                         "dir": str(keys), "endpoint": endpoint})
+    await machine.execute("migrate-set-parameters", {"tls-creds": "keys"})
+
+
+@pytest.mark.parametrize("fault, words", [
+    ("none", ""),
+    ("another host", "the destination's TLS credentials are not accepted here: Certificate"
+                     " does not match the hostname"),
+    ("another authority", "the destination's TLS credentials are not accepted here: "),
+    ("no certificate", "does the destination accept this side's TLS credentials"),
+    ("denied", "does the destination accept this side's TLS credentials"),
+])
+async def test_certificates(tmp_path: Path, fault: str, words: str) -> None:
+    """Whoever does not like the other one: the source's user can read what to look at."""
+    good = make_keys(tmp_path / "good")
+    server, client = good, good
+    if fault == "another host":
+        server = make_keys(tmp_path / "server", "DNS:elsewhere.example")
+        for name in ("ca-cert.pem", "client-cert.pem", "client-key.pem"):
+            shutil.copy(server / name, good / name)
+    elif fault == "another authority":
+        server = make_keys(tmp_path / "server")
+    elif fault == "no certificate":
+        client = tmp_path / "client"
+        client.mkdir()
+        shutil.copy(good / "ca-cert.pem", client)
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination = await lab.start("destination", "-incoming", "defer")
+        await set_keys(source, "client", client)
+        await set_keys(destination, "server", server)
+        if fault == "denied":
+            await destination.execute("object-add", {"qom-type": "authz-simple", "id": "nobody",
+                                                     "identity": "CN=nobody"})
+            await destination.execute("migrate-set-parameters", {"tls-authz": "nobody"})
+        await destination.execute("migrate-incoming", channels("handshake", inet(0)))
+        port = int((await destination.migration())["socket-address"][0]["port"])
+        await begin(source, inet(port))
+        if words:
+            await require_refused(source, words)
+            await require_listening(destination)
+        else:
+            await require_success(source, destination)
