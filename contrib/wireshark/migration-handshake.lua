@@ -65,6 +65,8 @@ local f = {
     hello_purpose = ProtoField.string("qmhs.hello.purpose", "Purpose"),
     hello_required = ProtoField.string("qmhs.hello.required_capability", "Required capability"),
     hello_optional = ProtoField.string("qmhs.hello.optional_capability", "Optional capability"),
+    hello_ignore = ProtoField.string("qmhs.hello.ignore", "Issue to be ignored"),
+    hello_bitmap = ProtoField.string("qmhs.hello.bitmap", "Dirty bitmap"),
 
     accept_version = ProtoField.uint32("qmhs.accept.version", "Version"),
     accept_capability = ProtoField.string("qmhs.accept.capability", "Effective capability"),
@@ -383,6 +385,11 @@ show[HELLO] = function(tree, range, message)
               items_in(profile, "required-capabilities", "string"))
     add_texts(tree, f.hello_optional, range,
               items_in(message, "optional-capabilities", "string"))
+    add_texts(tree, f.hello_ignore, range, items_in(message, "ignore", "string"))
+    for _, bitmap in ipairs(items_in(profile, "bitmaps", "table")) do
+        add_text(tree, f.hello_bitmap, range, (string_in(bitmap, "node") or "?") .. "/" ..
+                 (string_in(bitmap, "name") or "?"))
+    end
     add_parameters(tree, range, profile)
     local machine = string_in(profile, "machine")
     return "HELLO purpose=" .. purpose .. (machine and " " .. machine or "")

@@ -14,6 +14,7 @@
 #include "qemu/coroutine.h"
 #include "qemu/cutils.h"
 #include "qemu/main-loop.h"
+#include "qemu/sockets.h"
 #include "qemu/timer.h"
 #include "migration/options.h"
 #include "migration/tls.h"
@@ -90,6 +91,40 @@ void handshake_ioc_interrupt(QIOChannel *ioc)
     /* A UNIX socket that is full does not become writable by that */
     aio_bh_schedule_oneshot(iohandler_get_aio_context(),
                             channel_wake_writer_bh, object_ref(OBJECT(ioc)));
+}
+
+static bool socket_is_tcp(const QIOChannelSocket *socket)
+{
+    return socket->localAddr.ss_family == AF_INET ||
+           socket->localAddr.ss_family == AF_INET6;
+}
+
+void handshake_ioc_keep_alive(QIOChannel *ioc, const SocketAddress *addr)
+{
+    static const int on = 1, idle_s = 30, interval_s = 10, count = 6;
+    Object *object = object_dynamic_cast(OBJECT(ioc), TYPE_QIO_CHANNEL_SOCKET);
+    int fd, set = 0;
+    socklen_t size = sizeof(set);
+
+    if (!object || !socket_is_tcp(QIO_CHANNEL_SOCKET(object)) ||
+        (addr && addr->type == SOCKET_ADDRESS_TYPE_INET &&
+         addr->u.inet.has_keep_alive && !addr->u.inet.keep_alive)) {
+        return;
+    }
+    fd = QIO_CHANNEL_SOCKET(object)->fd;
+    if (getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &set, &size) < 0 || set) {
+        return;
+    }
+#ifdef TCP_KEEPIDLE
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+#endif
+#ifdef TCP_KEEPINTVL
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
+#endif
+#ifdef TCP_KEEPCNT
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
+#endif
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 }
 
 /*
@@ -269,6 +304,7 @@ bool coroutine_fn handshake_channel_connect(HandshakeChannel *channel,
     /* It must not wait for the peer in the main loop */
     qio_channel_set_blocking(channel->raw, false, NULL);
     qio_channel_set_delay(channel->raw, false);
+    handshake_ioc_keep_alive(channel->raw, ioc ? NULL : addr);
     if (!migrate_tls()) {
         channel->ioc = QIO_CHANNEL(object_ref(OBJECT(channel->raw)));
         return true;

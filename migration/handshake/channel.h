@@ -53,6 +53,7 @@ void handshake_channel_free(HandshakeChannel *channel);
  * given up, its result only closes its socket, whenever it may come.
  *
  * The channel is non-blocking afterwards, and does not delay small writes.
+ * TCP looks whether the peer is still there, unless @addr says something else.
  *
  * Returns: true on success, false with @errp set, which says what may be wrong
  *          with the use of TLS
@@ -97,6 +98,17 @@ QIOChannel *handshake_channel_ioc(HandshakeChannel *channel);
  * Any thread, with the BQL held.
  */
 void handshake_ioc_interrupt(QIOChannel *ioc);
+
+/**
+ * handshake_ioc_keep_alive: let TCP notice that the peer is gone
+ * @ioc: a socket; nothing is done unless it is TCP's
+ * @addr: where it was connected to or accepted, or NULL.  What the user has
+ *        said about keep-alive there, or has set on a socket, stays.
+ *
+ * A peer that is gone without a word is noticed 90 s after its last sign of
+ * life.  One that is alive and does not read is left alone.  Any thread.
+ */
+void handshake_ioc_keep_alive(QIOChannel *ioc, const SocketAddress *addr);
 
 /**
  * handshake_tls_negotiate: TLS on either side, in a coroutine

@@ -488,10 +488,62 @@ static void compare_sharing(const Comparison *c)
     }
 }
 
+/* Whether the loader finds @bitmap's node, and what to call it there */
+static bool bitmap_is_found(const Comparison *c,
+                            const MigrationProfileBitmap *bitmap,
+                            bool *node_found)
+{
+    const MigrationProfileBitmapList *l;
+
+    *node_found = false;
+    for (l = c->dst->bitmaps; l; l = l->next) {
+        const MigrationProfileBitmap *b = l->value;
+
+        if (!strcmp(b->node, bitmap->node)) {
+            *node_found = true;
+            if (!b->name || !bitmap->name || !strcmp(b->name, bitmap->name)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/* One that it does not find makes the loader drop all bitmaps, and go on */
+static void compare_bitmaps(const Comparison *c)
+{
+    const MigrationProfileBitmapList *l;
+
+    if (!c->dst->has_bitmaps) {
+        return;
+    }
+    for (l = c->src->bitmaps; l; l = l->next) {
+        const MigrationProfileBitmap *b = l->value;
+        const char *name = b->name ?: "?";
+        bool node_found;
+
+        if (bitmap_is_found(c, b, &node_found)) {
+            continue;
+        }
+        handshake_issue_add(c->issues, "bitmap-missing", HANDSHAKE_ERROR,
+                            b->node, name, "missing",
+                            node_found
+                            ? "dirty bitmaps would be lost: "
+                              "'block-bitmap-mapping' on the destination names "
+                              "node '%s', and not its bitmap '%s'"
+                            : "dirty bitmaps would be lost: the destination "
+                              "does not have node '%s', whose bitmap '%s' the "
+                              "source will send", b->node, name);
+    }
+}
+
 /* What matters only because of @capability */
 static void compare_for(const Comparison *c, const char *capability)
 {
     compare_stream(c, capability);
+    if (!strcmp(capability, "dirty-bitmaps")) {
+        compare_bitmaps(c);
+    }
     if (!c->src->ram_blocks || !c->dst->ram_blocks) {
         return;
     }
@@ -562,4 +614,78 @@ void handshake_compare(const MigrationProfile *source,
     compare_unmigratable(&c);
     compare_sections(&c);
     compare_blocks(&c);
+}
+
+/* @src: NULL if the source does not have it */
+static void no_return(const Comparison *c, const MigrationProfileSection *src,
+                      const MigrationProfileSection *dst, uint32_t instance)
+{
+    g_autofree char *subject = section_text(dst, instance);
+    g_autofree char *sent = g_strdup_printf("version %" PRIu32, dst->version);
+    g_autofree char *read = src ? g_strdup_printf("version %" PRIu32,
+                                                  src->version) : NULL;
+
+    handshake_issue_add(c->issues, "no-return", HANDSHAKE_INFO, subject,
+                        read ?: "missing", sent,
+                        "the guest could not come back: the destination would "
+                        "send %s of the state of '%s', %s%s", sent, subject,
+                        read ? "and the source reads no more than "
+                             : "which the source does not have", read ?: "");
+}
+
+/* Returns whether the source reads what the destination would send */
+static bool section_may_return(const Comparison *c,
+                               const MigrationProfileSection *src,
+                               const MigrationProfileSection *dst,
+                               uint32_t instance)
+{
+    /* Nobody knows what becomes of one that may not be sent */
+    if (src->conditional || dst->conditional) {
+        return true;
+    }
+    if (dst->version > src->version) {
+        no_return(c, src, dst, instance);
+        return false;
+    }
+    /* Here is the place for values that must be equal and are not */
+    return true;
+}
+
+void handshake_compare_return(const MigrationProfile *source,
+                              const MigrationProfile *destination,
+                              HandshakeIssues *issues)
+{
+    Comparison c = { source, destination, NULL, issues };
+    g_autoptr(GHashTable) index = NULL;
+    g_autoptr(GHashTable) matched = NULL;
+    const MigrationProfileSectionList *l;
+    const uint32List *i;
+    unsigned vain = 0;
+
+    if (!source->sections || !destination->has_sections) {
+        return;
+    }
+    index = index_sections(destination->sections);
+    matched = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
+    for (l = source->sections; l; l = l->next) {
+        for (i = section_instances(l->value); i; i = i->next) {
+            const MigrationProfileSection *dst =
+                section_find(index, matched, l->value->name, i->value, &vain);
+
+            if (dst && !section_may_return(&c, l->value, dst, i->value)) {
+                return;
+            }
+        }
+    }
+    for (l = destination->sections; l; l = l->next) {
+        for (i = section_instances(l->value); i && !l->value->conditional;
+             i = i->next) {
+            g_autofree char *key = section_key(l->value->name, i->value);
+
+            if (!g_hash_table_contains(matched, key)) {
+                no_return(&c, NULL, l->value, i->value);
+                return;
+            }
+        }
+    }
 }

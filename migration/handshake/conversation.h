@@ -66,7 +66,13 @@ bool handshake_source_is_check(const HandshakeSource *hs);
 /* What hangs on MigrationIncomingState while it listens for handshakes */
 typedef struct HandshakeDestination HandshakeDestination;
 
-HandshakeDestination *handshake_destination_new(void);
+/**
+ * handshake_destination_new: somebody listens
+ * @addr: where; copied
+ *
+ * Returns: to be freed by handshake_destination_free()
+ */
+HandshakeDestination *handshake_destination_new(const SocketAddress *addr);
 
 /**
  * handshake_destination_free: nobody listens any more

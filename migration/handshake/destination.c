@@ -17,6 +17,7 @@
 #include "io/channel-tls.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-migration-handshake.h"
+#include "qapi/qapi-visit-sockets.h"
 #include "qapi/clone-visitor.h"
 #include "qapi/util.h"
 #include "qemu/coroutine.h"
@@ -67,6 +68,7 @@ typedef struct DestConn {
 } DestConn;
 
 struct HandshakeDestination {
+    SocketAddress *addr;            /* where it listens */
     QTAILQ_HEAD(, DestConn) conns;
     unsigned count;                 /* those that have not been shut down */
     unsigned total;                 /* with those that have, and end soon */
@@ -84,9 +86,11 @@ struct HandshakeDestination {
     HandshakeResume *resume;        /* once it has, and if it can be resumed */
 };
 
-HandshakeDestination *handshake_destination_new(void)
+HandshakeDestination *handshake_destination_new(const SocketAddress *addr)
 {
     HandshakeDestination *hd = g_new0(HandshakeDestination, 1);
+
+    hd->addr = QAPI_CLONE(SocketAddress, addr);
 
     QTAILQ_INIT(&hd->conns);
     qemu_co_mutex_init(&hd->looking);
@@ -108,6 +112,7 @@ static void dest_free(HandshakeDestination *hd)
 {
     dest_session_end(hd);
     handshake_resume_unref(hd->resume);
+    qapi_free_SocketAddress(hd->addr);
     g_free(hd);
 }
 
@@ -269,6 +274,7 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
     verdict->message->features = handshake_features_common(hello->features);
     verdict->message->has_version = true;
     verdict->message->version = dest_choose_version(hello, issues);
+    handshake_issues_ignore(issues, hello->ignore);
     dest_check_core(hello, issues);
     if (!handshake_settings_validate(&err)) {
         handshake_issue_add(issues, "capability-conflict", HANDSHAKE_ERROR,
@@ -278,9 +284,12 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
     handshake_negotiate(hello, local, verdict);
     handshake_compare(hello->profile, local, verdict->message->capabilities,
                       issues);
-    if (issues->errors || (hello->warnings_as_errors && issues->warnings)) {
+    if (handshake_issues_refuse(issues, hello->warnings_as_errors)) {
         dest_refuse(verdict);
-    } else if (!strcmp(hello->purpose, HANDSHAKE_PURPOSE_CHECK)) {
+        return verdict;
+    }
+    handshake_compare_return(hello->profile, local, issues);
+    if (!strcmp(hello->purpose, HANDSHAKE_PURPOSE_CHECK)) {
         handshake_policy_note_untried(verdict);
     }
     return verdict;
@@ -909,6 +918,7 @@ void handshake_destination_accept(HandshakeDestination *hd, QIOChannel *ioc)
      * small writes would wait for that
      */
     qio_channel_set_delay(ioc, false);
+    handshake_ioc_keep_alive(ioc, hd->addr);
 
     conn = g_new0(DestConn, 1);
     conn->hd = hd;

@@ -112,7 +112,9 @@ migration_handshake_validate_outgoing(const MigrationChannelList *channels,
                    "be 0 to %d seconds", TIMEOUT_MAX);
         return false;
     }
-    return validate_transport(handshake->addr, false, errp) &&
+    return handshake_ignore_validate(options ? options->ignore_issues : NULL,
+                                     errp) &&
+           validate_transport(handshake->addr, false, errp) &&
            handshake_settings_validate(errp);
 }
 
@@ -385,7 +387,9 @@ bool migration_handshake_listen(const MigrationChannel *channel, Error **errp)
     /* 'migrate-recover' comes in a later state, and without the BQL */
     if (mis->state == MIGRATION_STATUS_NONE) {
         g_clear_pointer(&mis->handshake, handshake_destination_free);
-        mis->handshake = handshake ? handshake_destination_new() : NULL;
+        mis->handshake =
+            handshake ? handshake_destination_new(&channel->addr->u.socket)
+                      : NULL;
     } else if (mis->handshake) {
         handshake_destination_relisten(mis->handshake);
     }

@@ -22,6 +22,16 @@
 MigrationProfile *handshake_profile_new(MigrationHandshakeRole role);
 
 /**
+ * handshake_profile_add_bitmaps: the dirty bitmaps in what a machine is
+ * @profile: they are added; none if there are too many
+ * @role: as a source, what it would send; as a destination, what it could load
+ *
+ * Called with the BQL held, outside of coroutines.
+ */
+void handshake_profile_add_bitmaps(MigrationProfile *profile,
+                                   MigrationHandshakeRole role);
+
+/**
  * handshake_peer_new: how a machine describes itself to the other side
  * @profile: a machine's profile, be it of a peer; if NULL, this machine
  *
@@ -47,6 +57,21 @@ MigrationHandshakePeer *handshake_peer_new(const MigrationProfile *profile);
 void handshake_compare(const MigrationProfile *source,
                        const MigrationProfile *destination,
                        const strList *effective, HandshakeIssues *issues);
+
+/**
+ * handshake_compare_return: whether the guest could come back
+ * @source: the profile of the machine that the guest runs on
+ * @destination: this machine, as handshake_profile_new() has described it
+ * @issues: the first reason why it could not is added
+ *
+ * For guests that may move: what would be refused need not be asked about.
+ * Only what is certain is told, so that nothing found promises nothing.
+ *
+ * Called with the BQL held, as handshake_compare().
+ */
+void handshake_compare_return(const MigrationProfile *source,
+                              const MigrationProfile *destination,
+                              HandshakeIssues *issues);
 
 /**
  * handshake_compare_capability: whether two machines go together with a

@@ -5,7 +5,9 @@
  */
 
 #include "qemu/osdep.h"
+#include "qapi/clone-visitor.h"
 #include "qapi/error.h"
+#include "qapi/qapi-builtin-visit.h"
 #include "qapi/qapi-visit-migration-handshake.h"
 #include "qapi/qobject-input-visitor.h"
 #include "qapi/qobject-output-visitor.h"
@@ -41,11 +43,25 @@
 /* How many names of ignored members are reported back */
 #define NOT_UNDERSTOOD_MAX  64
 
+/* Appended to the message of an issue that is ignored */
+#define IGNORED             " (ignored)"
+
 static const char *const features[] = {
     HANDSHAKE_FEATURE_NAMED_CHANNELS,
     HANDSHAKE_FEATURE_LATE_ERROR,
     HANDSHAKE_FEATURE_ONE_OWNER,
     HANDSHAKE_FEATURE_RESUME_HEADER,
+};
+
+/*
+ * Codes that somebody who knows better can have ignored: what they are about
+ * is one machine and the other, and not whether the two understand each other
+ */
+static const char *const ignorable[] = {
+    "arch", "bitmap-missing", "cpu", "device", "disk", "ram-block-address",
+    "ram-block-extra", "ram-block-missing", "ram-block-page-size",
+    "ram-block-size", "section-extra", "section-missing", "section-schema",
+    "section-version", "uuid", NULL
 };
 
 static const QEnumLookup severity_lookup = {
@@ -89,17 +105,13 @@ static bool disturbs(gunichar c)
     }
 }
 
-char *handshake_text(const char *text)
+static char *text_cut(const char *text, size_t max)
 {
     const char *end;
     GString *copy;
 
-    if (!text) {
-        return NULL;
-    }
-
     /* The longest prefix that does not end within a character */
-    g_utf8_validate(text, strnlen(text, TEXT_MAX), &end);
+    g_utf8_validate(text, strnlen(text, max), &end);
     copy = g_string_sized_new(end - text);
     for (const char *p = text; p < end; p = g_utf8_next_char(p)) {
         gunichar c = g_utf8_get_char(p);
@@ -107,6 +119,11 @@ char *handshake_text(const char *text)
         g_string_append_unichar(copy, disturbs(c) ? ' ' : c);
     }
     return g_string_free(copy, FALSE);
+}
+
+char *handshake_text(const char *text)
+{
+    return text ? text_cut(text, TEXT_MAX) : NULL;
 }
 
 void handshake_declined_add(MigrationHandshakeDeclinedList **list,
@@ -161,6 +178,83 @@ static HandshakeSeverity issue_severity(const MigrationHandshakeIssue *issue)
 {
     return qapi_enum_parse(&severity_lookup, issue->severity,
                            HANDSHAKE_WARNING, NULL);
+}
+
+bool handshake_ignore_validate(const strList *ignore, Error **errp)
+{
+    for (unsigned count = 0; ignore; ignore = ignore->next) {
+        g_autofree char *code = g_strndup(ignore->value,
+                                          strcspn(ignore->value, ":"));
+        const char *subject = ignore->value + strlen(code);
+
+        if (!g_strv_contains(ignorable, code) || !strcmp(subject, ":") ||
+            strlen(subject) > TEXT_MAX) {
+            g_autofree char *word = handshake_text(ignore->value);
+            g_autofree char *all = g_strjoinv(", ", (char **)ignorable);
+
+            error_setg(errp, "'%s' cannot be ignored; CODE or CODE:SUBJECT can "
+                       "where CODE is one of %s", word, all);
+            return false;
+        }
+        if (++count > HANDSHAKE_IGNORE_MAX) {
+            error_setg(errp, "At most %d issues can be ignored",
+                       HANDSHAKE_IGNORE_MAX);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool is_ignored(const strList *ignore, const char *code,
+                       const char *subject)
+{
+    g_autofree char *text = NULL;
+    size_t len = strlen(code);
+
+    if (!ignore || !g_strv_contains(ignorable, code)) {
+        return false;
+    }
+    /* As a user has seen it */
+    text = handshake_text(subject);
+    for (; ignore; ignore = ignore->next) {
+        const char *word = ignore->value;
+
+        if (!strncmp(word, code, len) &&
+            (!word[len] || (word[len] == ':' && text &&
+                            !strcmp(word + len + 1, text)))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A warning that is ignored weighs as little as what is worth knowing */
+static HandshakeSeverity issue_weight(const HandshakeIssues *issues,
+                                      const MigrationHandshakeIssue *issue)
+{
+    HandshakeSeverity severity = issue_severity(issue);
+
+    if (severity == HANDSHAKE_WARNING &&
+        is_ignored(issues->ignore, issue->code, issue->subject)) {
+        return HANDSHAKE_INFO;
+    }
+    return severity;
+}
+
+void handshake_issues_ignore(HandshakeIssues *issues, const strList *ignore)
+{
+    qapi_free_strList(issues->ignore);
+    issues->ignore = QAPI_CLONE(strList, ignore);
+    issues->ignored = 0;
+    for (MigrationHandshakeIssueList *l = issues->list; l; l = l->next) {
+        issues->ignored += issue_weight(issues, l->value) !=
+                           issue_severity(l->value);
+    }
+}
+
+bool handshake_issues_refuse(const HandshakeIssues *issues, bool strict)
+{
+    return issues->errors || (strict && issues->warnings > issues->ignored);
 }
 
 static void issues_drop_last(HandshakeIssues *issues)
@@ -224,8 +318,14 @@ void handshake_issue_add(HandshakeIssues *issues, const char *code,
 {
     MigrationHandshakeIssue *issue;
     g_autofree char *message = NULL;
+    bool ignored = severity != HANDSHAKE_INFO &&
+                   is_ignored(issues->ignore, code, subject);
     va_list ap;
 
+    if (ignored) {
+        severity = HANDSHAKE_WARNING;
+        issues->ignored++;
+    }
     if (!issues_make_room(issues, severity)) {
         /* A peer may make it a great many: no text is made for nobody */
         return;
@@ -239,13 +339,20 @@ void handshake_issue_add(HandshakeIssues *issues, const char *code,
     issue->subject = handshake_text(subject);
     issue->source = handshake_text(source);
     issue->destination = handshake_text(destination);
-    issue->message = handshake_text(message);
+    if (ignored) {
+        g_autofree char *cut = text_cut(message, TEXT_MAX - strlen(IGNORED));
+
+        issue->message = g_strconcat(cut, IGNORED, NULL);
+    } else {
+        issue->message = handshake_text(message);
+    }
     issues_insert(issues, issue, severity);
 }
 
 void handshake_issues_free(HandshakeIssues *issues)
 {
     qapi_free_MigrationHandshakeIssueList(issues->list);
+    qapi_free_strList(issues->ignore);
     *issues = (HandshakeIssues) { 0 };
 }
 
@@ -253,11 +360,12 @@ char *handshake_issues_summary(const HandshakeIssues *issues)
 {
     const MigrationHandshakeIssue *gravest = NULL;
     const MigrationHandshakeIssueList *l;
-    unsigned count = issues->errors + issues->warnings;
+    unsigned count = issues->errors + issues->warnings - issues->ignored;
 
     for (l = issues->list; l; l = l->next) {
         /* The enum goes from bad to harmless */
-        if (!gravest || issue_severity(l->value) < issue_severity(gravest)) {
+        if (!gravest || issue_weight(issues, l->value) <
+                        issue_weight(issues, gravest)) {
             gravest = l->value;
         }
     }
@@ -496,6 +604,7 @@ static bool put_dict(GByteArray *buf, HandshakeFrameType type,
 static bool check_profile(const MigrationProfile *profile, Error **errp)
 {
     size_t longest = 0, sections = 0, ram_blocks = 0;
+    size_t bitmaps = QAPI_LIST_LENGTH(profile->bitmaps);
 
     for (MigrationProfileSectionList *l = profile->sections; l; l = l->next) {
         longest = MAX(longest, strlen(l->value->name));
@@ -506,12 +615,19 @@ static bool check_profile(const MigrationProfile *profile, Error **errp)
         longest = MAX(longest, strlen(l->value->name));
         ram_blocks++;
     }
+    for (MigrationProfileBitmapList *l = profile->bitmaps; l; l = l->next) {
+        longest = MAX(longest, strlen(l->value->node));
+        longest = MAX(longest, l->value->name ? strlen(l->value->name) : 0);
+    }
     if (longest > STREAM_NAME_MAX) {
         error_setg(errp, "name of more than %d bytes", STREAM_NAME_MAX);
     } else if (sections > SECTIONS_MAX) {
         error_setg(errp, "more than %d sections", SECTIONS_MAX);
     } else if (ram_blocks > RAM_BLOCKS_MAX) {
         error_setg(errp, "more than %d RAM blocks", RAM_BLOCKS_MAX);
+    } else if (bitmaps > HANDSHAKE_BITMAPS_MAX) {
+        error_setg(errp, "more than %d dirty bitmaps",
+                   HANDSHAKE_BITMAPS_MAX);
     } else {
         return true;
     }
@@ -540,6 +656,8 @@ bool handshake_put_hello(GByteArray *buf, const MigrationHandshakeHello *hello,
     profile.sections = NULL;
     profile.has_ram_blocks = false;
     profile.ram_blocks = NULL;
+    profile.has_bitmaps = false;
+    profile.bitmaps = NULL;
     brief.profile = &profile;
     return put_hello(buf, &brief, errp);
 }
@@ -705,6 +823,11 @@ MigrationHandshakeHello *handshake_get_hello(const GString *json,
     }
     if (!hello->profile) {
         hello->profile = g_new0(MigrationProfile, 1);
+    }
+    if (QAPI_LIST_LENGTH(hello->ignore) > HANDSHAKE_IGNORE_MAX) {
+        error_setg(errp, "more than %d issues to be ignored",
+                   HANDSHAKE_IGNORE_MAX);
+        return NULL;
     }
     return check_profile(hello->profile, errp) ? g_steal_pointer(&hello) : NULL;
 }

@@ -42,6 +42,12 @@ typedef enum HandshakeSeverity {
     HANDSHAKE_INFO,
 } HandshakeSeverity;
 
+/* Dirty bitmaps of a source; if there are more, it tells none */
+#define HANDSHAKE_BITMAPS_MAX       1024
+
+/* What a source may have ignored has no more words than that */
+#define HANDSHAKE_IGNORE_MAX        64
+
 /* What was found; begin with an all-zero one */
 typedef struct HandshakeIssues {
     MigrationHandshakeIssueList *list;  /* errors first; bounded */
@@ -49,6 +55,8 @@ typedef struct HandshakeIssues {
     unsigned omitted;                   /* found, but not in the list */
     unsigned errors;                    /* with those omitted here, and */
     unsigned warnings;                  /* without those a peer omitted */
+    strList *ignore;                    /* see handshake_issues_ignore() */
+    unsigned ignored;                   /* so many of the warnings */
 } HandshakeIssues;
 
 /* A destination's answer, ready to be sent, or as it was received */
@@ -117,6 +125,7 @@ strList *handshake_features_common(const strList *peer);
  * @fmt: printf format of a sentence for a person
  *
  * Errors are listed before all else, and take its place if the list is full.
+ * What is ignored becomes a warning that says so.
  * Texts are cut to a bounded length and to one line: they may stem from a peer.
  */
 void G_GNUC_PRINTF(7, 8)
@@ -124,6 +133,33 @@ handshake_issue_add(HandshakeIssues *issues, const char *code,
                     HandshakeSeverity severity, const char *subject,
                     const char *source, const char *destination,
                     const char *fmt, ...);
+
+/**
+ * handshake_ignore_validate: whether a user's words name what can be ignored
+ * @ignore: codes of issues, or CODE:SUBJECT
+ *
+ * Returns: true if so, false with @errp set if not
+ */
+bool handshake_ignore_validate(const strList *ignore, Error **errp);
+
+/**
+ * handshake_issues_ignore: say what stands in nobody's way
+ * @issues: what was found so far, or received
+ * @ignore: codes of issues, or CODE:SUBJECT; copied.  A word that is none, or
+ *          names what cannot be ignored, has no effect.
+ *
+ * An error that is added from now on and ignored becomes a warning.
+ */
+void handshake_issues_ignore(HandshakeIssues *issues, const strList *ignore);
+
+/**
+ * handshake_issues_refuse: whether what was found is a reason to refuse
+ * @issues: what was found
+ * @strict: whether a warning is one, too, unless it is ignored
+ *
+ * Returns: true if so
+ */
+bool handshake_issues_refuse(const HandshakeIssues *issues, bool strict);
 
 /**
  * handshake_issues_free: free what was found

@@ -7,6 +7,7 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qapi/clone-visitor.h"
+#include "qapi/qapi-builtin-visit.h"
 #include "qapi/qapi-visit-migration-handshake.h"
 #include "qapi/util.h"
 #include "machine.h"
@@ -539,6 +540,10 @@ static void policy_set_options(MigrationHandshakeHello *hello,
 {
     hello->warnings_as_errors = options && options->warnings_as_errors;
     hello->has_warnings_as_errors = hello->warnings_as_errors;
+    qapi_free_strList(hello->ignore);
+    hello->ignore = options ? QAPI_CLONE(strList, options->ignore_issues)
+                            : NULL;
+    hello->has_ignore = hello->ignore;
 }
 
 void handshake_policy_offer(const MigrationHandshakeOptions *options,

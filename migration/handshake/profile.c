@@ -304,6 +304,7 @@ MigrationProfile *handshake_profile_new(MigrationHandshakeRole role)
     profile->stream = profile_stream();
     profile_add_blockers(profile);
     profile_add_parts(profile, role);
+    handshake_profile_add_bitmaps(profile, role);
     return profile;
 }
 

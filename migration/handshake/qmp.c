@@ -72,7 +72,8 @@ qmp_check_migrate_profile(QObject *profile, MigrationHandshakeOptions *options,
     MigrationHandshakeDeclinedList **tail;
     MigrationProfileVerdict *answer;
 
-    if (!profile_may_check(errp)) {
+    if (!handshake_ignore_validate(options ? options->ignore_issues : NULL,
+                                   errp) || !profile_may_check(errp)) {
         return NULL;
     }
     hello = handshake_get_profile(profile, errp);

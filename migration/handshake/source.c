@@ -276,6 +276,7 @@ static bool coroutine_fn source_read_verdict(HandshakeSource *hs, Error **errp)
         error_prepend(errp, "migration handshake: malformed verdict: ");
         return false;
     }
+    handshake_issues_ignore(&hs->verdict->issues, hs->hello->ignore);
     hs->info->duration =
         (qemu_clock_get_ns(QEMU_CLOCK_REALTIME) - hs->start_ns) / SCALE_US;
     return true;
@@ -317,7 +318,8 @@ static bool source_agree(HandshakeSource *hs, Error **errp)
 {
     const HandshakeIssues *issues = &hs->verdict->issues;
 
-    if (hs->hello->warnings_as_errors && (issues->warnings || issues->errors)) {
+    if (hs->hello->warnings_as_errors &&
+        handshake_issues_refuse(issues, true)) {
         g_autofree char *summary = handshake_issues_summary(issues);
 
         error_setg(errp, "%s", summary);

@@ -84,6 +84,30 @@ static void check_effective(const MigrationHandshakeHello *hello,
     }
 }
 
+/* It says so where something is ignored, and comes from the source's words */
+static void check_ignored(const MigrationHandshakeHello *hello,
+                          const HandshakeVerdict *verdict)
+{
+    const MigrationHandshakeIssueList *l;
+    unsigned count = 0;
+
+    for (l = verdict->issues.list; l; l = l->next) {
+        if (g_str_has_suffix(l->value->message, " (ignored)")) {
+            g_autofree char *word = g_strconcat(l->value->code, ":",
+                                                l->value->subject, NULL);
+
+            g_assert_cmpstr(l->value->severity, ==, "warning");
+            g_assert(handshake_has_name(hello->ignore, l->value->code) ||
+                     handshake_has_name(hello->ignore, word));
+            count++;
+        }
+        /* The way back matters to whoever goes */
+        g_assert(strcmp(l->value->code, "no-return") || verdict->accept);
+    }
+    g_assert_cmpuint(count, <=, verdict->issues.ignored);
+    g_assert_cmpuint(verdict->issues.ignored, <=, verdict->issues.warnings);
+}
+
 /* What this destination says, a source with nothing set would agree to */
 static void check_answer(const MigrationHandshakeHello *hello,
                          HandshakeVerdict *verdict)
@@ -127,7 +151,9 @@ void fuzz_one(const uint8_t *data, size_t size)
     fuzz_check_verdict(verdict);
     g_assert_cmpint(verdict->accept, ==,
                     !verdict->issues.errors &&
-                    !(hello->warnings_as_errors && verdict->issues.warnings));
+                    !(hello->warnings_as_errors &&
+                      verdict->issues.warnings > verdict->issues.ignored));
+    check_ignored(hello, verdict);
     g_assert(!verdict->accept == !!verdict->message->message);
     check_effective(hello, verdict);
     stubs_check_idle();

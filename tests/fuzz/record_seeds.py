@@ -71,6 +71,14 @@ HELLOS: dict[str, Json] = {
     "identity": {"warnings-as-errors": True, "profile": {
         "arch": "i386", "machine": "pc", "uuid": "0d1b5c9e-07f4-4c55-a8b2-3f6d21e7a940",
         "capabilities": ["validate-uuid"], "name": "web1", "package": "Debian"}},
+    "ignored": {"warnings-as-errors": True, "ignore": [
+        "arch", "uuid:uuid", "section-missing:gone", "busy", "x", "bitmap-missing"], "profile": {
+            "arch": "i386", "uuid": "0d1b5c9e-07f4-4c55-a8b2-3f6d21e7a940", "sections": [
+                {"name": "gone", "version": 1}, {"name": "dma", "version": 0}],
+            "required-capabilities": ["dirty-bitmaps"], "bitmaps": [
+                {"node": "disk", "name": "b0"}, {"node": "vda", "name": "b1"}]}},
+    "bitmaps": {"optional-capabilities": ["dirty-bitmaps"], "profile": {"bitmaps": [
+        {"node": "disk", "name": "b0"}, {"node": "vda", "name": "b0"}, {"node": "gone"}]}},
     "stuck": {"profile": {"unmigratable": ["ivshmem"], "blockers": ["a disk is local"]}},
     "sections": {"profile": {"sections": [
         {"name": "ide", "version": 3, "conditional": True}, {"name": "gone", "version": 1},

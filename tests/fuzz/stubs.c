@@ -168,6 +168,16 @@ static MigrationProfileRAMBlock *profile_ram_block(int i)
     return to;
 }
 
+static MigrationProfileBitmap *profile_bitmap(const char *node,
+                                              const char *name)
+{
+    MigrationProfileBitmap *to = g_new0(MigrationProfileBitmap, 1);
+
+    to->node = g_strdup(node);
+    to->name = g_strdup(name);
+    return to;
+}
+
 MigrationProfile *handshake_profile_new(MigrationHandshakeRole role)
 {
     MigrationProfile *profile = g_new0(MigrationProfile, 1);
@@ -185,6 +195,11 @@ MigrationProfile *handshake_profile_new(MigrationHandshakeRole role)
     for (int i = 0; i < (stubs.small_machine ? 1 : ARRAY_SIZE(ram_blocks));
          i++) {
         QAPI_LIST_APPEND(block, profile_ram_block(i));
+    }
+    if (role == MIGRATION_HANDSHAKE_ROLE_DESTINATION) {
+        profile->has_bitmaps = true;
+        QAPI_LIST_PREPEND(profile->bitmaps, profile_bitmap("disk", NULL));
+        QAPI_LIST_PREPEND(profile->bitmaps, profile_bitmap("vda", "b0"));
     }
     if (stubs.other_machine) {
         profile->uuid = g_strdup("6a2f1f0e-52c3-4b8e-9d0c-1d3f5a7b9c11");

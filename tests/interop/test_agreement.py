@@ -13,7 +13,7 @@ from conftest import QEMU
 from machine import Machine
 from processes import Lab, start_destination, start_source
 from qmhs import grease
-from qmhs.messages import Accept, Hello, Parameter, RamBlock, Section, Verdict
+from qmhs.messages import Accept, Bitmap, Hello, Parameter, RamBlock, Section, Verdict
 from qmhs.negotiation import (COMPRESSIONS, NEGOTIABLE, RETURN_PATH, Here, Judgement, Reader, judge)
 from qmhs.strictjson import Object
 from talk import CHECK, changed, judged, multifd
@@ -24,7 +24,11 @@ COUNT = 150
 # Codes whose subject is a name in HELLO.
 NAMED = ("capability-unknown", "capability-unsupported", "capability-conflict", "transport",
          "parameter-unknown", "parameter-value", "stream-format", "required-feature",
-         "ram-block-missing", "ram-block-size", "ram-block-page-size")
+         "ram-block-missing", "ram-block-size", "ram-block-page-size", "bitmap-missing")
+NODE = ("-blockdev", "null-co,node-name=disk")
+IGNORED = ("uuid", "arch", "section-missing", "section-missing:nobody", "section-version",
+           "ram-block-size", "ram-block-missing:nobody", "bitmap-missing:gone", "section-extra",
+           "ram-block-extra", "bitmap-missing", "machine-type", "unmigratable", "x-new", "uuid:uuid")
 
 
 async def learn(source: Machine, port: int) -> Here:
@@ -51,6 +55,7 @@ async def learn(source: Machine, port: int) -> Here:
     return Here(profile.peer, others=LOCAL, possible=possible, compressions=compressions,
                 page_size=profile.page_size, host_page_size=profile.host_page_size or 4096,
                 uuid=UUID, stream=profile.stream, ram_blocks=profile.ram_blocks,
+                bitmaps=[Bitmap("disk")],
                 sections={(item.name, instance): Reader(item.version, 0, not item.conditional)
                           for item in profile.sections for instance in item.every_instance})
 
@@ -76,6 +81,7 @@ class Dice:
             "features": self._some(["named-channels"] * 4 + ["late-error", "x-new"], 3),
             "optional-capabilities": self._capabilities(5),
             "warnings-as-errors": dice.random() < 0.2,
+            "ignore": self._some(IGNORED, 6) if dice.random() < 0.4 else [],
             "profile": self._profile(), **grease.member()}
 
     def _some(self, items: Sequence[Any], most: int) -> list[Any]:
@@ -93,7 +99,8 @@ class Dice:
             "machine": [peer.machine] * 9 + ["pc-q35-9.0"],
             "arch": [peer.arch] * 9 + ["i386", "s390x"],
             "page-size": [4096] * 9 + [0, 8192], "uuid": [UUID.upper()] * 4 + ["another"],
-            "sections": [self._sections()] * 2, "ram-blocks": [self._ram_blocks()] * 2}
+            "sections": [self._sections()] * 2, "ram-blocks": [self._ram_blocks()] * 2,
+            "bitmaps": [self._bitmaps()]}
         for name, values in choices.items():
             if self._random.random() < 0.5:
                 profile[name] = self._random.choice(values)
@@ -131,6 +138,10 @@ class Dice:
                                    {"name": "none", "version": 1, "instances": []},
                                    Section("perhaps", 1, None, True).write()], 2)
 
+    def _bitmaps(self) -> list[Any]:
+        return self._some([Bitmap(node, name).write() for node in ("disk", "disk", "gone")
+                           for name in ("b0", "b1")], 2)
+
     def _ram_blocks(self) -> list[Any]:
         dice = self._random
         items: list[Any] = []
@@ -167,7 +178,7 @@ def require_same(hello: Object, verdict: Verdict, ours: Judgement) -> None:
 async def test_same_verdict(seed: int) -> None:
     """Verdict, issues, effective capabilities, parameters in their order, what is declined."""
     async with Lab([str(QEMU), "-nodefaults", "-display", "none", "-machine", "pc", "-m", "16",
-                    "-uuid", UUID], "qtest") as lab:
+                    "-uuid", UUID, *NODE], "qtest") as lab:
         source = await start_source(lab)
         _, port = await start_destination(lab)
         here = await learn(source, port)

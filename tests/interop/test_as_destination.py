@@ -559,6 +559,36 @@ async def test_s4_warnings_as_errors(severity: str, is_fine: bool) -> None:
         await (call.commit() if is_fine else call.abort())
 
 
+@pytest.mark.parametrize("code, subject, severity, is_fine", [
+    ("uuid", "uuid", "warning", True), ("uuid", "other", "warning", False),
+    ("uuid", None, "warning", False), ("arch", None, "warning", True),
+    ("arch", "arch", "error", False), ("cpu", "uuid", "warning", False),
+    ("x-new", "arch", "warning", False)])
+async def test_s4_what_is_ignored(code: str, subject: Optional[str], severity: str,
+                                  is_fine: bool) -> None:
+    """S4. It goes by its own words, and not by a text that says so."""
+    issue = {"code": code, "severity": severity, "message": "text (ignored)"}
+    if subject:
+        issue["subject"] = subject
+    words = ["arch", "uuid:uuid"]
+    async with calling({**NO_MULTIFD, "warnings-as-errors": True,
+                        "ignore-issues": words}) as call:
+        assert call.hello.ignore == words
+        await call.accept(issues=[issue])
+        await (call.commit() if is_fine else call.abort())
+
+
+async def test_what_can_be_ignored_is_said_before_anything_else() -> None:
+    """Nobody is connected to."""
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        with pytest.raises(NotSeen, match="'machine-type' cannot be ignored"):
+            await begin(source, inet(1), {"ignore-issues": ["uuid", "machine-type"]})
+        with pytest.raises(NotSeen, match="At most 64"):
+            await begin(source, inet(1), {"ignore-issues": ["uuid"] * 65})
+        assert "handshake" not in await source.migration()
+
+
 @pytest.mark.parametrize("severity", ["error", "warning", "info", "fatal"])
 async def test_s6_the_frame_is_the_verdict(severity: str) -> None:
     """S6. It goes on after an ACCEPT with errors, and not after a REJECT without."""

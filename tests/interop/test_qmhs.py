@@ -16,9 +16,9 @@ from qmhs import Incomplete, Malformed, grease
 from qmhs.frames import (ABORT, ACCEPT, COMMIT, HELLO, LAST_WORD, LOADED, REJECT, START, Frame,
                          Header, Message, decode_frame, decode_header, decode_late, digest,
                          message, shut)
-from qmhs.messages import (NOT_STARTED, Accept, Combination, Commit, Declined, Hello, Issue,
-                           Members, Parameter, Peer, Profile, RamBlock, Reason, Reject, Section,
-                           read_reason, read_verdict)
+from qmhs.messages import (NOT_STARTED, Accept, Bitmap, Combination, Commit, Declined, Hello,
+                           Issue, Members, Parameter, Peer, Profile, RamBlock, Reason, Reject,
+                           Section, read_reason, read_verdict)
 from qmhs.negotiation import Here, Judgement, Reader, judge, objections, other_channels
 from qmhs.roles import Destination, Opening, ReturnPath, Source
 from qmhs.strictjson import compose, parse
@@ -212,11 +212,12 @@ def test_frame_bounds(kind: int, longest: int) -> None:
         decode_frame(frame.encode()[:-1])
 
 
-FULL_HELLO = Hello([3, 1], "check", ["a"], ["b"], ["multifd"], True, Profile(
+FULL_HELLO = Hello([3, 1], "check", ["a"], ["b"], ["multifd"], True, ["cpu", "disk:d"], Profile(
     Peer("1", "2", "x86_64", "pc"), 4096, 8192, "u", "n", ["events"], ["dirty-bitmaps"],
     [Parameter("multifd", "multifd-channels", "4")], {"suppress-vmdesc": False},
     [Section("s", 4, [0, 7], True)],
-    [RamBlock("r", 1, 2, 3, True, True, True, 9)], ["device"], ["why"]),
+    [RamBlock("r", 1, 2, 3, True, True, True, 9)], [Bitmap("d", "b0"), Bitmap("e")], ["device"],
+    ["why"]),
     [Declined("x", "y")], [Combination("x", "z", "w")])
 FULL_ISSUE = Issue("code", "info", "text", "subject", "1", "2")
 FULL_VERDICT: dict[str, Any] = {
@@ -290,6 +291,7 @@ ALWAYS = [("versions",), ("purpose",), ("required",),
           *[("profile", "parameters", 0, name) for name in ("capability", "name", "value")],
           *[("profile", "sections", 0, name) for name in ("name", "version")],
           *[("profile", "ram-blocks", 0, name) for name in ("name", "size")],
+          *[("profile", "bitmaps", index, "node") for index in (0, 1)],
           *[("declined", 0, name) for name in ("capability", "reason")],
           *[("combinations", 0, name) for name in ("capability", "with")]]
 
@@ -336,14 +338,21 @@ def test_instances() -> None:
     assert (every(), every(instances=[]), every(instances=[2, 1])) == ([0], [], [2, 1])
 
 
-@pytest.mark.parametrize("kind, most", [("sections", 16384), ("ram-blocks", 2048)])
+@pytest.mark.parametrize("kind, most", [("sections", 16384), ("ram-blocks", 2048),
+                                        ("bitmaps", 1024)])
 def test_bounds_of_the_profile(kind: str, most: int) -> None:
     items = ([{"name": "s", "version": 1, "instances": list(range(most - 1))}] if kind == "sections"
-             else [{"name": "s", "size": 1}] * (most - 1))
-    last = {"name": "t", "version": 1, "size": 1}
+             else [{"name": "s", "size": 1, "node": "n"}] * (most - 1))
+    last = {"name": "t", "version": 1, "size": 1, "node": "n"}
     Hello.read({**Hello().write(), "profile": {kind: [*items, last]}})
     with pytest.raises(Malformed):
         Hello.read({**Hello().write(), "profile": {kind: [*items, last, last]}})
+
+
+def test_bound_of_what_is_ignored() -> None:
+    assert Hello.read({**Hello().write(), "ignore": ["x-new"] * 64}).ignore == ["x-new"] * 64
+    with pytest.raises(Malformed):
+        Hello.read({**Hello().write(), "ignore": ["cpu"] * 65})
 
 
 GOOD_ISSUE = {"code": "a", "severity": "error", "message": "b"}
@@ -478,7 +487,8 @@ HERE = Here(Peer(arch="x86_64", machine="pc"), page_size=4096, uuid="AB",
             stream={"suppress-vmdesc": False, "multifd-flush-after-each-section": False},
             sections={("a", 0): Reader(3, 2), ("b", 0): Reader(1, 1, False)},
             ram_blocks=[RamBlock("r", 8192, page_size=4096), RamBlock("s", 4096, 65536,
-                                                                      resizeable=True)])
+                                                                      resizeable=True)],
+            bitmaps=[Bitmap("disk"), Bitmap("alias", "b0")])
 A, R, S = Section("a", 3), RamBlock("r", 8000, page_size=4096), RamBlock("s", 60000)
 
 
@@ -501,7 +511,14 @@ A, R, S = Section("a", 3), RamBlock("r", 8000, page_size=4096), RamBlock("s", 60
      ["warning section-missing"]),
     (Profile(sections=[Section("b", 1), Section("a", 1, None, True)]),
      ["warning section-version"]),
-    (Profile(sections=[Section("b", 1)]), ["warning section-extra"]),
+    (Profile(sections=[Section("b", 1)]), ["warning section-extra", "info no-return"]),
+    (Profile(sections=[Section("a", 2)]), ["info no-return"]),
+    (Profile(sections=[Section("a", 2, None, True)]), []),
+    (Profile(bitmaps=[Bitmap("disk", "b0"), Bitmap("gone", "b0")]), []),
+    (Profile(bitmaps=[Bitmap("disk", "b0"), Bitmap("gone", "b0"), Bitmap("alias", "b1")],
+             required_capabilities=["dirty-bitmaps"]), ["error bitmap-missing"] * 2),
+    (Profile(bitmaps=[Bitmap("disk", "b0"), Bitmap("alias", "b0")],
+             required_capabilities=["dirty-bitmaps"]), []),
     (Profile(ram_blocks=[RamBlock("r", 8193), RamBlock("t", 1, conditional=True)]),
      ["error ram-block-size", "warning ram-block-missing", "warning ram-block-extra"]),
     (Profile(ram_blocks=[R, RamBlock("s", 65537)]), ["error ram-block-size"]),
@@ -515,7 +532,27 @@ def test_comparison(profile: Profile, expected: list[str]) -> None:
     assert [f"{issue.severity} {issue.code}" for issue in result.issues] == expected
     assert result.is_accepted == ("error" not in " ".join(expected))
     strict = judge(replace(hello, warnings_as_errors=True), HERE)
-    assert strict.is_accepted == (not expected)
+    assert strict.is_accepted == all(text.startswith("info") for text in expected)
+
+
+@pytest.mark.parametrize("ignore, severity", [
+    (["section-missing"], "warning"), (["uuid", "section-missing:c 1"], "warning"),
+    (["section-missing:c"], "error"), (["section-missing:"], "error"), (["cpu"], "error"),
+    (["unmigratable"], "error"), (["x-new"], "error")])
+def test_what_is_ignored(ignore: list[str], severity: str) -> None:
+    profile = Profile(sections=[A, Section("c", 1, [1])])
+    for strict in (False, True):
+        hello = Hello(ignore=ignore, profile=profile, warnings_as_errors=strict)
+        result = judge(Hello.read(hello.write()), HERE)
+        issue, = result.issues
+        assert issue.severity == severity and result.is_accepted == (severity == "warning")
+        assert issue.message.endswith(" (ignored)") == (severity == "warning")
+        assert bool(objections(hello, SESSION, Accept(
+            version=1, capabilities=["return-path"], issues=[issue]))) == (
+                strict and severity == "error")
+    twice = replace(profile, unmigratable=["d"])
+    assert not judge(Hello(ignore=["section-missing", "unmigratable"], profile=twice),
+                     HERE).is_accepted
 
 
 def test_what_is_not_shared_here() -> None:
@@ -539,6 +576,9 @@ def test_barred_capabilities_are_declined() -> None:
     result = judge(Hello(features=["named-channels"], profile=profile, optional_capabilities=[
         "multifd", "postcopy-ram", "x-ignore-shared", "dirty-bitmaps"]), HERE)
     assert result.is_accepted and result.capabilities == ["return-path", "dirty-bitmaps"]
+    result = judge(Hello(optional_capabilities=["dirty-bitmaps"],
+                         profile=Profile(bitmaps=[Bitmap("gone", "b0")])), HERE)
+    assert result.is_accepted and not result.issues and result.capabilities == ["return-path"]
 
 
 OFFER = Hello(features=["named-channels", "late-error"], optional_capabilities=["multifd"],

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
-from conftest import QEMU
+import pytest
+from conftest import QEMU, TOP
 from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
 
 Address = Json
@@ -26,6 +27,10 @@ MIB = 1 << 20
 TIMEOUT = 30.0          # of a destination
 EARLY = 1.0             # clocks that are not the same
 LATE = 10.0             # a busy machine
+
+OWN_BASE = QEMU.resolve().parent.name
+# For what the bases do each in a way of its own.
+each_base = pytest.mark.parametrize("base", list(dict.fromkeys([OWN_BASE, "10.2"])))
 
 NO_MULTIFD: Options = {"optional-capabilities": []}
 STRICTLY: Options = {"warnings-as-errors": True}
@@ -42,13 +47,18 @@ def small_lab() -> Lab:
     return _lab("-machine", "none")
 
 
-def pc_lab(machine: str = "pc") -> Lab:
-    """Machines with devices and memory, without an operating system."""
-    return _lab("-machine", machine, "-m", "16")
+def pc_lab(machine: str = "pc", base: Optional[str] = None) -> Lab:
+    """Machines with devices and memory, without an operating system; maybe of another base."""
+    return _lab("-machine", machine, "-m", "16", base=base)
 
 
-def _lab(*machine: str) -> Lab:
-    return Lab([str(QEMU), "-nodefaults", "-display", "none", *machine], "qtest")
+def _lab(*machine: str, base: Optional[str] = None) -> Lab:
+    qemu = QEMU
+    if base not in (None, OWN_BASE):
+        qemu = TOP / "build" / base / QEMU.name
+        if not qemu.exists():
+            pytest.skip(f"QEMU {base} has not been built")
+    return Lab([str(qemu), "-nodefaults", "-display", "none", *machine], "qtest")
 
 
 async def set_tls(machine: Machine, endpoint: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -85,6 +86,13 @@ class Line:
         """All that one of them says, and its end."""
         await self.pass_on(speaker)
         self.shut(speaker)
+
+    async def insert(self, speaker: str, data: bytes) -> None:
+        """Say what the speaker did not, behind all that it has said so far."""
+        while (self.passed[speaker] < len(self.said[speaker])
+               or select.select([self._ends[speaker]], [], [], 0)[0]):
+            await asyncio.sleep(0.001)
+        await asyncio.get_running_loop().sock_sendall(self._ends[other_than(speaker)], data)
 
     def shut(self, speaker: str) -> None:
         """Tell the other one that no more will come."""

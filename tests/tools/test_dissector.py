@@ -227,6 +227,19 @@ async def test_check(place: Path) -> None:
     assert not decode(recording.file, FRAMES, which=ODD)
 
 
+def test_what_a_source_adds(place: Path) -> None:
+    """Lists that may be of a later version, or of a peer that is no good."""
+    question = {**hello(), "ignore": ["cpu", 1, "disk:0000:00:03.0/virtio-blk"],
+                "profile": {"bitmaps": [{"node": "disk", "name": "b0"}, {"node": "vda"}, 7]}}
+    asked = [Turn(True, header() + frame(HELLO, {**hello(), "ignore": "cpu", "profile": {
+        "bitmaps": {"node": "disk"}}}))]
+    file = write(place, [*connection(CLIENT, [Turn(True, header() + frame(HELLO, question))]),
+                         *connection(CLIENT + 1, asked)])
+    packets = decode(file, (*FRAMES, "qmhs.hello.ignore", "qmhs.hello.bitmap"))
+    assert values(packets, "qmhs.hello.ignore") == ["cpu", "disk:0000:00:03.0/virtio-blk"]
+    assert values(packets, "qmhs.hello.bitmap") == ["disk/b0", "vda/?"]
+
+
 async def first_source(destination: FakeDestination) -> Peer:
     """The first one that says something: the recording's own connections do not."""
     while True:

@@ -547,6 +547,9 @@ async def test_prints_a_profile_as_it_is(place: Path) -> None:
     (["--optional-capabilities", "", "--timeout", "5"], {"options": {"optional-capabilities": []}}),
     (["--optional-capabilities=a,b", "--warnings-as-errors"],
      {"options": {"optional-capabilities": ["a", "b"], "warnings-as-errors": True}}),
+    (["--ignore-issues", "cpu, device:0000:00:03.0/virtio-blk,"],
+     {"options": {"ignore-issues": ["cpu", "device:0000:00:03.0/virtio-blk"]}}),
+    (["--ignore-issues="], {}),
 ])
 async def test_has_a_profile_judged(place: Path, options: list[str], query: Json) -> None:
     for stdin, first in ((json.dumps({"return": PROFILE}), "-"),
@@ -597,12 +600,13 @@ async def test_passes_on_what_the_source_says(place: Path, info: Json, status: i
                                               timeout: int) -> None:
     async with await asked(place, ASKED, info) as qemu:
         result = await tool("check", f"--timeout={timeout}", "--optional-capabilities=", "--json",
-                            "--warnings-as-errors", qemu.address, "tcp:host:1")
+                            "--warnings-as-errors", "--ignore-issues=cpu,uuid", qemu.address,
+                            "tcp:host:1")
         assert result.status == status and not result.err
         assert json.loads(result.out)["status"] == info["status"]
         assert qemu.arguments("migrate")["handshake"] == {
             "check-only": True, "timeout": timeout, "optional-capabilities": [],
-            "warnings-as-errors": True}
+            "warnings-as-errors": True, "ignore-issues": ["cpu", "uuid"]}
 
 
 @pytest.mark.parametrize("uri", [
@@ -865,15 +869,48 @@ async def test_real_profiles_are_judged(place: Path) -> None:
         assert json.loads(none.out)["capabilities"] == ["return-path"]
 
         more = await judged("more")
-        assert more.status == 0 and re.match(r"compatible, with \d+ warnings?\n", more.out)
+        assert more.status == 0
+        assert re.match(r"compatible, with \d+ warnings?, 1 info\n", more.out)
         assert "section-extra" in more.out
+        assert re.search(r"^info +no-return +\S+/virtio-rng +missing +version 1$", more.out, re.M)
         strict = await judged("more", "--warnings-as-errors")
         assert strict.status == 1 and strict.out.startswith("not compatible: ")
+        assert "no-return" not in strict.out
 
         other = await judged("other")
         assert other.status == 1
         assert "machine-type" in other.out and "Start the destination with -machine" in other.out
         require_failure(await judged(SOURCE), "check-migrate-profile", "incoming")
+
+
+async def test_real_issues_are_ignored(place: Path) -> None:
+    """In a profile and over the wire; whoever mistypes is told so."""
+    async with hosts(place) as real:
+        await real.start(SOURCE, *Q35, "-uuid", "6d696772-6174-696f-6e20-68616e647368",
+                         "-device", "virtio-rng-pci,addr=5")
+        profile = (await tool("profile", real.socket(SOURCE))).out
+        uri = await real.listening("other", *Q35, "-uuid", "616b6520-7465-7374-2075-756964206262")
+
+        async def both(*options: str) -> Ended:
+            judged = await tool("check", *options, "-", real.socket("other"), stdin=profile)
+            checked = await tool("check", *options, real.socket(SOURCE), uri)
+            assert judged.status == checked.status
+            return judged
+
+        assert (await both()).status == 1
+        assert (await both("--ignore-issues=uuid")).status == 1
+        result = await both("--ignore-issues=section-missing")
+        assert result.status == 0 and re.match("compatible, with 2 warnings", result.out)
+        assert len(re.findall(r"\(ignored\)", result.out)) == 1
+        strict = ("--warnings-as-errors", "--ignore-issues")
+        result = await both(*strict, "section-missing")
+        assert result.status == 1 and result.out.startswith("not compatible: 2 warnings\n")
+        result = await both(*strict, "section-missing:0000:00:05.0/virtio-rng,uuid:uuid")
+        assert result.status == 0 and len(re.findall(r"\(ignored\)", result.out)) == 2
+        assert (await both(*strict, "section-missing:0000:00:06.0/virtio-rng,uuid")).status == 1
+        for word in ("busy", "section-mising", "cpu:"):
+            result = await both(f"--ignore-issues=uuid,{word}")
+            require_failure(result, f"'{word}' cannot be ignored", "section-missing")
 
 
 async def test_real_cures_help(place: Path) -> None:

@@ -97,11 +97,14 @@ async def record(place: Path) -> str:
 
 def make_up(place: Path) -> None:
     """What the other two do not have."""
-    profile = {"parameters": [parameter("multifd-channels", 2)]}
-    question = Turn(True, header() + frame(HELLO, {**hello(2, optional=True), "profile": profile}))
+    profile = {"parameters": [parameter("multifd-channels", 2)],
+               "bitmaps": [{"node": "disk", "name": "nightly"}]}
+    question = Turn(True, header() + frame(HELLO, {**hello(2, optional=True), "profile": profile,
+                                                   "ignore": ["cpu"]}))
     answer: Json = {"version": 1, "capabilities": ["return-path"], "features": FEATURES,
                     "declined": [{"capability": "multifd", "reason": "none"}],
-                    "issues": [{"code": "unknown", "severity": "info", "message": "good to know"}]}
+                    "issues": [{"code": "unknown", "severity": "info", "message": "good to know"},
+                               {"code": "cpu", "severity": "warning", "message": "x (ignored)"}]}
     chosen = {**answer, "capabilities": ["return-path", "multifd"]}
     without = {"digest": "0" * 64, "without": [{"capability": "multifd", "reason": "refused"}]}
     session = bytes(range(16))

@@ -34,7 +34,8 @@ static const char base[] =
 
 static const char *const capabilities[] = {
     "return-path", "multifd", "postcopy-ram", "postcopy-preempt",
-    "x-ignore-shared", "switchover-ack", "of-a-later-version", "",
+    "x-ignore-shared", "switchover-ack", "dirty-bitmaps",
+    "of-a-later-version", "",
 };
 
 static unsigned resolve_count;
@@ -182,6 +183,23 @@ static void check_capabilities(const MigrationProfile *src,
         g_assert(ok == (with == errors));
         g_assert(ok == !err);
     }
+}
+
+/* There is one reason at most, which refuses nothing */
+static void check_return(const char *src, const char *dst,
+                         const char *expected)
+{
+    g_autoptr(MigrationProfile) a = profile_from(src, NULL);
+    g_autoptr(MigrationProfile) b = profile_from(dst, NULL);
+    HandshakeIssues issues = { 0 };
+    g_autofree char *text = NULL;
+
+    handshake_compare_return(a, b, &issues);
+    text = issues_text(&issues);
+    g_assert_cmpstr(text, ==, expected ?: "");
+    g_assert_cmpuint(issues.listed, ==, expected ? 1 : 0);
+    g_assert_false(handshake_issues_refuse(&issues, true));
+    handshake_issues_free(&issues);
 }
 
 static void check_profiles(const MigrationProfile *src,
@@ -590,6 +608,84 @@ static void test_section_resolved(void)
     g_assert_cmpuint(resolve_count, ==, 0);
 }
 
+static void test_return(void)
+{
+    const char *two = "{ 'sections': [ { 'name': 'hpet', 'version': 2 } ] }";
+    const char *lacks = "info no-return apic: missing -> version 2\n";
+
+    check_return(NULL, NULL, NULL);
+    check_return(SECTION("'version': 2"), SECTION("'version': 2"), NULL);
+
+    /* A version that the source does not know */
+    check_return(SECTION("'version': 1"), SECTION("'version': 2"),
+                 "info no-return apic: version 1 -> version 2\n");
+    check_return(SECTION("'version': 2"), SECTION("'version': 1"), NULL);
+    check_return(SECTION("'version': 1, 'instances': [ 0, 7 ]"),
+                 "{ 'sections': [ { 'name': 'apic', 'version': 1 },"
+                 "  { 'name': 'apic', 'version': 2, 'instances': [ 7 ] } ] }",
+                 "info no-return apic 7: version 1 -> version 2\n");
+
+    /* A section that it does not have */
+    check_return(NULL, SECTION("'version': 2"), lacks);
+    check_return(two, SECTION("'version': 2"), lacks);
+    check_return(SECTION("'version': 2"), NULL, NULL);
+    check_return(SECTION("'version': 2, 'instances': [ 0, 1 ]"),
+                 SECTION("'version': 2, 'instances': [ 1, 2, 3 ]"),
+                 "info no-return apic 2: missing -> version 2\n");
+
+    /* What may not be sent promises nothing, on either side */
+    check_return(NULL, SECTION("'version': 2, 'conditional': true"), NULL);
+    check_return(SECTION("'version': 1"),
+                 SECTION("'version': 2, 'conditional': true"), NULL);
+    check_return(SECTION("'version': 1, 'conditional': true"),
+                 SECTION("'version': 2"), NULL);
+
+    /* Nor does what is not told */
+    check_return("{ 'sections': null }", SECTION("'version': 2"), NULL);
+    check_return(SECTION("'version': 2"), "{ 'sections': null }", NULL);
+
+    /* The source may know another name as well as the loader here does */
+    check_return("{ 'sections': [ { 'name': 'slirp', 'version': 4 } ] }",
+                 "{ 'sections': [ { 'name': 'net-user', 'version': 4 } ] }",
+                 NULL);
+    check_return("{ 'sections': [ { 'name': 'slirp', 'version': 4 } ] }",
+                 "{ 'sections': [ { 'name': 'net-user', 'version': 5 } ] }",
+                 "info no-return net-user: version 4 -> version 5\n");
+}
+
+#define BITMAPS(list)   "{ 'bitmaps': [ " list " ] }"
+#define DISK_B0         "{ 'node': 'disk', 'name': 'b0' }"
+#define DISK_B1         "{ 'node': 'disk', 'name': 'b1' }"
+
+static void test_bitmaps(void)
+{
+    static const char *const fine[] = {
+        BITMAPS("{ 'node': 'disk' }"), BITMAPS(DISK_B0),
+        BITMAPS("{ 'node': 'x' }, { 'node': 'disk', 'name': 'y' }, " DISK_B0),
+        /* Nobody has looked */
+        NULL,
+    };
+    const char *b0 = "error bitmap-missing disk: b0 -> missing\n";
+    const char *b1 = "error bitmap-missing disk: b1 -> missing\n";
+
+    for (int i = 0; i < ARRAY_SIZE(fine); i++) {
+        check(BITMAPS(DISK_B0), fine[i], "multifd,dirty-bitmaps", NULL);
+        check(NULL, fine[i], "dirty-bitmaps", NULL);
+    }
+    check(BITMAPS("{ 'node': 'disk' }"), BITMAPS(DISK_B1), "dirty-bitmaps",
+          NULL);
+
+    /* It matters with the capability only */
+    check(BITMAPS(DISK_B0), BITMAPS(""), "dirty-bitmaps", b0);
+    check(BITMAPS(DISK_B0), BITMAPS(""), "multifd", NULL);
+    check(BITMAPS(DISK_B0), BITMAPS("{ 'node': 'b0' }"), "dirty-bitmaps", b0);
+    check(BITMAPS(DISK_B0 ", " DISK_B1),
+          BITMAPS(DISK_B0 ", { 'node': 'x', 'name': 'b1' }"), "dirty-bitmaps",
+          b1);
+    check(BITMAPS("{ 'node': 'disk' }"), BITMAPS(""), "dirty-bitmaps",
+          "error bitmap-missing disk: ? -> missing\n");
+}
+
 /* @count instances of a section that does not exist */
 static MigrationProfile *flood(const char *name, int count, bool same)
 {
@@ -898,6 +994,15 @@ static MigrationProfileRAMBlock *random_block(void)
     return block;
 }
 
+static MigrationProfileBitmap *random_bitmap(void)
+{
+    MigrationProfileBitmap *bitmap = g_new0(MigrationProfileBitmap, 1);
+
+    bitmap->node = random_name();
+    bitmap->name = coin() ? random_name() : NULL;
+    return bitmap;
+}
+
 static MigrationProfile *random_profile(void)
 {
     MigrationProfile *profile = profile_from(
@@ -909,6 +1014,10 @@ static MigrationProfile *random_profile(void)
         QAPI_LIST_PREPEND(profile->sections, random_section());
         QAPI_LIST_PREPEND(profile->ram_blocks, random_block());
     }
+    profile->has_bitmaps = coin();
+    while (profile->has_bitmaps && coin()) {
+        QAPI_LIST_PREPEND(profile->bitmaps, random_bitmap());
+    }
     return profile;
 }
 
@@ -919,7 +1028,8 @@ static void test_random(void)
         g_autoptr(MigrationProfile) src = random_profile();
         g_autoptr(MigrationProfile) dst = random_profile();
         g_autoptr(strList) effective =
-            names_from(coin() ? "postcopy-ram,x-ignore-shared" : "multifd");
+            names_from(coin() ? "postcopy-ram,x-ignore-shared"
+                              : "dirty-bitmaps");
         HandshakeIssues issues = { 0 };
         g_autofree char *text = NULL;
 
@@ -928,7 +1038,10 @@ static void test_random(void)
         handshake_issues_free(&issues);
         check_profiles(src, dst,
                        effective->next ? "postcopy-ram,x-ignore-shared"
-                                       : "multifd", text);
+                                       : "dirty-bitmaps", text);
+        handshake_compare_return(src, dst, &issues);
+        g_assert_cmpuint(issues.listed, <=, 1);
+        handshake_issues_free(&issues);
     }
 }
 
@@ -955,6 +1068,8 @@ int main(int argc, char **argv)
         { "section/version", test_section_version },
         { "section/resolved", test_section_resolved },
         { "section/flood", test_section_flood },
+        { "return", test_return },
+        { "bitmaps", test_bitmaps },
         { "ram/missing", test_ram_missing },
         { "ram/size", test_ram_size },
         { "ram/page-size", test_ram_page_size },

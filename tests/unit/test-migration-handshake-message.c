@@ -136,6 +136,7 @@ static MigrationHandshakeHello *hello_new(void)
         "\"required\": [\"a\"], \"features\": [\"b\", \"late-error\"],"
         "\"optional-capabilities\": [\"multifd\"],"
         "\"warnings-as-errors\": true,"
+        "\"ignore\": [\"cpu\", \"disk:0000:00:03.0/virtio-blk\"],"
         "\"profile\": {"
         " \"qemu-version\": \"10.0.0\", \"package\": \"1:10.0.0+ds-1\","
         " \"arch\": \"x86_64\", \"machine\": \"pc-q35-10.0\","
@@ -155,6 +156,7 @@ static MigrationHandshakeHello *hello_new(void)
         "  {\"name\": \"pc.ram\", \"size\": 18446744073709551615,"
         "   \"max-size\": 1, \"page-size\": 4096, \"resizeable\": true,"
         "   \"conditional\": false, \"shared-file\": true, \"address\": 0}],"
+        " \"bitmaps\": [{\"node\": \"disk\", \"name\": \"b0\"}],"
         " \"unmigratable\": [\"nvme\"],"
         " \"blockers\": [\"the disk is in use\"]}}";
     g_autoptr(GString) text = g_string_new(json);
@@ -333,7 +335,7 @@ static void test_hello(void)
     qobject_unref(expected);
 
     /* Grease is nothing special: it is one more thing that is not understood */
-    g_assert_cmpuint(QAPI_LIST_LENGTH(not_understood), ==, 6);
+    g_assert_cmpuint(QAPI_LIST_LENGTH(not_understood), ==, 7);
     for (strList *l = not_understood; l; l = l->next) {
         g_assert_nonnull(strstr(l->value, "grease-"));
     }
@@ -373,6 +375,7 @@ static void test_hello_strict(void)
     static const char *const members[][2] = {
         { "features", "\"x\"" }, { "features", "[1]" }, { "features", "null" },
         { "optional-capabilities", "[{}]" }, { "warnings-as-errors", "1" },
+        { "ignore", "\"cpu\"" }, { "ignore", "[1]" }, { "ignore", "{}" },
         { "profile", "[]" }, { "profile", "{\"machine\": 1}" },
         { "profile", "{\"page-size\": -1}" },
         { "profile", "{\"page-size\": 18446744073709551616}" },
@@ -386,6 +389,9 @@ static void test_hello_strict(void)
         { "profile", "{\"sections\": [{\"name\": \"\", \"version\": 1,"
                      " \"instances\": [4294967296]}]}" },
         { "profile", "{\"ram-blocks\": [{\"name\": \"x\"}]}" },
+        { "profile", "{\"bitmaps\": [\"x\"]}" },
+        { "profile", "{\"bitmaps\": [{\"name\": \"x\"}]}" },
+        { "profile", "{\"bitmaps\": [{\"node\": \"x\", \"name\": 1}]}" },
         { "profile", "{\"blockers\": [null]}" },
     };
 
@@ -657,6 +663,57 @@ static void test_parts(void)
             assert_fails(&err, cases[i].refused);
         }
     }
+}
+
+/* @count items, as a peer may send them */
+static char *json_list(unsigned count, const char *item)
+{
+    g_autoptr(GString) list = g_string_new("[");
+
+    for (unsigned i = 0; i < count; i++) {
+        g_string_append_printf(list, "%s%s", i ? ", " : "", item);
+    }
+    return g_strdup(g_string_append(list, "]")->str);
+}
+
+/* What has a bound besides */
+static void test_lists(void)
+{
+    static const struct {
+        const char *before, *item, *after;
+        unsigned max;
+        const char *refused;
+    } cases[] = {
+        { "\"ignore\": ", "\"of-a-later-version\"", "", 64,
+          "more than 64 issues to be ignored" },
+        { "\"profile\": {\"bitmaps\": ", "{\"node\": \"x\"}", "}", 1024,
+          "more than 1024 dirty bitmaps" },
+    };
+    g_autofree char *name = g_strnfill(256, 'x');
+    g_autofree char *node = g_strdup_printf(
+        "{" CORE ", \"profile\": {\"bitmaps\": [{\"node\": \"%s\"}]}}", name);
+    g_autofree char *bitmap = g_strdup_printf(
+        "{" CORE ", \"profile\": {\"bitmaps\": [{\"node\": \"x\","
+        " \"name\": \"%s\"}]}}", name);
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        for (unsigned more = 0; more < 2; more++) {
+            g_autofree char *list = json_list(cases[i].max + more,
+                                              cases[i].item);
+            g_autofree char *json =
+                g_strdup_printf("{" CORE ", %s%s%s}", cases[i].before, list,
+                                cases[i].after);
+
+            if (more) {
+                assert_hello_refused(json, cases[i].refused);
+            } else {
+                qapi_free_MigrationHandshakeHello(hello_parse(json,
+                                                              &error_abort));
+            }
+        }
+    }
+    assert_hello_refused(node, "name of more than 255 bytes");
+    assert_hello_refused(bitmap, "name of more than 255 bytes");
 }
 
 static void test_profile(void)
@@ -1149,6 +1206,163 @@ static void test_summary(void)
     handshake_issues_free(&issues);
 }
 
+static void assert_words(const char *text, const char *error)
+{
+    g_autoptr(strList) words = strlist(text);
+    g_autoptr(Error) err = NULL;
+    bool ok = handshake_ignore_validate(words, &err);
+
+    g_assert_true(ok == !error && ok == !err);
+    if (error) {
+        g_assert_nonnull(strstr(error_get_pretty(err), error));
+    }
+}
+
+/* A user's word is taken, or is said to be none */
+static void test_ignore_words(void)
+{
+    static const char *const good[] = {
+        "arch", "bitmap-missing", "cpu", "device", "disk", "ram-block-address",
+        "ram-block-extra", "ram-block-missing", "ram-block-page-size",
+        "ram-block-size", "section-extra", "section-missing", "section-schema",
+        "section-version", "uuid",
+        "cpu:cpu_common", "device:0000:00:03.0/virtio-blk", "uuid::",
+    };
+    static const char *const bad[] = {
+        "protocol-version", "required-feature", "purpose", "machine-type",
+        "page-size", "stream-format", "capability-unknown",
+        "capability-unsupported", "capability-conflict", "parameter-unknown",
+        "parameter-value", "transport", "unmigratable", "no-return",
+        "channels-untried", "load", "busy",
+        "section-", "section-*", "ram-block", "sektion-missing", "CPU", "cpu:",
+        "busy:session", ":", ":cpu", "error", "cpu,disk",
+    };
+    g_autofree char *many = long_text("cpu ", 65 * 4);
+    g_autofree char *long_word = long_text("x", 2000);
+    g_autofree char *subject = g_strconcat("cpu:", long_word, NULL);
+
+    g_assert_true(handshake_ignore_validate(NULL, &error_abort));
+    for (int i = 0; i < ARRAY_SIZE(good); i++) {
+        assert_words(good[i], NULL);
+    }
+    for (int i = 0; i < ARRAY_SIZE(bad); i++) {
+        g_autofree char *error = g_strdup_printf("'%s' cannot be ignored",
+                                                 bad[i]);
+        g_autofree char *among = g_strconcat("cpu ", bad[i], NULL);
+
+        assert_words(bad[i], error);
+        assert_words(among, error);
+    }
+    assert_words(subject, "' cannot be ignored");
+    many[strlen(many) - 1] = 0;
+    assert_words(many, "At most 64");
+    many[strlen(many) - 4] = 0;
+    assert_words(many, NULL);
+}
+
+static void assert_ignored(const char *words, const char *code,
+                           HandshakeSeverity severity, const char *subject,
+                           const char *expected)
+{
+    g_autoptr(strList) ignore = strlist(words);
+    HandshakeIssues issues = { 0 };
+    const MigrationHandshakeIssue *issue;
+    bool ignored = g_str_has_suffix(expected, "(ignored)");
+    g_autofree char *text = NULL;
+
+    handshake_issues_ignore(&issues, ignore);
+    handshake_issue_add(&issues, code, severity, subject, "a", "b", "it is");
+    g_assert_nonnull(issues.list);
+    issue = issues.list->value;
+    text = g_strconcat(issue->severity, ": ", issue->message, NULL);
+    g_assert_cmpstr(text, ==, expected);
+    g_assert_cmpuint(issues.ignored, ==, ignored);
+    g_assert_cmpuint(issues.errors, ==, !strcmp(issue->severity, "error"));
+    g_assert_cmpuint(issues.warnings, ==, !strcmp(issue->severity, "warning"));
+    g_assert_true(handshake_issues_refuse(&issues, false) ==
+                  !!issues.errors);
+    g_assert_true(handshake_issues_refuse(&issues, true) ==
+                  (issues.errors || (issues.warnings && !ignored)));
+    /* Whoever receives it comes to the same result */
+    handshake_issues_ignore(&issues, NULL);
+    g_assert_cmpuint(issues.ignored, ==, 0);
+    handshake_issues_ignore(&issues, ignore);
+    g_assert_cmpuint(issues.ignored, ==, ignored);
+    handshake_issues_free(&issues);
+    g_assert_null(issues.ignore);
+}
+
+static void test_ignore(void)
+{
+    const HandshakeSeverity error = HANDSHAKE_ERROR;
+    const HandshakeSeverity warning = HANDSHAKE_WARNING;
+    const char *const ignored = "warning: it is (ignored)";
+
+    assert_ignored("", "cpu", error, "x", "error: it is");
+    assert_ignored("cpu", "cpu", error, "x", ignored);
+    assert_ignored("disk cpu", "cpu", error, NULL, ignored);
+    assert_ignored("cpu", "cpu", warning, "x", ignored);
+    assert_ignored("cpu", "cpu", HANDSHAKE_INFO, "x", "info: it is");
+    assert_ignored("disk", "cpu", error, "x", "error: it is");
+    assert_ignored("uuid", "uuid", error, "uuid", ignored);
+
+    /* Of one subject only */
+    assert_ignored("cpu:x", "cpu", error, "x", ignored);
+    assert_ignored("cpu:y cpu:x", "cpu", error, "x", ignored);
+    assert_ignored("cpu:x", "cpu", error, "xy", "error: it is");
+    assert_ignored("cpu:xy", "cpu", error, "x", "error: it is");
+    assert_ignored("cpu:x", "cpu", error, NULL, "error: it is");
+    assert_ignored("device:0000:00:03.0/a", "device", error, "0000:00:03.0/a",
+                   ignored);
+    /* As people have seen it */
+    assert_ignored("cpu:a_b", "cpu", error, "a_b", ignored);
+
+    /* Nothing but a whole word does it, and not with every code */
+    assert_ignored("section-miss", "section-missing", error, "x",
+                   "error: it is");
+    assert_ignored("section-missing-too", "section-missing", error, "x",
+                   "error: it is");
+    assert_ignored("machine-type busy load cpu", "machine-type", error, "x",
+                   "error: it is");
+    assert_ignored("of-a-later-version", "of-a-later-version", error, "x",
+                   "error: it is");
+}
+
+static void test_ignore_many(void)
+{
+    HandshakeIssues issues = { 0 };
+    g_autoptr(strList) ignore = strlist("cpu");
+    g_autofree char *text = long_text("\xc3\xa4", 2000);
+    const MigrationHandshakeIssue *issue;
+
+    handshake_issues_ignore(&issues, ignore);
+    for (int i = 0; i < 300; i++) {
+        handshake_issue_add(&issues, "cpu", HANDSHAKE_ERROR, "x", NULL, NULL,
+                            "%s", text);
+    }
+    /* It says so, however long it is */
+    issue = issues.list->value;
+    g_assert_true(g_str_has_suffix(issue->message, "\xc3\xa4 (ignored)"));
+    g_assert_cmpuint(strlen(issue->message), <=, 1024);
+    g_assert_cmpuint(issues.listed, ==, 256);
+    g_assert_cmpuint(issues.warnings, ==, 300);
+    g_assert_cmpuint(issues.ignored, ==, 300);
+    g_assert_false(handshake_issues_refuse(&issues, true));
+    handshake_issues_free(&issues);
+
+    /* A refusal is not told the wrong reason */
+    handshake_issues_ignore(&issues, ignore);
+    handshake_issue_add(&issues, "cpu", HANDSHAKE_ERROR, "x", NULL, NULL, "C");
+    assert_summary(&issues, "C (ignored) (cpu)");
+    handshake_issue_add(&issues, "disk", HANDSHAKE_WARNING, "x", NULL, NULL,
+                        "D");
+    g_assert_true(handshake_issues_refuse(&issues, true));
+    assert_summary(&issues, "1 problem: D (disk)");
+    handshake_issue_add(&issues, "uuid", HANDSHAKE_ERROR, "x", NULL, NULL, "U");
+    assert_summary(&issues, "2 problems: U (uuid), ...");
+    handshake_issues_free(&issues);
+}
+
 static void assert_numbered(const MigrationHandshakeIssueList *list)
 {
     for (int i = 0; list; list = list->next, i++) {
@@ -1255,6 +1469,7 @@ static const struct {
     { "json/bounds", test_json_bounds },
     { "json/cut", test_json_cut },
     { "parts", test_parts },
+    { "lists", test_lists },
     { "profile", test_profile },
     { "verdict", test_verdict },
     { "accept/strict", test_accept_strict },
@@ -1270,6 +1485,9 @@ static const struct {
     { "issues/order", test_issues_order },
     { "issues/many", test_issues_many },
     { "summary", test_summary },
+    { "ignore", test_ignore },
+    { "ignore/many", test_ignore_many },
+    { "ignore/words", test_ignore_words },
     { "fits", test_fits },
     { "fits/declined", test_fits_declined },
     { "fits/not", test_fits_not },

@@ -860,6 +860,8 @@ static void test_offer(void)
     host.rivals[1] = "postcopy-ram";
     options->has_warnings_as_errors = true;
     options->warnings_as_errors = true;
+    options->has_ignore_issues = true;
+    options->ignore_issues = names_from("cpu disk:x");
     hello = offer(options, false, &declined);
 
     /* Without those that are nobody else's business */
@@ -876,6 +878,8 @@ static void test_offer(void)
                   hello->profile->has_capabilities &&
                   hello->profile->has_required_capabilities);
     g_assert_true(hello->has_warnings_as_errors && hello->warnings_as_errors);
+    g_assert_true(hello->has_ignore);
+    assert_list(hello->ignore, "cpu disk:x");
 }
 
 static void test_offer_defaults(void)
@@ -890,6 +894,7 @@ static void test_offer_defaults(void)
     assert_list(hello->optional_capabilities, "multifd switchover-ack");
     g_assert_null(declined);
     g_assert_false(hello->has_warnings_as_errors);
+    g_assert_false(hello->has_ignore);
     g_assert_false(hello->profile->has_capabilities);
     g_assert_false(hello->profile->has_parameters);
     qapi_free_MigrationHandshakeHello(hello);
@@ -1077,7 +1082,11 @@ static void test_choose_foreign(void)
                         i == 1 ? "not with multifd" : NULL);
     }
     add_combination(profile, "postcopy-ram", "time-travel", "not with it");
+    /* Who asks says what is ignored, and not the file */
+    profile->has_ignore = true;
+    profile->ignore = names_from("cpu");
     handshake_policy_choose(profile, options);
+    g_assert_false(profile->has_ignore || profile->ignore);
     assert_list(profile->optional_capabilities, "multifd postcopy-ram");
     assert_declined(profile->declined, "switchover-ack", "not with multifd");
     assert_declined(profile->declined, "dirty-bitmaps",

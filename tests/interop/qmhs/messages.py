@@ -12,6 +12,8 @@ from .strictjson import Object, is_integer, parse
 
 SECTIONS_MAX = 16384
 RAM_BLOCKS_MAX = 2048
+BITMAPS_MAX = 1024
+IGNORE_MAX = 64
 NAME_MAX = 255          # of a section, and of a RAM block
 SEVERITIES = ("error", "warning", "info")
 NOT_STARTED = "not-started"
@@ -239,6 +241,24 @@ class RamBlock:
                                             ("resizeable", "conditional", "shared_file")}})
 
 
+@dataclass(frozen=True)
+class Bitmap:
+    """A dirty bitmap, and the node that it belongs to. No name, on a destination: any."""
+
+    node: str
+    name: Optional[str] = None
+
+    @classmethod
+    def read(cls, members: Members) -> Bitmap:
+        node, name = members.take("node", STRING, always=True), members.take("name", STRING)
+        if max(len(text.encode()) for text in (node, name or "")) > NAME_MAX:
+            raise Malformed("a long name of a bitmap")
+        return cls(node, name)
+
+    def write(self) -> Object:
+        return _written(**vars(self))
+
+
 def _read_stream(members: Members) -> dict[str, bool]:
     values = {name: members.take(name, BOOLEAN) for name in PROPERTIES}
     return {name: value for name, value in values.items() if value is not None}
@@ -259,6 +279,7 @@ class Profile:
     stream: dict[str, bool] = field(default_factory=dict)
     sections: list[Section] = field(default_factory=list)
     ram_blocks: list[RamBlock] = field(default_factory=list)
+    bitmaps: list[Bitmap] = field(default_factory=list)
     unmigratable: list[str] = field(default_factory=list)
     blockers: list[str] = field(default_factory=list)
 
@@ -273,6 +294,7 @@ class Profile:
             members.object("stream", _read_stream) or {},
             members.objects("sections", Section.read),
             members.objects("ram-blocks", RamBlock.read),
+            members.objects("bitmaps", Bitmap.read),
             members.items("unmigratable", STRING), members.items("blockers", STRING))
         profile.check_bounds()
         return profile
@@ -282,10 +304,12 @@ class Profile:
             raise Malformed(f"more than {SECTIONS_MAX} sections")
         if len(self.ram_blocks) > RAM_BLOCKS_MAX:
             raise Malformed(f"more than {RAM_BLOCKS_MAX} RAM blocks")
+        if len(self.bitmaps) > BITMAPS_MAX:
+            raise Malformed(f"more than {BITMAPS_MAX} dirty bitmaps")
 
     def write(self) -> Object:
         members = {name: value for name, value in vars(self).items() if name != "peer"}
-        for name in ("parameters", "sections", "ram_blocks"):
+        for name in ("parameters", "sections", "ram_blocks", "bitmaps"):
             members[name] = _all_written(members[name])
         return {**self.peer.write(), **_written(**members)}
 
@@ -300,6 +324,7 @@ class Hello:
     features: list[str] = field(default_factory=list)
     optional_capabilities: list[str] = field(default_factory=list)
     warnings_as_errors: bool = False
+    ignore: list[str] = field(default_factory=list)
     profile: Profile = field(default_factory=Profile)
     declined: list[Declined] = field(default_factory=list)              # in files only
     combinations: list[Combination] = field(default_factory=list)       # likewise
@@ -314,10 +339,13 @@ class Hello:
             members.items("required", STRING, always=True),
             members.items("features", STRING), members.items("optional-capabilities", STRING),
             members.take("warnings-as-errors", BOOLEAN) or False,
+            members.items("ignore", STRING),
             members.object("profile", Profile.read) or Profile(),
             members.objects("declined", Declined.read),
             members.objects("combinations", Combination.read))
         members.end()
+        if len(hello.ignore) > IGNORE_MAX:
+            raise Malformed(f"more than {IGNORE_MAX} issues to be ignored")
         hello.not_understood = members.ignored
         return hello
 
@@ -325,7 +353,7 @@ class Hello:
         frozen = {"versions": self.versions, "purpose": self.purpose, "required": self.required}
         return {**frozen, **_written(
             features=self.features, optional_capabilities=self.optional_capabilities,
-            warnings_as_errors=self.warnings_as_errors or None,
+            warnings_as_errors=self.warnings_as_errors or None, ignore=self.ignore,
             profile=self.profile.write() or None, declined=_all_written(self.declined),
             combinations=_all_written(self.combinations))}
 
@@ -356,9 +384,6 @@ class Verdict:
         self.capabilities = members.items("capabilities", STRING)
         self.parameters = members.objects("parameters", Parameter.read)
         self.declined = members.objects("declined", Declined.read)
-
-    def has(self, *severities: str) -> bool:
-        return any(issue.severity in severities for issue in self.issues)
 
     def write(self) -> Object:
         return _written(version=self.version or None, message=self.message,

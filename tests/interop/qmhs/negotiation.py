@@ -12,7 +12,7 @@ from itertools import chain, combinations
 from typing import Any, Optional
 
 from .frames import NO_SESSION
-from .messages import Accept, Declined, Hello, Issue, Parameter, Peer, Profile, RamBlock
+from .messages import Accept, Bitmap, Declined, Hello, Issue, Parameter, Peer, Profile, RamBlock
 
 RETURN_PATH = "return-path"
 NAMED_CHANNELS = "named-channels"
@@ -35,6 +35,11 @@ STREAM_PROPERTIES: dict[str, Optional[str]] = {
 RELATED_ARCHS = (("i386", "x86_64"), ("arm", "aarch64"), ("ppc", "ppc64"),
                  ("riscv32", "riscv64"), ("mips", "mipsel", "mips64", "mips64el"),
                  ("sparc", "sparc64"))
+
+IGNORABLE = ("cpu", "device", "disk", "section-missing", "section-version", "section-extra",
+             "section-schema", "ram-block-missing", "ram-block-size", "ram-block-address",
+             "ram-block-page-size", "ram-block-extra", "bitmap-missing", "uuid", "arch")
+IGNORED = " (ignored)"
 
 COMPRESSIONS = ("none", "zlib", "zstd", "qatzip", "qpl", "uadk")
 
@@ -61,6 +66,22 @@ def other_channels(capabilities: Collection[str],
     if "postcopy-preempt" in capabilities:
         found.append(("preempt", 0))
     return found
+
+
+def is_ignored(hello: Hello, issue: Issue) -> bool:
+    """Whether it is no reason to refuse, because the source says so."""
+    return (issue.severity in ("error", "warning") and issue.code in IGNORABLE
+            and bool({issue.code, f"{issue.code}:{issue.subject}"} & set(hello.ignore)))
+
+
+def has_reason(hello: Hello, issues: Sequence[Issue]) -> bool:
+    """Whether one of them is a reason not to go on."""
+    bad = ("error", "warning") if hello.warnings_as_errors else ("error",)
+    return any(issue.severity in bad and not is_ignored(hello, issue) for issue in issues)
+
+
+def section_text(name: str, instance: int) -> str:
+    return f"{name} {instance}" if instance else name
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,7 @@ class Here:
     stream: dict[str, bool] = field(default_factory=dict)
     sections: Optional[dict[tuple[str, int], Reader]] = None
     ram_blocks: Optional[list[RamBlock]] = None
+    bitmaps: Optional[list[Bitmap]] = None      # that it could load
 
 
 @dataclass
@@ -132,15 +154,17 @@ class _Judge:
         self._require()
         self._compare_stream()
         self._compare_ram_blocks()
+        self._compare_bitmaps()
         self._wish()
         self._warn_of_what_is_not_shared()
         self._result.parameters = [item for item in self._there.parameters
                                    if item.capability in self._result.capabilities
                                    and item.capability in self._negotiable]
-        bad = ("error", "warning") if self._hello.warnings_as_errors else ("error",)
-        self._result.is_accepted = not any(issue.severity in bad for issue in self._result.issues)
-        if self._result.is_accepted and self._hello.purpose == "check":
-            self._note_what_is_untried()
+        self._result.is_accepted = not has_reason(self._hello, self._result.issues)
+        if self._result.is_accepted:
+            self._look_at_the_way_back()
+            if self._hello.purpose == "check":
+                self._note_what_is_untried()
         return self._result
 
     @property
@@ -152,9 +176,12 @@ class _Judge:
     def _issue(self, code: str, subject: str, severity: str = "error", source: Any = None,
                destination: Any = None) -> None:
         theirs, ours = (None if value is None else str(value) for value in (source, destination))
-        self._result.issues.append(
-            Issue(code, severity, f"{subject}: {code}, {theirs} on the source, {ours} here",
-                  subject, theirs, ours))
+        issue = Issue(code, severity, f"{subject}: {code}, {theirs} on the source, {ours} here",
+                      subject, theirs, ours)
+        if is_ignored(self._hello, issue):
+            issue.severity = "warning"
+            issue.message += IGNORED
+        self._result.issues.append(issue)
 
     def _choose(self) -> None:
         hello, here = self._hello, self._here
@@ -211,15 +238,32 @@ class _Judge:
             severity = "warning" if item.conditional else "error"
             for instance in item.every_instance:
                 reader = here.get((item.name, instance))
+                subject = section_text(item.name, instance)
                 seen.add((item.name, instance))
                 if not reader:
-                    self._issue("section-missing", item.name, severity)
+                    self._issue("section-missing", subject, severity)
                 elif not reader.minimum <= item.version <= reader.version:
-                    self._issue("section-version", item.name, severity, item.version,
+                    self._issue("section-version", subject, severity, item.version,
                                 reader.version)
         for (name, instance), reader in here.items():
             if reader.is_always_sent and (name, instance) not in seen:
-                self._issue("section-extra", name, "warning")
+                self._issue("section-extra", section_text(name, instance), "warning")
+
+    def _look_at_the_way_back(self) -> None:
+        """One reason is enough why the source could not load what this side would send."""
+        there, here = self._there.sections, self._here.sections
+        if not there or not here:
+            return
+        sent = {(item.name, instance): item for item in there for instance in item.every_instance}
+        for missing in (False, True):
+            for key, reader in here.items():
+                item = sent.get(key)
+                if reader.is_always_sent and (
+                        not item if missing
+                        else item and not item.conditional and item.version < reader.version):
+                    self._issue("no-return", section_text(*key), "info",
+                                item and item.version, reader.version)
+                    return
 
     def _compare_ram_blocks(self) -> None:
         if not self._there.ram_blocks or not self._here.ram_blocks:
@@ -269,6 +313,19 @@ class _Judge:
                 self._issue("capability-unsupported", "x-ignore-shared")
             else:
                 self._barred["x-ignore-shared"] = f"{name} is not shared in the same way"
+
+    def _compare_bitmaps(self) -> None:
+        if self._here.bitmaps is None:
+            return
+        for one in self._there.bitmaps:
+            if any(one.node == ours.node and (None in (one.name, ours.name)
+                                              or one.name == ours.name)
+                   for ours in self._here.bitmaps):
+                continue
+            if "dirty-bitmaps" in self._result.capabilities:
+                self._issue("bitmap-missing", one.node, source=one.name)
+            else:
+                self._barred["dirty-bitmaps"] = f"there is no node {one.node}"
 
     def _warn_of_what_is_not_shared(self) -> None:
         if self._not_shared_here and "x-ignore-shared" in self._result.capabilities:
@@ -393,7 +450,7 @@ def objections(hello: Hello, session: bytes, accept: Accept) -> list[str]:
     if accept.parameters != [item for item in profile.parameters
                              if item.capability in capabilities]:
         found.append("other parameters")
-    if hello.warnings_as_errors and accept.has("error", "warning"):
+    if hello.warnings_as_errors and has_reason(hello, accept.issues):
         found.append("warnings")
     return found
 

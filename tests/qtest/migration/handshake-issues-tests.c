@@ -32,7 +32,7 @@ static const char *const codes[] = {
     "capability-unsupported", "capability-conflict", "parameter-unknown",
     "parameter-value", "transport", "section-missing", "section-version",
     "section-extra", "ram-block-missing", "ram-block-size",
-    "ram-block-page-size", "ram-block-extra", "unmigratable",
+    "ram-block-page-size", "ram-block-extra", "bitmap-missing", "unmigratable",
 };
 
 #define GOOD_CORE   "'versions': [1], 'purpose': 'migrate', 'required': []"
@@ -226,6 +226,11 @@ static const IssueTest tests[] = {
         .subject = "0000:00:01.0/vga.vram",
         .source = "missing", .destination = "16777216",
         .from = "", .to = "-device VGA,addr=1,romfile=", .device = "VGA",
+    }, {
+        .code = "bitmap-missing", .subject = "drive0",
+        .source = "nightly", .destination = "missing",
+        SCRIPTED(REQUIRED("'dirty-bitmaps'") ", 'bitmaps': [ {"
+                 "  'node': 'drive0', 'name': 'nightly' } ]"),
     }, {
         .code = "unmigratable", .subject = "0000:00:01.0*usb-wacom*",
         .destination = "not migratable",
@@ -644,6 +649,456 @@ static QDict *assert_agreed(QTestState *from, QTestState *to)
     }
 }
 
+/* What somebody who knows better has ignored */
+
+#define DISK(node)  "-blockdev null-co,size=1048576,node-name=" node
+
+static QTestState *start_source_with_bitmap(void)
+{
+    QTestState *from = start_source(DISK("disk"));
+
+    qtest_qmp_assert_success(from, "{ 'execute': 'block-dirty-bitmap-add',"
+                             "  'arguments': { 'node': 'disk',"
+                             "                 'name': 'nightly' } }");
+    migrate_set_capability(from, "dirty-bitmaps", true);
+    return from;
+}
+
+/* @words: a JSON list */
+static QDict *ignoring(const char *words, bool strict)
+{
+    QDict *options = strictly(strict);
+
+    qdict_put_obj(options, "ignore-issues",
+                  qobject_from_json(words, &error_abort));
+    return options;
+}
+
+/* Returns whether a check, over the wire and of a profile, is passed */
+static bool may_migrate(QTestState *from, QTestState *to, const char *words,
+                        bool strict)
+{
+    g_autofree char *options =
+        g_strdup_printf("'ignore-issues': %s, 'warnings-as-errors': %s", words,
+                        strict ? "true" : "false");
+    QDict *checked = check_to(from, to, options);
+    QDict *judged = check_profile(to, query_profile(from),
+                                  ignoring(words, strict));
+    bool ok = !strcmp(qdict_get_str(checked, "status"), "accepted");
+
+    g_assert_true(qdict_get_bool(judged, "compatible") == ok);
+    assert_same(checked, judged, "issues");
+    qobject_unref(checked);
+    qobject_unref(judged);
+    assert_listening(to);
+    return ok;
+}
+
+static void assert_ignored(QTestState *who, const char *code, bool ignored)
+{
+    QDict *info = wait_handshake(who, "accepted");
+    QDict *issue = find_issue(info, code);
+
+    g_assert_nonnull(issue);
+    g_assert_cmpstr(qdict_get_str(issue, "severity"), ==, "warning");
+    g_assert_true(g_str_has_suffix(qdict_get_str(issue, "message"),
+                                   " (ignored)") == ignored);
+    qobject_unref(info);
+}
+
+static void test_ignored(void)
+{
+    QTestState *to = start_destination("-uuid " UUID_B " " DISK("other"));
+    QTestState *from = start_source_with_bitmap();
+    g_autofree char *text = NULL;
+
+    g_assert_false(may_migrate(from, to, "[]", false));
+    g_assert_false(may_migrate(from, to, "[ 'uuid', 'disk' ]", false));
+    g_assert_false(may_migrate(from, to, "[ 'bitmap-missing:other' ]", false));
+    g_assert_true(may_migrate(from, to, "[ 'bitmap-missing' ]", false));
+    g_assert_true(may_migrate(from, to, "[ 'bitmap-missing' ]", true));
+    g_assert_true(may_migrate(from, to, "[ 'bitmap-missing:disk' ]", true));
+
+    migrate_to(from, to, "{ 'ignore-issues': [ 'bitmap-missing:disk' ],"
+                         "  'warnings-as-errors': true }");
+    wait_completed(from, to);
+    for (int side = 0; side < 2; side++) {
+        QTestState *who = side ? to : from;
+
+        assert_ignored(who, "bitmap-missing", true);
+        g_free(text);
+        text = qtest_hmp(who, "info migrate");
+        g_assert_nonnull(strstr(text, "handshake warning: bitmap-missing: "));
+        g_assert_nonnull(strstr(text, " (ignored)"));
+    }
+    stop_both(from, to);
+}
+
+/* A warning is one for warnings-as-errors, unless it is ignored, too */
+static void test_ignored_warning(void)
+{
+    QTestState *to = start_destination("-uuid " UUID_B);
+    QTestState *from = start_source("-uuid " UUID_A
+                                    " -device i6300esb,addr=1");
+
+    if (!qtest_has_device("i6300esb")) {
+        g_test_skip("a device is not in this build");
+        goto out;
+    }
+    g_assert_false(may_migrate(from, to, "[ 'uuid' ]", true));
+    g_assert_false(may_migrate(from, to, "[ 'section-missing' ]", true));
+    g_assert_true(may_migrate(from, to, "[ 'section-missing' ]", false));
+    qobject_unref(check_to(from, to, "'ignore-issues': [ 'section-missing' ]"));
+    assert_ignored(to, "section-missing", true);
+    assert_ignored(to, "uuid", false);
+    g_assert_true(may_migrate(from, to, "[ 'section-missing', 'uuid' ]", true));
+    g_assert_true(may_migrate(from, to, "[ 'uuid:uuid', 'section-missing:"
+                              "0000:00:01.0/i6300esb_wdt' ]", true));
+    assert_ignored(from, "uuid", true);
+    assert_ignored(to, "section-missing", true);
+out:
+    stop_both(from, to);
+}
+
+/* Whoever mistypes is told so, before anything has begun */
+static void test_ignored_words(void)
+{
+    static const char *const words[] = {
+        "busy", "machine-type", "section-mising", "cpu:", "no-return", "all",
+    };
+    QTestState *to = start_destination("");
+    QTestState *from = start_source("");
+
+    for (int i = 0; i < ARRAY_SIZE(words); i++) {
+        g_autofree char *json = g_strdup_printf("[ 'cpu', '%s' ]", words[i]);
+        g_autofree char *expected = g_strdup_printf("'%s' cannot be ignored",
+                                                    words[i]);
+
+        for (int ask = 0; ask < 2; ask++) {
+            QTestState *who = ask ? to : from;
+            QDict *err;
+            QDict *rsp;
+
+            if (ask) {
+                err = qtest_qmp_assert_failure_ref(
+                    to, "{ 'execute': 'check-migrate-profile',"
+                    "  'arguments': { 'profile': %p, 'options': %p } }",
+                    query_profile(from), ignoring(json, false));
+            } else {
+                err = qtest_qmp_assert_failure_ref(
+                    from, "{ 'execute': 'migrate', 'arguments': {"
+                    "  'channels': [ " TCP_LISTEN " ], 'handshake': %p } }",
+                    ignoring(json, false));
+            }
+            g_assert_true(g_str_has_prefix(qdict_get_str(err, "desc"),
+                                           expected));
+            qobject_unref(err);
+            rsp = migrate_query(who);
+            g_assert_false(qdict_haskey(rsp, "handshake"));
+            qobject_unref(rsp);
+        }
+    }
+    stop_both(from, to);
+}
+
+/* A source of another mind gets no further than a user of QEMU does */
+static void test_ignored_anyway(void)
+{
+    static const char *const hello =
+        "{ \"versions\": [1], \"purpose\": \"check\", \"required\": [],"
+        "  \"ignore\": [ \"machine-type\", \"busy\", \"of-a-later-version\" ],"
+        "  \"profile\": { \"machine\": \"warp-drive\" } }";
+    QTestState *to = start_destination("");
+    g_autofree char *port = destination_port(to);
+    ScriptedSource source;
+    uint16_t type;
+    QDict *answer, *issue;
+
+    source_say_hello(&source, port, hello);
+    answer = source_read_verdict(&source, &type);
+    g_assert_cmpint(type, ==, FRAME_REJECT);
+    issue = find_issue(answer, "machine-type");
+    g_assert_cmpstr(qdict_get_str(issue, "severity"), ==, "error");
+    g_assert_null(strstr(qdict_get_str(issue, "message"), "ignored"));
+    qobject_unref(answer);
+    source_close(&source);
+    qtest_quit(to);
+}
+
+/* Whether the guest could come back */
+
+static void assert_no_return(QTestState *who, const char *subject)
+{
+    QDict *info = wait_handshake(who, "accepted");
+    QDict *issue = find_issue(info, "no-return");
+
+    if (subject) {
+        g_assert_nonnull(issue);
+        g_assert_cmpstr(qdict_get_str(issue, "severity"), ==, "info");
+        g_assert_cmpstr(qdict_get_str(issue, "subject"), ==, subject);
+        g_test_message("%s", qdict_get_str(issue, "message"));
+    } else {
+        g_assert_null(issue);
+    }
+    qobject_unref(info);
+}
+
+static void test_no_return(void)
+{
+    static const IssueTest missing = {
+        .code = "section-missing", .subject = "0000:00:01.0/i6300esb_wdt",
+        .source = "version *", .destination = "missing",
+    };
+    QTestState *to, *from;
+    g_autofree char *text = NULL;
+    QDict *info;
+
+    if (!qtest_has_device("i6300esb") || !qtest_has_device("VGA")) {
+        g_test_skip("a device is not in this build");
+        return;
+    }
+    to = start_destination("-device VGA,addr=2,romfile= "
+                           "-device i6300esb,addr=1");
+    from = start_source("-device VGA,addr=2,romfile=");
+
+    /* It is not worth a word where the guest does not even get there */
+    info = check_to(from, to, "'warnings-as-errors': true");
+    g_assert_cmpstr(qdict_get_str(info, "status"), ==, "rejected");
+    g_assert_nonnull(find_issue(info, "section-extra"));
+    g_assert_null(find_issue(info, "no-return"));
+    qobject_unref(info);
+
+    /* It is no reason to refuse, be it alone */
+    info = check_to(from, to, "'warnings-as-errors': true,"
+                    "'ignore-issues': [ 'section-extra' ]");
+    g_assert_cmpstr(qdict_get_str(info, "status"), ==, "accepted");
+    g_assert_nonnull(find_issue(info, "no-return"));
+    qobject_unref(info);
+
+    migrate_to(from, to, NULL);
+    wait_completed(from, to);
+    assert_no_return(from, missing.subject);
+    assert_no_return(to, missing.subject);
+    text = qtest_hmp(from, "info migrate");
+    g_assert_nonnull(strstr(text, "handshake info: no-return: "));
+
+    /* So it is */
+    qtest_quit(from);
+    from = start_destination("-device VGA,addr=2,romfile=");
+    migrate_to(to, from, NULL);
+    qobject_unref(wait_status(to, "failed"));
+    assert_shown(to, "rejected", &missing);
+    assert_shown(from, "rejected", &missing);
+
+    /* And without that device it can go, and come back */
+    qtest_quit(to);
+    to = start_source("-device VGA,addr=2,romfile=");
+    migrate_to(to, from, NULL);
+    wait_completed(to, from);
+    assert_no_return(to, NULL);
+    assert_no_return(from, NULL);
+    stop_both(from, to);
+}
+
+/* An older QEMU's sections, and some that may not be sent */
+static void test_no_return_version(void)
+{
+    static const struct {
+        const char *section;
+        bool newer;             /* the destination's */
+    } cases[] = {
+        { "'name': 'timer', 'version': 1", true },
+        { "'name': 'timer', 'version': 1, 'conditional': true", false },
+        { "'name': 'timer', 'version': 2", false },
+    };
+    QTestState *to = start_destination("");
+    g_autofree char *port = destination_port(to);
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *hello = g_strdup_printf(
+            "{ " GOOD_CORE ", 'profile': { 'sections': [ { %s } ] } }",
+            cases[i].section);
+        bool newer = cases[i].newer;
+        ScriptedSource source;
+        uint16_t type;
+        QDict *answer, *issue;
+
+        g_strdelimit(hello, "'", '"');
+        source_say_hello(&source, port, hello);
+        answer = source_read_verdict(&source, &type);
+        g_assert_cmpint(type, ==, FRAME_ACCEPT);
+        issue = find_issue(answer, "no-return");
+        g_assert_nonnull(issue);
+        /* Else it is another section, which this source does not have */
+        g_assert_true(!strcmp(qdict_get_str(issue, "subject"), "timer") ==
+                      newer);
+        g_assert_cmpstr(qdict_get_str(issue, "source"), ==,
+                        newer ? "version 1" : "missing");
+        qobject_unref(answer);
+        source_close(&source);
+        qobject_unref(wait_handshake(to, "cancelled"));
+    }
+    qtest_quit(to);
+}
+
+/* Dirty bitmaps, which are lost if their nodes are not there */
+
+static bool has_bitmap(QTestState *who, const char *node, const char *name)
+{
+    QDict *rsp = qtest_qmp(who, "{ 'execute': 'query-named-block-nodes' }");
+    const QListEntry *entry, *item;
+    bool found = false;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
+        QDict *info = qobject_to(QDict, qlist_entry_obj(entry));
+        QList *bitmaps = qdict_get_qlist(info, "dirty-bitmaps");
+
+        if (bitmaps && !strcmp(qdict_get_str(info, "node-name"), node)) {
+            QLIST_FOREACH_ENTRY(bitmaps, item) {
+                QDict *bitmap = qobject_to(QDict, qlist_entry_obj(item));
+
+                found |= !strcmp(qdict_get_str(bitmap, "name"), name) &&
+                         !qdict_get_bool(bitmap, "busy");
+            }
+        }
+    }
+    qobject_unref(rsp);
+    return found;
+}
+
+static void map_bitmap(QTestState *who, const char *node, const char *alias,
+                       const char *name, const char *bitmap_alias)
+{
+    qtest_qmp_assert_success(
+        who, "{ 'execute': 'migrate-set-parameters', 'arguments': {"
+        "  'block-bitmap-mapping': [ { 'node-name': %s, 'alias': %s,"
+        "    'bitmaps': [ { 'name': %s, 'alias': %s } ] } ] } }",
+        node, alias, name, bitmap_alias);
+}
+
+/* Both sides show the same issue, or none, and a migration ends accordingly */
+static void assert_bitmap(QTestState *from, QTestState *to, const char *node,
+                          const char *name, bool fits)
+{
+    IssueTest missing = {
+        .code = "bitmap-missing", .subject = node,
+        .source = name, .destination = "missing",
+    };
+
+    g_assert_true(may_migrate(from, to, "[]", true) == fits);
+    if (!fits) {
+        assert_shown(from, "rejected", &missing);
+        assert_shown(to, "rejected", &missing);
+        migrate_to(from, to, NULL);
+        qobject_unref(wait_status(from, "failed"));
+        assert_shown(from, "rejected", &missing);
+        assert_unharmed(from);
+    }
+}
+
+static void assert_told(QTestState *from, const char *node, const char *name)
+{
+    QDict *profile = query_profile(from);
+    QList *bitmaps = qdict_get_qlist(qdict_get_qdict(profile, "profile"),
+                                     "bitmaps");
+
+    if (node) {
+        QDict *bitmap;
+
+        g_assert_nonnull(bitmaps);
+        bitmap = qobject_to(QDict, qlist_peek(bitmaps));
+        g_assert_cmpint(qlist_size(bitmaps), ==, 1);
+        g_assert_cmpstr(qdict_get_str(bitmap, "node"), ==, node);
+        g_assert_cmpstr(qdict_get_str(bitmap, "name"), ==, name);
+    } else {
+        g_assert_null(bitmaps);
+    }
+    qobject_unref(profile);
+    /* It has only been looked at */
+    g_assert_true(has_bitmap(from, "disk", "nightly"));
+}
+
+static void test_bitmap(void)
+{
+    QTestState *to = start_destination(DISK("other"));
+    QTestState *from = start_source_with_bitmap();
+    QDict *info;
+
+    assert_told(from, "disk", "nightly");
+    assert_bitmap(from, to, "disk", "nightly", false);
+
+    /* Where it is only wished for, it is done without */
+    migrate_set_capability(from, "dirty-bitmaps", false);
+    info = check_to(from, to, "'optional-capabilities': [ 'dirty-bitmaps' ]");
+    g_assert_cmpstr(qdict_get_str(info, "status"), ==, "accepted");
+    g_assert_nonnull(strstr(declined_reason(info, "dirty-bitmaps"),
+                            "does not have node 'disk'"));
+    g_assert_null(find_issue(info, "bitmap-missing"));
+    qobject_unref(info);
+    g_assert_true(may_migrate(from, to, "[]", true));
+    migrate_set_capability(from, "dirty-bitmaps", true);
+
+    /* A node that comes later is good as well */
+    qtest_qmp_assert_success(to, "{ 'execute': 'blockdev-add', 'arguments': {"
+                             "  'driver': 'null-co', 'node-name': 'disk',"
+                             "  'size': 1048576 } }");
+    assert_bitmap(from, to, "disk", "nightly", true);
+    migrate_to(from, to, NULL);
+    wait_completed(from, to);
+    g_assert_true(has_bitmap(to, "disk", "nightly"));
+    stop_both(from, to);
+}
+
+static void test_bitmap_alias(void)
+{
+    QTestState *to = start_destination(DISK("other"));
+    QTestState *from = start_source_with_bitmap();
+
+    /* The source has names of its own for the wire */
+    map_bitmap(from, "disk", "vda", "nightly", "b0");
+    assert_told(from, "vda", "b0");
+    assert_bitmap(from, to, "vda", "b0", false);
+
+    /* The destination has others; a node is not enough */
+    map_bitmap(to, "gone", "vda", "mine", "b0");
+    assert_bitmap(from, to, "vda", "b0", false);
+    map_bitmap(to, "other", "disk", "mine", "b0");
+    assert_bitmap(from, to, "vda", "b0", false);
+    map_bitmap(to, "other", "vda", "mine", "b1");
+    assert_bitmap(from, to, "vda", "b0", false);
+    map_bitmap(to, "other", "vda", "mine", "b0");
+    assert_bitmap(from, to, "vda", "b0", true);
+
+    /* What the source does not map stays there */
+    map_bitmap(from, "else", "vdb", "nightly", "b0");
+    assert_told(from, NULL, NULL);
+    assert_bitmap(from, to, NULL, NULL, true);
+
+    map_bitmap(from, "disk", "vda", "nightly", "b0");
+    migrate_to(from, to, NULL);
+    wait_completed(from, to);
+    g_assert_true(has_bitmap(to, "other", "mine"));
+    stop_both(from, to);
+}
+
+/* A device's name is as good as that of its node */
+static void test_bitmap_device(void)
+{
+    QTestState *to = start_destination(
+        "-drive if=none,id=drive0,driver=null-co,size=1048576");
+    QTestState *from = start_source(
+        "-drive if=none,id=drive0,driver=null-co,size=1048576");
+
+    qtest_qmp_assert_success(from, "{ 'execute': 'block-dirty-bitmap-add',"
+                             "  'arguments': { 'node': 'drive0',"
+                             "                 'name': 'nightly' } }");
+    migrate_set_capability(from, "dirty-bitmaps", true);
+    assert_bitmap(from, to, "drive0", "nightly", true);
+    migrate_to(from, to, NULL);
+    wait_completed(from, to);
+    stop_both(from, to);
+}
+
 /* A device whose state does not migrate is nobody's business */
 static void test_idle(void)
 {
@@ -904,6 +1359,21 @@ void migration_test_add_handshake_issues(MigrationTestEnv *env)
     }
     migration_test_add("/migration/handshake/issues/coverage", test_coverage);
     migration_test_add("/migration/handshake/issues/all", test_all);
+    migration_test_add("/migration/handshake/issues/ignored", test_ignored);
+    migration_test_add("/migration/handshake/issues/ignored-warning",
+                       test_ignored_warning);
+    migration_test_add("/migration/handshake/issues/ignored-words",
+                       test_ignored_words);
+    migration_test_add("/migration/handshake/issues/ignored-anyway",
+                       test_ignored_anyway);
+    migration_test_add("/migration/handshake/issues/no-return", test_no_return);
+    migration_test_add("/migration/handshake/issues/no-return-version",
+                       test_no_return_version);
+    migration_test_add("/migration/handshake/issues/bitmap", test_bitmap);
+    migration_test_add("/migration/handshake/issues/bitmap-alias",
+                       test_bitmap_alias);
+    migration_test_add("/migration/handshake/issues/bitmap-device",
+                       test_bitmap_device);
     migration_test_add("/migration/handshake/issues/idle", test_idle);
     migration_test_add("/migration/handshake/issues/machines",
                        test_every_machine);

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How migrations end: faults of QEMU's own, which a handshake is not needed for."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import struct
+import subprocess
+from pathlib import Path
+from typing import Optional
+
+import pytest
+from machine import Json, Lab, Machine, NotSeen, until
+from processes import (PATIENCE, UNDER, begin, channels, each_base, end, inet, pc_lab,
+                       set_capabilities, set_channels, start_source, wait_running, wait_status)
+from relay import Line, Relay
+
+KINDS = ["main", "handshake"]
+MULTIFD_CHANNELS = 2
+SLOW = 64 << 10     # bytes a second: there has to be something left for postcopy
+
+# In the stream
+DEVICES = b"\x05timer"                                  # the first section after RAM
+PACKAGED = struct.pack(">BHH", 8, 7, 4)                 # and the length of the package
+END = re.compile(rb"\x7e\x00\x00\x00.\x00\Z", re.S)     # the last footer, and EOF
+
+
+async def start_incoming(lab: Lab, kind: str, *capabilities: str,
+                         there: tuple[str, ...] = ()) -> tuple[Machine, int]:
+    """A destination that is to outlive a failure, and its port."""
+    destination = await lab.start("destination", "-incoming", "defer", *there, under=UNDER)
+    if kind == "main":
+        await set_capabilities(destination, "return-path", *capabilities)
+    if "multifd" in capabilities:
+        await set_channels(destination, MULTIFD_CHANNELS)
+    await destination.execute("migrate-incoming", {"exit-on-error": False,
+                                                   **channels(kind, inet(0))})
+    return destination, int((await destination.migration())["socket-address"][0]["port"])
+
+
+async def start_pair(lab: Lab, kind: str, *capabilities: str,
+                     there: tuple[str, ...] = ()) -> tuple[Machine, Machine, int]:
+    source = await start_source(lab)
+    await set_capabilities(source, "return-path", *capabilities)
+    if "multifd" in capabilities:
+        await set_channels(source, MULTIFD_CHANNELS)
+    return source, *await start_incoming(lab, kind, *capabilities, there=there)
+
+
+class Hold:
+    """Lets the main channel through up to a place in the stream, and waits there."""
+
+    def __init__(self, mark: bytes) -> None:
+        self._mark = mark
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.lines: list[Line] = []
+
+    def _bound(self, said: bytearray) -> Optional[int]:
+        """Where to wait, if that is known."""
+        at = said.find(self._mark)
+        return None if at < 0 else at
+
+    def _safe(self, said: bytearray) -> int:
+        """What cannot be behind that place, if it is not known."""
+        return next(len(said) - size for size in range(len(self._mark) - 1, -1, -1)
+                    if said.endswith(self._mark[:size]))
+
+    async def treat(self, line: Line) -> None:
+        self.lines.append(line)
+        if line.number:
+            return await line.carry_both()
+        await line.reach()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(line.carry("destination"))
+            said = line.said["source"]
+            while (bound := self._bound(said)) is None or len(said) < bound:
+                await line.tell("source", min(bound or self._safe(said), len(said)))
+                if not await line.hear("source"):
+                    return line.shut("source")
+            await line.tell("source", bound)
+            self.reached.set()
+            hearing = group.create_task(self._hear(line))
+            await self.go_on.wait()
+            hearing.cancel()
+            await line.carry("source")
+
+    async def _hear(self, line: Line) -> None:
+        """What comes meanwhile, so that nobody waits for room."""
+        while await line.hear("source"):
+            pass
+
+
+class HoldPackage(Hold):
+    """Lets all of the package of postcopy through, and nothing behind it."""
+
+    def __init__(self) -> None:
+        super().__init__(PACKAGED)
+
+    def _bound(self, said: bytearray) -> Optional[int]:
+        at = said.find(PACKAGED) + len(PACKAGED)
+        if at < len(PACKAGED) or len(said) < at + 4:
+            return None
+        length, = struct.unpack_from(">I", said, at)
+        return at + 4 + length
+
+
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
+async def test_failure_beside_the_file(base: str, kind: str) -> None:
+    """A multifd channel fails when RAM is complete: the source must not say `completed`."""
+    async with pc_lab(base=base) as lab:
+        source, destination, port = await start_pair(lab, kind, "multifd")
+        hold = Hold(DEVICES)
+        async with Relay(port, hold.treat) as relay:
+            await begin(source, inet(relay.port), kind=kind)
+            await asyncio.wait_for(hold.reached.wait(), PATIENCE)
+            # A thread that has read SYNC reads on when the loader has seen that.
+            await relay.lines[1].insert("source", b"nonsense" * 8)
+
+            async def has_met_it() -> bool:
+                return "error-desc" in await destination.migration()
+
+            await until("the destination to meet nonsense", PATIENCE, has_met_it)
+            hold.go_on.set()
+            info = await end(source)
+            assert info["status"] == "failed", info
+            await wait_running(source)
+            assert (await end(destination))["status"] == "failed"
+            assert not await destination.is_running()
+
+
+async def begin_postcopy(source: Machine, port: int, kind: str) -> None:
+    """Up to the point where there is something left for it."""
+    await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW, "downtime-limit": 1})
+    await begin(source, inet(port), kind=kind)
+    await wait_status(source, "active")
+    await source.execute("migrate-start-postcopy")
+
+
+async def recover(source: Machine, destination: Machine) -> Json:
+    await destination.execute("migrate-recover", {"uri": "tcp:127.0.0.1:0"})
+    port = int((await destination.migration())["socket-address"][0]["port"])
+    await source.execute("migrate", {**channels("main", inet(port)), "resume": True})
+    return await end(source)
+
+
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
+async def test_postcopy_that_cannot_complete(base: str, kind: str) -> None:
+    """All has been sent, and the connection ends before the destination has it."""
+    async with pc_lab(base=base) as lab:
+        source, destination, port = await start_pair(lab, kind, "postcopy-ram")
+        hold = HoldPackage()
+        async with Relay(port, hold.treat) as relay:
+            await begin_postcopy(source, relay.port, kind)
+            await asyncio.wait_for(hold.reached.wait(), PATIENCE)
+            await wait_running(destination)
+            line = relay.lines[0]
+
+            async def all_is_sent() -> bool:
+                return bool(END.search(line.said["source"], len(line.said["source"]) - 6))
+
+            await until("the source to send all", PATIENCE, all_is_sent)
+            await wait_status(source, "postcopy-active")
+            line.reset()
+            await wait_status(source, "postcopy-paused")
+            await wait_status(destination, "postcopy-paused")
+            assert await destination.is_running() and not await source.is_running()
+        info = await recover(source, destination)
+        assert info["status"] == "completed", info
+        assert (await end(destination))["status"] == "completed"
+        assert await destination.is_running() and not await source.is_running()
+
+
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
+async def test_devices_that_cannot_be_loaded_in_postcopy(base: str, kind: str) -> None:
+    """The guest has never run there: it runs on here, and nobody waits, or crashes."""
+    async with pc_lab(base=base) as lab:
+        source, destination, port = await start_pair(
+            lab, kind, "postcopy-ram", there=("-global", "hpet.timers=5"))
+        await begin_postcopy(source, port, kind)
+        info = await end(source)
+        assert info["status"] == "failed", info
+        await wait_running(source)
+        await settled_failure(destination)
+
+
+async def settled_failure(destination: Machine) -> None:
+    """It says that it has failed, or has left as those do that cannot load."""
+    async def settled() -> bool:
+        try:
+            return (await destination.migration())["status"] == "failed"
+        except NotSeen:
+            await destination.gone()
+            return True
+
+    await until("the destination to fail", PATIENCE, settled)
+    assert destination.exit_status in (None, 1), destination.errors
+    if destination.exit_status is None:
+        assert not await destination.is_running()
+
+
+# Words
+
+
+NOT_WORTH_A_LINE = ("Channel error", "Unable to shutdown socket: Transport endpoint",
+                    "failed to save SaveStateEntry", "Unable to write to socket",
+                    "Unable to read from socket")
+
+
+@pytest.mark.parametrize("capability", [(), ("multifd",), ("postcopy-ram",)],
+                         ids=lambda names: "".join(names) or "plain")
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
+async def test_cancel_says_nothing_about_sockets(base: str, kind: str,
+                                                 capability: tuple[str, ...]) -> None:
+    async with pc_lab(base=base) as lab:
+        source, _, port = await start_pair(lab, kind, *capability)
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        await begin(source, inet(port), kind=kind)
+        await wait_status(source, "active")
+        await source.execute("migrate_cancel")
+        info = await end(source)
+        assert info["status"] == "cancelled"
+        assert "error-desc" not in info
+        await wait_running(source)
+        assert not [word for word in NOT_WORTH_A_LINE if word in source.errors], source.errors
+
+
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
+async def test_failure_before_a_cancel_is_told(base: str, kind: str) -> None:
+    """A cancellation hides what it causes, and nothing else."""
+    async with pc_lab(base=base) as lab:
+        source, destination, port = await start_pair(lab, kind)
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        await begin(source, inet(port), kind=kind)
+        await wait_status(source, "active")
+        destination.kill()
+        info = await end(source)
+        assert info["status"] == "failed" and info["error-desc"]
+        await source.execute("migrate_cancel")
+        assert (await source.migration())["error-desc"] == info["error-desc"]
+
+
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
+async def test_broken_connection_is_told_once(base: str, kind: str) -> None:
+    async with pc_lab(base=base) as lab:
+        source, destination, port = await start_pair(lab, kind)
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        await begin(source, inet(port), kind=kind)
+        await wait_status(source, "active")
+        destination.kill()
+        info = await end(source)
+        assert info["status"] == "failed"
+        await wait_running(source)
+
+        async def told() -> bool:
+            return info["error-desc"] in source.errors
+
+        await until("the error", PATIENCE, told)
+        assert len(source.errors.splitlines()) == 1, source.errors
+
+
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
+async def test_connection_that_ends_behind_the_package(base: str, kind: str,
+                                                       tmp_path: Path) -> None:
+    """The guest runs there, whatever cannot be written any more."""
+    library = tmp_path / "lose_ping.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library,
+                    Path(__file__).with_name("lose_ping.c"), "-ldl"], check=True)
+    async with pc_lab(base=base) as lab:
+        source = await lab.start("source", under=(
+            *UNDER, "env", f"LD_PRELOAD={library}", f"LOSE_PING_WHEN={tmp_path}/running"))
+        destination, port = await start_incoming(lab, kind, "postcopy-ram")
+        await set_capabilities(source, "postcopy-ram", "return-path")
+        await begin_postcopy(source, port, kind)
+        await wait_running(destination)
+        (tmp_path / "running").touch()
+        await wait_status(source, "postcopy-paused")
+        await wait_status(destination, "postcopy-paused")
+        assert await destination.is_running() and not await source.is_running()
+        info = await recover(source, destination)
+        assert info["status"] == "completed", info
+        assert await destination.is_running() and not await source.is_running()
