@@ -12,7 +12,8 @@ local qmhs = Proto("qmhs", "QEMU migration handshake")
 local MAGIC, STREAM_MAGIC = "QMHS", "QEVM"
 local HEADER_MIN, HEADER_MAX = 64, 4096
 local PREFIX = 8
-local HELLO, ACCEPT, REJECT, COMMIT, ABORT, LAST_WORD = 1, 2, 3, 4, 5, 10
+local HELLO, ACCEPT, REJECT, COMMIT, ABORT = 1, 2, 3, 4, 5
+local LOADED, START, LAST_WORD = 8, 9, 10       -- after COMMIT
 local HELLO_MAX, FRAME_MAX = 524288, 131072
 local LATE_MAX = 16384          -- of a frame on the return path
 local MESSAGE, MESSAGE_MAX = 4, 512     -- of the return path: QEMU takes no larger ones
@@ -30,7 +31,7 @@ local type_names = {
     [HELLO] = "HELLO", [ACCEPT] = "ACCEPT", [REJECT] = "REJECT",
     [COMMIT] = "COMMIT", [ABORT] = "ABORT", [LAST_WORD] = "LAST WORD",
     [6] = "reserved for questions", [7] = "reserved for questions",
-    [8] = "LOADED", [9] = "START",
+    [LOADED] = "LOADED", [START] = "START",
 }
 local is_grease = {}
 for nibble = 0, 15 do
@@ -428,7 +429,20 @@ show[ABORT] = function(tree, range, message)
     return show_reason(tree, range, message, "ABORT", x.abort)
 end
 
+show[LOADED] = function(tree, range, message)
+    add_issues(tree, range, message)
+    return "LOADED"
+end
+
+show[START] = function()
+    return "START"
+end
+
 show[LAST_WORD] = function(tree, range, message)
+    if message.loaded == true then
+        add_issues(tree, range, message)
+        return "LAST WORD: remarks"
+    end
     add_text(tree, f.guest, range, string_in(message, "guest"))
     return show_reason(tree, range, message, "LAST WORD", x.last_word)
 end
@@ -528,9 +542,9 @@ local function state_of(talk, buffer, pinfo)
     local key = pinfo.number .. " " .. buffer:offset()
     if pinfo.visited then
         local kept = talk.pieces[key]
-        state = copy(kept or state)
+        state = copy(kept or state.stream or state)
         if not kept then state.frame = nil end      -- nothing comes before data
-    elseif state.phase ~= "data" or state.is_first then
+    elseif state.phase ~= "data" or state.is_first or talk.loaded then
         talk.pieces[key] = talk.pieces[key] or copy(state)
     end
     return state
@@ -797,15 +811,23 @@ local function limit_of(state, kind)
     return kind == HELLO and HELLO_MAX or FRAME_MAX
 end
 
--- Before COMMIT, nobody knows LAST WORD, and after it nothing else.
+-- Before COMMIT, nobody knows what comes after it; on the return path nothing else is
+-- known, nor behind the stream but for ABORT.
 local function is_known(state, kind)
-    return show[kind] ~= nil and (kind == LAST_WORD) == (state.phase == "return_path")
+    if not show[kind] then return false end
+    if state.phase == "return_path" then return kind == LOADED or kind == LAST_WORD end
+    if state.phase == "hand_over" then return kind == START or kind == ABORT end
+    return kind <= ABORT
 end
 
 -- The known types that may come next.
 local function expected(piece, kind)
     local state = piece.state
-    if state.phase == "return_path" then return state.has_late_error end
+    if state.phase == "hand_over" then return true end
+    if state.phase == "return_path" then
+        if kind == LOADED then return state.has_one_owner and not state.has_loaded end
+        return state.has_late_error
+    end
     if piece:role() == "destination" then return kind == ACCEPT or kind == REJECT end
     if not state.purpose then return kind == HELLO end
     return state.purpose ~= "check" and (kind == COMMIT or kind == ABORT)
@@ -828,7 +850,15 @@ after_known[ACCEPT] = function(piece, _, message)
     local state = piece.state
     begin_session(piece, message)
     state.phase, state.unknown = "return_path", 0
-    state.has_late_error = set_of(items_in(message, "features", "string"))["late-error"] or false
+    local features = set_of(items_in(message, "features", "string"))
+    state.has_late_error = features["late-error"] or false
+    state.has_one_owner = features["one-owner"] or false
+end
+
+after_known[LOADED] = function(piece)
+    local talk = piece.talk
+    piece.state.has_loaded = true
+    if piece:is_first_pass() then talk.loaded = talk.loaded or piece.pinfo.number end
 end
 
 after_known[COMMIT] = function(piece, branch, message)
@@ -841,6 +871,11 @@ local function after_last(piece, kind)
     settle(piece)
     become_data(piece.state, f.data, "data after " .. type_names[kind])
     piece.state.over = true
+end
+
+-- With `loaded` it only remarks, and the return path goes on.
+after_known[LAST_WORD] = function(piece, _, message)
+    if message.loaded ~= true then after_last(piece, LAST_WORD) end
 end
 
 local function add_prefix(tree, range)
@@ -969,8 +1004,23 @@ function parse.return_path(piece, range)
     return parse.data(piece, range)
 end
 
+-- Who has said LOADED has read all of the stream: what follows is START.
+local function is_behind_stream(piece)
+    local talk = piece.talk
+    return piece.state.field == f.stream and talk.name == "main" and piece:role() == "source"
+        and piece:has_seen(talk.loaded)
+end
+
+parse.hand_over = parse.frames
+
 function parse.data(piece, range)
     local state, text = piece.state, piece.state.title
+    if is_behind_stream(piece) then
+        -- So that earlier pieces of the stream, which are not kept, are that again.
+        state.stream = copy(state)
+        state.phase, state.field, state.unknown = "hand_over", nil, 0
+        return parse.hand_over(piece, range)
+    end
     if state.is_first and state.field == f.stream and first_four(range) == STREAM_MAGIC then
         text = text .. " begins (QEVM)"
     end

@@ -85,7 +85,8 @@ async def test_accepted_with_multifd(place: Path) -> None:
     packets = decode(file, (*FRAMES, *CHANNEL, *DATA, "qmhs.hello.purpose", "qmhs.machine",
                             "qmhs.accept.capability", "qmhs.parameter", "json.key"))
     kinds = frames(packets)
-    assert only_known(kinds) == [("source", HELLO), ("destination", ACCEPT), ("source", COMMIT)]
+    assert only_known(kinds) == [("source", HELLO), ("destination", ACCEPT), ("source", COMMIT),
+                                 ("destination", LOADED), ("source", START)]
     assert {role for role, kind in kinds if kind in GREASE} == {"source", "destination"}
     assert values(packets, "qmhs.hello.purpose") == ["migrate"]
     assert values(packets, "qmhs.machine") == [machine, machine]
@@ -534,6 +535,18 @@ BOTH = [*channel(FIRST, 0), *channel(SECOND, 1)]
 BEGUN, AGREED = [HELLO_TURN, ACCEPT_TURN], [COMMIT_TURN, BACK_TURN]
 WHOLE_SESSION = [*BEGUN, *BOTH, *AGREED, (FIRST, Turn(True, MEMORY))]
 LAST = frame(LAST_WORD, {"message": "no memory", "guest": "not-started"})
+REMARKS = frame(LAST_WORD, {"loaded": True, "issues": []})
+LOADED, START = 8, 9
+ASKS, GIVES = frame(LOADED, {}), frame(START, {})
+SHUT = b"\0\1\0\4\0\0\0\0"
+
+
+def owner(*said: bytes, asks: bytes = ASKS) -> Turns:
+    """LOADED, and what the two say in turns after that, the source first."""
+    return [*late(RETURN_PATH + asks, [*FEATURES, "one-owner"]),
+            *((MAIN, Turn(not number % 2, words)) for number, words in enumerate(said))]
+
+
 
 GOOD_SESSIONS: dict[str, Turns] = {
     "multifd": WHOLE_SESSION,
@@ -547,6 +560,9 @@ GOOD_SESSIONS: dict[str, Turns] = {
     "without": main(True, ("multifd",)),
     "without-half-of-it": [*main(True)[:2], *channel(FIRST, 0), *main(True, ("multifd",))[2:]],
     "grease-on-the-return-path": late(RETURN_PATH + skipped() + RETURN_PATH),
+    "handed-over": owner(GIVES, SHUT),
+    "handed-over-with-grease": owner(skipped() + GIVES, SHUT, asks=skipped() + ASKS),
+    "remarks": late(RETURN_PATH + REMARKS + SHUT),
     "16-unknown-and-16-late": late(16 * skipped(), before=16 * skipped()),
 }
 
@@ -582,6 +598,12 @@ BAD_SESSIONS: dict[str, tuple[Turns, list[str]]] = {
     "LAST-WORD": (late(LAST), ["last_word"]),
     "LAST-WORD-behind-messages": (late(3 * RETURN_PATH + LAST), ["last_word"]),
     "LAST-WORD-without-late-error": (late(LAST, []), ["last_word", "unexpected"]),
+    "LOADED-without-one-owner": (late(ASKS), ["unexpected"]),
+    "LOADED-twice": (owner(asks=2 * ASKS), ["unexpected"]),
+    "kept": (owner(frame(ABORT, {"message": "no"})), ["abort"]),
+    "LAST-WORD-after-START": (owner(GIVES, LAST), ["last_word"]),
+    "LOADED-in-place-of-START": (owner(ASKS), ["critical"]),
+    "data-after-START": (owner(GIVES + MEMORY), ["after"]),
     "data-after-LAST-WORD": (late(LAST + RETURN_PATH), ["last_word", "after"]),
     "ACCEPT-on-the-return-path": (late(frame(ACCEPT, {})), ["critical"]),
     "17-late-unknown": (late(17 * skipped()), ["too_many"]),
@@ -605,6 +627,16 @@ def test_story_of_a_session(place: Path) -> None:
     of_one = 'qmhs.channel == "multifd" && qmhs.channel.index == 0'
     packets = decode(place / "made.pcap", DATA, which=of_one)
     assert bytes.fromhex("".join(values(packets, "qmhs.data"))) == MEMORY
+
+
+@pytest.mark.parametrize("passes", [(), ("-2",)], ids=["one-pass", "two-passes"])
+def test_story_of_a_hand_over(place: Path, passes: tuple[str, ...]) -> None:
+    """The stream is the stream until LOADED has come."""
+    turns = owner(GIVES, SHUT)
+    turns[3:3] = [(MAIN, Turn(True, MEMORY))]
+    packets = decode(write(place, connections(turns)), (*FRAMES, *DATA), *passes)
+    assert frames(packets)[-2:] == [("destination", LOADED), ("source", START)]
+    assert len(values(packets, "qmhs.stream")) == 2
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 9, 60000])
