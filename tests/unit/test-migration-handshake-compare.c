@@ -1160,7 +1160,8 @@ static void test_promise_bits(void)
 static void test_promise_masked(void)
 {
     check_promise("'pci-config': '0:123400f0'", NULL);
-    check_promise("'pci-config': '0:12f400fa'", NULL);  /* none of that counts */
+    /* None of that counts */
+    check_promise("'pci-config': '0:12f400fa'", NULL);
     check_promise("'pci-config': '0:123400ef'",
                   "warning device dev: ef -> ff\n");
     check_promise("'pci-config': '0:123500f0,fff:ff'",
