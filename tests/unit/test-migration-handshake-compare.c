@@ -990,11 +990,12 @@ static GHashTable *set_from(const char *has, const char *lacks)
                                             NULL);
     g_autoptr(strList) names = names_from(has);
     g_autoptr(strList) others = names_from(lacks);
+    const strList *l;
 
-    for (strList *l = names; l; l = l->next) {
+    for (l = names; l; l = l->next) {
         g_hash_table_insert(set, g_strdup(l->value), GINT_TO_POINTER(true));
     }
-    for (strList *l = others; l; l = l->next) {
+    for (l = others; l; l = l->next) {
         g_hash_table_insert(set, g_strdup(l->value), GINT_TO_POINTER(false));
     }
     return set;
