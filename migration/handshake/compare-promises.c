@@ -208,7 +208,7 @@ static void listing_judge(const Judgement *j, const HandshakeLimit *limit,
     g_string_free(listing->text, TRUE);
 }
 
-/* The user has asked for whatever there is, and QEMU's versions have their own */
+/* Asked for whatever there is, each version of QEMU has its own */
 static bool cpu_is_whatever(const Judgement *j)
 {
     const char *model = qdict_get_try_str(j->promised, "cpu-model");

@@ -2,8 +2,8 @@
  * Migration handshake: what devices have promised, collected
  *
  * It walks the description of a section's state as the saver does, and calls
- * the hooks on its way.  What is in the stream is none of its business, but what
- * is not: the loader relies on the same being there.
+ * the hooks on its way.  What is in the stream is none of its business, but
+ * what is not: the loader relies on the same being there.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -38,6 +38,7 @@
 #include "system/system.h"
 #include "../../migration/handshake/conversation.h"
 #include "../../migration/handshake/machine.h"
+#include "../../migration/handshake/promises.h"
 #include "../../migration/handshake/settings.h"
 #include "stubs.h"
 
@@ -176,6 +177,77 @@ static MigrationProfileBitmap *profile_bitmap(const char *node,
     to->node = g_strdup(node);
     to->name = g_strdup(name);
     return to;
+}
+
+static void limits_free(void *opaque)
+{
+    GPtrArray *limits = opaque;
+
+    for (guint i = 0; i < limits->len; i++) {
+        HandshakeLimit *limit = g_ptr_array_index(limits, i);
+
+        g_clear_pointer(&limit->set, g_hash_table_unref);
+        g_clear_pointer(&limit->bytes, g_byte_array_unref);
+        g_clear_pointer(&limit->mask, g_byte_array_unref);
+        g_free(limit);
+    }
+    g_ptr_array_unref(limits);
+}
+
+static HandshakeLimit *limits_add(GPtrArray *limits, const char *name,
+                                  const char *item, HandshakeRule rule)
+{
+    HandshakeLimit *limit = g_new0(HandshakeLimit, 1);
+
+    limit->name = name;
+    limit->item = (char *)item;
+    limit->rule = rule;
+    limit->number = 3;
+    g_ptr_array_add(limits, limit);
+    return limit;
+}
+
+/* What each section could keep: one of each kind */
+static GPtrArray *section_limits(void)
+{
+    static const uint64_t words[2] = { 0x130000054 };
+    static const uint8_t mask[64] = { 0xff, 0xff, 0x10, 0, 0xff };
+    GPtrArray *limits = g_ptr_array_new();
+    HandshakeLimit *limit;
+
+    limits_add(limits, "counts", "devs", HANDSHAKE_RULE_EQUAL);
+    limits_add(limits, "virtio-queues", NULL, HANDSHAKE_RULE_AT_MOST);
+    limits_add(limits, "vnet-hdr", NULL, HANDSHAKE_RULE_FLAG)->number = 0;
+    limits_add(limits, "device-type", NULL, HANDSHAKE_RULE_TEXT);
+    limits_add(limits, "cpu-model", NULL, HANDSHAKE_RULE_TEXT)->text =
+        (char *)"max-x86_64-cpu";
+    limits_add(limits, "cpu", "family", HANDSHAKE_RULE_TEXT)->text =
+        (char *)"6";
+    limit = limits_add(limits, "cpu-features", NULL, HANDSHAKE_RULE_SET);
+    limit->set = g_hash_table_new(g_str_hash, g_str_equal);
+    g_hash_table_insert(limit->set, (char *)"sse", GINT_TO_POINTER(true));
+    g_hash_table_insert(limit->set, (char *)"avx", GINT_TO_POINTER(false));
+    limit = limits_add(limits, "virtio-features", NULL, HANDSHAKE_RULE_BITS);
+    limit->bytes = g_byte_array_append(g_byte_array_new(),
+                                       (const uint8_t *)words, sizeof(words));
+    limit = limits_add(limits, "pci-config", NULL, HANDSHAKE_RULE_MASKED);
+    limit->bytes = g_byte_array_append(g_byte_array_new(), mask, sizeof(mask));
+    limit->mask = g_byte_array_append(g_byte_array_new(), mask, sizeof(mask));
+    return limits;
+}
+
+GHashTable *handshake_limits_new(void)
+{
+    GHashTable *limits = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
+                                               limits_free);
+
+    for (int i = 0; i < ARRAY_SIZE(sections); i++) {
+        g_hash_table_insert(limits,
+                            handshake_section_key(sections[i].name,
+                                                  sections[i].instance),
+                            section_limits());
+    }
+    return limits;
 }
 
 MigrationProfile *handshake_profile_new(MigrationHandshakeRole role)

@@ -10,8 +10,8 @@ TARGETS := json hello verdict last-word wire return-path compare profile destina
 PLANTED := hello destination
 
 # Ours are compiled here, since only they are to steer the fuzzer.
-OURS := $(addprefix handshake/,channel compare destination end handshake message \
-    policy qmp query resume settings source wire) options
+OURS := $(addprefix handshake/,channel compare compare-promises destination end handshake hex \
+    message policy qmp query resume settings source wire) options
 # QEMU's own, which meson puts into a library that not all unit tests need
 THEIRS := migration-stats qemu-file yank_functions
 SHARED := fuzz stubs peer tls
@@ -26,7 +26,8 @@ WRAP := $(addprefix -Wl$(comma)--wrap=,bql_locked clock_gettime \
     qio_channel_tls_handshake)
 
 objects := $(patsubst %,$(OUT)/migration/%.o,$(OURS) $(THEIRS)) $(SHARED:%=$(OUT)/%.o)
-reading := $(OUT)/fuzz.o $(OUT)/migration/handshake/wire.o
+reading := $(OUT)/fuzz.o $(OUT)/migration/handshake/hex.o \
+    $(OUT)/migration/handshake/wire.o
 
 .PHONY: all
 .SECONDARY:

@@ -1103,11 +1103,12 @@ static GHashTable *set_from(const char *has, const char *lacks)
                                             NULL);
     g_autoptr(strList) names = names_from(has);
     g_autoptr(strList) others = names_from(lacks);
+    const strList *l;
 
-    for (strList *l = names; l; l = l->next) {
+    for (l = names; l; l = l->next) {
         g_hash_table_insert(set, g_strdup(l->value), GINT_TO_POINTER(true));
     }
-    for (strList *l = others; l; l = l->next) {
+    for (l = others; l; l = l->next) {
         g_hash_table_insert(set, g_strdup(l->value), GINT_TO_POINTER(false));
     }
     return set;
@@ -1273,7 +1274,8 @@ static void test_promise_bits(void)
 static void test_promise_masked(void)
 {
     check_promise("'pci-config': '0:123400f0'", NULL);
-    check_promise("'pci-config': '0:12f400fa'", NULL);  /* none of that counts */
+    /* None of that counts */
+    check_promise("'pci-config': '0:12f400fa'", NULL);
     check_promise("'pci-config': '0:123400ef'",
                   "warning device dev: ef -> ff\n");
     check_promise("'pci-config': '0:123500f0,fff:ff'",

@@ -71,7 +71,6 @@ static const VMStateDescription vmstate_more = {
     },
 };
 
-/* Whether that is sent may depend on what is loaded, but there is nothing yet */
 static const VMStateDescription vmstate_thing = {
     .name = "thing", .version_id = 2,
     .fields = (const VMStateField[]) {
@@ -143,7 +142,8 @@ static uint16_t numbers[8];
 static Thing thing_new(Part *part)
 {
     return (Thing) {
-        .numbers = numbers, .n_loaded = 2, .n_local = 4, .size_local = 6, .wanted = UINT64_MAX,
+        .numbers = numbers, .n_loaded = 2, .n_local = 4, .size_local = 6,
+        .wanted = UINT64_MAX,
         .parts = { { 1, 2 }, { 3, 4 }, { 5, 6 } }, .pointers = { NULL, part },
         .more = 7,
     };

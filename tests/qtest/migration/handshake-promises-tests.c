@@ -132,7 +132,7 @@ static const PromiseTest tests[] = {
     }, {
         .name = "bytes", .code = "section-schema", .warning = true,
         .subject = "0000:00:01.3/piix4_pm", .source = "*", .destination = "*",
-        .message = "the state of * bytes on the source and * on the destination",
+        .message = "the state of * bytes on the source and * on *",
         .from = PC, .to = PC
         "-global PIIX4_PM.acpi-pci-hotplug-with-bridge-support=off",
     }, {
@@ -223,18 +223,21 @@ static const PromiseTest tests[] = {
     }, {
         .name = "ide-missing", .code = "disk",
         .subject = "0000:00:01.1/ide", .source = "hd",
-        .destination = "missing", .message = "disk 1.0 of * is a hd on the source and missing on *",
+        .destination = "missing",
+        .message = "disk 1.0 of * is a hd on the source and missing on *",
         .from = IDE("ide-hd,drive=disk,bus=ide.1,unit=0"), .to = PC,
     }, {
         .name = "ide-moved", .code = "disk",
         .subject = "0000:00:01.1/ide", .source = "hd",
-        .destination = "missing", .message = "disk 1.0 of * is a hd on the source and missing on *",
+        .destination = "missing",
+        .message = "disk 1.0 of * is a hd on the source and missing on *",
         .from = IDE("ide-hd,drive=disk,bus=ide.1,unit=0"),
         .to = IDE("ide-hd,drive=disk,bus=ide.1,unit=1"),
     }, {
         .name = "ide-cd", .code = "disk",
         .subject = "0000:00:01.1/ide", .source = "1.0",
-        .destination = "missing", .message = "disk 1.0 of * can be written on *",
+        .destination = "missing",
+        .message = "disk 1.0 of * can be written on *",
         .from = IDE("ide-hd,drive=disk,bus=ide.1,unit=0"),
         .to = IDE("ide-cd,drive=disk,bus=ide.1,unit=0"),
     }, {
@@ -269,7 +272,8 @@ static const PromiseTest tests[] = {
     }, {
         .name = "disk-block-size", .code = "disk", .warning = true,
         .subject = "0000:00:04.0/virtio-blk", .source = "512",
-        .destination = "4096", .message = "disk 0 of * blocks of 512 bytes on *",
+        .destination = "4096",
+        .message = "disk 0 of * blocks of 512 bytes on *",
         .from = VIRTIO_BLK "logical_block_size=512",
         .to = VIRTIO_BLK "logical_block_size=4096,physical_block_size=4096",
         .device = "virtio-blk-pci",
