@@ -750,7 +750,8 @@ void handshake_compare_return(const MigrationProfile *source,
     for (l = destination->sections; l; l = l->next) {
         for (i = section_instances(l->value); i && !l->value->conditional;
              i = i->next) {
-            g_autofree char *key = section_key(l->value->name, i->value);
+            g_autofree char *key = handshake_section_key(l->value->name,
+                                                         i->value);
 
             if (!g_hash_table_contains(matched, key)) {
                 no_return(&c, NULL, l->value, i->value);
