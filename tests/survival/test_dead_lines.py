@@ -19,7 +19,7 @@ from processes import (NO_MULTIFD, PATIENCE, PROMPT, Watch, begin, channels, eac
                        pc_lab, require_success, set_capabilities, set_channels, start_destination,
                        start_source, wait_running, wait_status)
 from relay import Line, Relay
-from test_endings import KINDS, MULTIFD_CHANNELS, start_pair
+from test_own_faults import KINDS, MULTIFD_CHANNELS, start_pair
 from wire import HEADER_SIZE
 
 OPENED = HEADER_SIZE    # or as many bytes that say which channel it is

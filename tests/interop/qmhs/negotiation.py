@@ -100,7 +100,7 @@ class Here:
     peer: Peer = field(default_factory=Peer)
     versions: Sequence[int] = (1,)
     purposes: Sequence[str] = ("migrate", "check")
-    features: Sequence[str] = (NAMED_CHANNELS, LATE_ERROR, ONE_OWNER)
+    features: Sequence[str] = (NAMED_CHANNELS, LATE_ERROR, ONE_OWNER, RESUME_HEADER)
     negotiable: Sequence[str] = NEGOTIABLE
     others: Collection[str] = ("auto-converge", "xbzrle", "events")  # known, and nothing more
     possible: Possible = lambda capabilities: True
