@@ -9,7 +9,7 @@ TARGETS := $(TARGET)$(if $(QEMU_SRC)$(filter-out file,$(origin BASE)),,$(comma)1
 export QEMU_SRC REFRESH
 
 .PHONY: all check check-full check-asan check-series series refresh demo bench bench-libvirt \
-        fuzz mutate clean help
+        promises fuzz mutate clean help
 
 all:
 	@scripts/build $(TARGET)
@@ -32,7 +32,7 @@ check-series:
 refresh:
 	@scripts/refresh-patches $(TARGET)
 
-demo bench:
+demo bench promises:
 	@scripts/$@ $(TARGET)
 
 bench-libvirt:
@@ -59,6 +59,7 @@ help:
 #: make check-full         and those that take long, and once more with multifd
 #: make check-asan         our own tests with AddressSanitizer and UBSan, in build/10.0-asan
 #: make bench              measures and draws
+#: make promises           writes docs/promises.rst: what is found before a guest moves
 #: make bench-libvirt      measures how long libvirt takes to set up a migration; takes root
 #: make fuzz               fuzzes the handshake, each target for SECONDS=60; SMOKE=1: a few
 #: make mutate             breaks the code on purpose, and sees the tests fail; ONLY=PATTERN

@@ -21,6 +21,10 @@ sys.path[:0] = [str(TOP / "tests/lib"), str(TOP / "scripts/demo-guest"),
                 str(QEMU.resolve().parent / "src/python")]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gate: of a table, what gates a change")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Optional[bool]:
     """Run a test that is a coroutine; if it hangs, its machines are cleaned up."""

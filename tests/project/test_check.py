@@ -19,10 +19,11 @@ LEFT_OUT = [line.strip().strip("'").split("|") for line in _listed[1].splitlines
 PYTHON = [test for suite, _, test, _ in LEFT_OUT if suite == "Python tests"]
 
 
-def collected(expression: str) -> int:
+def collected(expression: str, without: str = "nothing") -> int:
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--collect-only",
-         "-k", expression, *sorted((TOP / "tests").glob("*/test_*.py"))],
+         "-k", expression, *sorted(path for path in (TOP / "tests").glob("*/test_*.py")
+                                   if path.parent.name != without)],
         cwd=TOP, capture_output=True, text=True, check=False, timeout=120)
     return len(re.findall(r"^tests/.*::", result.stdout, re.M))
 
@@ -41,8 +42,10 @@ def test_tests_in_python_exist(expression: str) -> None:
 
 
 def test_most_is_not_left_out() -> None:
-    everything = collected("")
-    assert collected(" and ".join(f"not ({one})" for one in PYTHON)) > 0.9 * everything > 0
+    """But for a table, which says itself how many of its rows are in the gate."""
+    everything = collected("", without="promises")
+    gate = collected(" and ".join(f"not ({one})" for one in PYTHON), without="promises")
+    assert gate > 0.9 * everything > 0
 
 
 @pytest.mark.parametrize("name, moves", [
