@@ -113,10 +113,11 @@ static void pci_mark_status(PCIDevice *d, uint8_t *bits)
     at = d->exp.aer_cap;
     if (at) {
         bits[at + PCI_ERR_CAP] = PCI_ERR_CAP_FEP(0xff);
-        memset(bits + at + PCI_ERR_HEADER_LOG, 0xff,
-               PCI_ERR_SIZEOF - PCI_ERR_HEADER_LOG);
-        /* An event that is to be told is the guest's */
-        pci_set_long(bits + at + PCI_ERR_ROOT_COMMAND, 0);
+        memset(bits + at + PCI_ERR_HEADER_LOG, 0xff, 16);
+        if (pcie_cap_get_type(d) == PCI_EXP_TYPE_ROOT_PORT) {
+            /* And where the errors come from, which is right behind */
+            memset(bits + at + PCI_ERR_ROOT_STATUS, 0xff, 8);
+        }
     }
 }
 

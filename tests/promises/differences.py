@@ -411,7 +411,7 @@ _PLATFORM = [
         warning("section-schema", "piix4_pm", "bytes|part"), LATE, base="pc"),
     Row("PIC off, for on", {"machine": "+pic=off"}, error("section-missing", "i8259", GONE), LATE),
     Row("PIC on, for off", {"machine": "-machine q35,pic=on"},
-        error("device section-schema section-extra", "i8259|pic", "pic|PIC|i8259"), HARM,
+        warning("section-extra", "i8259", "i8259"), HARM,
         back={"machine": "+pic=off"}),
     Row("HPET off", {"machine": "+hpet=off"}, error("section-missing", "hpet", GONE), LATE),
     Row("SMBus off", {"machine": "+smbus=off"}, error("section-missing", "smbus|ich9", GONE), LATE),
