@@ -666,8 +666,11 @@ static bool promise_is_well_formed(const char *name, const char *text)
     return true;
 }
 
-/* Whether a value, an item of a list, or what is in an item, is not too long */
-static bool promise_fits(const QObject *value, int depth)
+/*
+ * Whether a value, and what is in it, is not too long.  @inner: an item of a
+ * list, or the name of one.  That it is not nested too deeply is known.
+ */
+static bool promise_fits(const QObject *value, bool inner)
 {
     const QString *str = qobject_to(QString, value);
     const QDict *dict = qobject_to(QDict, value);
@@ -675,20 +678,16 @@ static bool promise_fits(const QObject *value, int depth)
     const QDictEntry *member;
     const QListEntry *item;
     bool fits = !str || strlen(qstring_get_str(str)) <=
-                        (depth == 1 ? STREAM_NAME_MAX
-                                    : HANDSHAKE_PROMISE_TEXT_MAX);
+                        (inner ? STREAM_NAME_MAX : HANDSHAKE_PROMISE_TEXT_MAX);
 
-    if ((dict || list) && depth == 2) {
-        return false;
-    }
     for (member = dict ? qdict_first(dict) : NULL; member && fits;
          member = qdict_next(dict, member)) {
         fits = promise_fits(qdict_entry_value(member),
-                            strcmp(qdict_entry_key(member), "name") ? 2 : 1);
+                            !strcmp(qdict_entry_key(member), "name"));
     }
     for (item = list ? qlist_first(list) : NULL; item && fits;
          item = qlist_next(item)) {
-        fits = promise_fits(qlist_entry_obj(item), 1);
+        fits = promise_fits(qlist_entry_obj(item), true);
     }
     return fits && (!list || qlist_size(list) <= HANDSHAKE_PROMISE_ITEMS_MAX);
 }
@@ -707,7 +706,7 @@ static bool check_promises(const QDict *promises, Error **errp)
         const QObject *value = qdict_entry_value(entry);
         const QString *str = qobject_to(QString, value);
 
-        if (!promise_fits(value, 0)) {
+        if (!promise_fits(value, false)) {
             error_setg(errp, "a promise is too long");
             return false;
         }

@@ -434,7 +434,7 @@ async def test_d5_d6_all_issues_of_a_machine() -> None:
                 ("section-version", "timer", "error"), ("section-missing", "nobody", "error"),
                 ("section-missing", "perhaps", "warning"), ("section-missing", "ram 1", "error"),
                 ("ram-block-size", "pc.ram", "error"), ("ram-block-missing", "x", "error"),
-                ("ram-block-missing", "y", "warning")} <= found
+                ("ram-block-missing", "y", "error")} <= found
         assert {subject for code, subject, _ in found if code == "stream-format"} == {
             "suppress-vmdesc", "send-configuration"}
         assert ("ram-block-size", "/rom@etc/acpi/tables", "error") not in found

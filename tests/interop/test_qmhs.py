@@ -520,7 +520,7 @@ A, R, S = Section("a", 3), RamBlock("r", 8000, page_size=4096), RamBlock("s", 60
     (Profile(bitmaps=[Bitmap("disk", "b0"), Bitmap("alias", "b0")],
              required_capabilities=["dirty-bitmaps"]), []),
     (Profile(ram_blocks=[RamBlock("r", 8193), RamBlock("t", 1, conditional=True)]),
-     ["error ram-block-size", "warning ram-block-missing", "warning ram-block-extra"]),
+     ["error ram-block-size", "error ram-block-missing", "warning ram-block-extra"]),
     (Profile(ram_blocks=[R, RamBlock("s", 65537)]), ["error ram-block-size"]),
     (Profile(ram_blocks=[replace(R, page_size=2 << 20), S]), []),
     (Profile(ram_blocks=[replace(R, page_size=2 << 20), S],

@@ -195,11 +195,13 @@ class Section:
     version: int
     instances: Optional[list[int]] = None
     conditional: bool = False
+    promises: Optional[Object] = None       # data: only who has the device knows what they mean
 
     @classmethod
     def read(cls, members: Members) -> Section:
         section = cls(_take_name(members), members.take("version", INTEGER32, always=True),
-                      conditional=members.take("conditional", BOOLEAN) or False)
+                      conditional=members.take("conditional", BOOLEAN) or False,
+                      promises=members.take("promises", OBJECT))
         if members.take("instances", LIST) is not None:
             section.instances = members.items("instances", INTEGER32)
         members.take("minimum-version", INTEGER32)
@@ -211,7 +213,7 @@ class Section:
 
     def write(self) -> Object:
         return _written(name=self.name, version=self.version, instances=self.instances,
-                        conditional=self.conditional or None)
+                        conditional=self.conditional or None, promises=self.promises)
 
 
 @dataclass
@@ -226,6 +228,7 @@ class RamBlock:
     conditional: bool = False
     shared_file: bool = False
     address: Optional[int] = None
+    mapped: Optional[list[Object]] = None   # data
 
     @classmethod
     def read(cls, members: Members) -> RamBlock:
@@ -234,7 +237,7 @@ class RamBlock:
                    members.take("resizeable", BOOLEAN) or False,
                    members.take("conditional", BOOLEAN) or False,
                    members.take("shared-file", BOOLEAN) or False,
-                   members.take("address", INTEGER))
+                   members.take("address", INTEGER), members.take("mapped", LIST))
 
     def write(self) -> Object:
         return _written(**{**vars(self), **{name: getattr(self, name) or None for name in

@@ -272,8 +272,8 @@ class _Judge:
         here = {block.name: block for block in self._here.ram_blocks}
         for name, block in there.items():
             if name not in here:
-                self._issue("ram-block-missing", name,
-                            "warning" if block.conditional else "error")
+                # The loader reads the list before it can know what is left out.
+                self._issue("ram-block-missing", name, "error")
             elif not self._has_room(block, here[name]):
                 self._issue("ram-block-size", name, source=block.size,
                             destination=here[name].size)
