@@ -148,10 +148,11 @@ void handshake_end_free(HandshakeEnd *end);
 /**
  * handshake_end_note_error: a migration in session has an error
  * @s: the migration
+ * @errp: the error, to which is added what is known; or NULL
  *
  * Ends its channels when the destination has had time to say why.  Any thread.
  */
-void handshake_end_note_error(MigrationState *s);
+void handshake_end_note_error(MigrationState *s, Error **errp);
 
 /**
  * handshake_loader_new: a destination's session is about to be loaded

@@ -159,8 +159,11 @@ static void end_session_bh(void *opaque)
     object_unref(OBJECT(s));
 }
 
-void handshake_end_note_error(MigrationState *s)
+void handshake_end_note_error(MigrationState *s, Error **errp)
 {
+    if (s->state == MIGRATION_STATUS_SETUP && !s->handshake->end->told) {
+        error_prepend(errp, "before the stream began: ");
+    }
     object_ref(OBJECT(s));
     aio_bh_schedule_oneshot(iohandler_get_aio_context(), end_session_bh, s);
 }
@@ -363,7 +366,7 @@ void migration_handshake_return_path_ended(MigrationState *s,
         qatomic_read(&end->owner), end->loaded, end->started);
     qatomic_set(&end->over, true);
     qemu_event_set(&end->heard);
-    handshake_end_note_error(s);
+    handshake_end_note_error(s, NULL);
 }
 
 void migration_handshake_await_last_word(MigrationState *s)

@@ -325,10 +325,7 @@ void migration_handshake_note_error(MigrationState *s, Error **errp)
     QIOChannel *ioc = NULL;
 
     if (s->handshake->in_session) {
-        if (s->state == MIGRATION_STATUS_SETUP) {
-            error_prepend(errp, "before the stream began: ");
-        }
-        handshake_end_note_error(s);
+        handshake_end_note_error(s, errp);
         return;
     }
     /* Whoever closes the channel holds this lock, and waits for the caller's */

@@ -612,7 +612,8 @@ static void walk(VMStatePromises *p, const VMStateDescription *vmsd,
     }
     p->depth++;
     p->unsure += unsure;
-    p->bytes_unsure |= unsure && !p->apart;
+    /* Nor is what pre_save() sets up known before somebody has saved */
+    p->bytes_unsure |= (unsure || vmsd->pre_save) && !p->apart;
     if (vmsd->promises) {
         vmsd->promises(p, opaque);
     }

@@ -182,8 +182,9 @@ static const PromiseTest tests[] = {
         .guest = virtio_use_second_queue, .device = "virtio-blk-pci",
     }, {
         .name = "ports", .code = "device",
-        .subject = "0000:00:04.0/virtio-console", .source = "0,1",
-        .destination = "0", .message = "*has port 0,1 on the source and 0 on *",
+        .subject = "0000:00:04.0/virtio-console", .source = "1",
+        .destination = "none",
+        .message = "*has port 1 on the source and none on *",
         .from = "-device virtio-serial-pci,addr=4 "
                 "-device virtserialport,nr=1",
         .to = "-device virtio-serial-pci,addr=4", .device = "virtserialport",
