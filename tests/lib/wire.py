@@ -26,7 +26,7 @@ FRAME_MAX = 128 << 10
 PATIENCE = 10.0
 SESSION = bytes(range(1, 17))      # of a destination that is not QEMU
 CRITICAL = 1
-FEATURES = ["named-channels", "late-error"]
+FEATURES = ["named-channels", "late-error", "one-owner", "resume-header"]
 VERDICTS = (ACCEPT, REJECT)
 LAST_WORDS = (COMMIT, ABORT)
 

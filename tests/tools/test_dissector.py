@@ -543,7 +543,7 @@ SHUT = b"\0\1\0\4\0\0\0\0"
 
 def owner(*said: bytes, asks: bytes = ASKS) -> Turns:
     """LOADED, and what the two say in turns after that, the source first."""
-    return [*late(RETURN_PATH + asks, [*FEATURES, "one-owner"]),
+    return [*late(RETURN_PATH + asks),
             *((MAIN, Turn(not number % 2, words)) for number, words in enumerate(said))]
 
 
@@ -598,7 +598,7 @@ BAD_SESSIONS: dict[str, tuple[Turns, list[str]]] = {
     "LAST-WORD": (late(LAST), ["last_word"]),
     "LAST-WORD-behind-messages": (late(3 * RETURN_PATH + LAST), ["last_word"]),
     "LAST-WORD-without-late-error": (late(LAST, []), ["last_word", "unexpected"]),
-    "LOADED-without-one-owner": (late(ASKS), ["unexpected"]),
+    "LOADED-without-one-owner": (late(ASKS, ["late-error"]), ["unexpected"]),
     "LOADED-twice": (owner(asks=2 * ASKS), ["unexpected"]),
     "kept": (owner(frame(ABORT, {"message": "no"})), ["abort"]),
     "LAST-WORD-after-START": (owner(GIVES, LAST), ["last_word"]),
