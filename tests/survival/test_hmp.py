@@ -59,13 +59,15 @@ async def test_nothing_to_print() -> None:
 
 
 async def test_accepted() -> None:
-    """With something declined, a warning, and channels that a check does not try."""
+    """With something declined, a warning, no way back, and channels that a check does not try."""
     options = {"optional-capabilities": ["multifd", "postcopy-preempt", "switchover-ack"]}
     async with pc_lab() as lab:
         source = await start_source(lab)
         destination, port = await start_destination(lab, options=WATCHDOG)
         info = await check(source, inet(port), options)
-        assert info["status"] == "accepted" and info["declined"] and len(info["issues"]) == 2
+        assert info["status"] == "accepted" and info["declined"]
+        assert [issue["code"] for issue in info["issues"]] == ["section-extra", "no-return",
+                                                               "channels-untried"]
         for machine in (source, destination):
             assert (await require_printed(machine))["check-only"]
         await migrate(source, port, options)
