@@ -124,7 +124,8 @@ def pair(source: str = "", destination: str = "", required: str = "", codes: str
 BOTH_UUIDS = [" ".join(options) for options in UUIDS]
 PAIRS = {
     "alike": pair(),
-    "machine": pair("", "-machine q35", "", "machine-type section-missing section-extra"),
+    "machine": pair("", "-machine q35", "", "machine-type section-missing section-extra section-schema"
+                    " device"),
     "version": pair("-machine pc-i440fx-9.0", "-machine pc-i440fx-10.0", "",
                     "machine-type"),
     "memory": pair("-m 16", "-m 32", "", "ram-block-size"),
