@@ -55,6 +55,10 @@ const char *handshake_frame_type_str(uint16_t type)
         return "COMMIT";
     case HANDSHAKE_FRAME_ABORT:
         return "ABORT";
+    case HANDSHAKE_FRAME_LOADED:
+        return "LOADED";
+    case HANDSHAKE_FRAME_START:
+        return "START";
     case HANDSHAKE_FRAME_LAST_WORD:
         return "LAST WORD";
     default:
@@ -67,6 +71,7 @@ static size_t frame_max(uint16_t type)
     switch (type) {
     case HANDSHAKE_FRAME_HELLO:
         return HANDSHAKE_HELLO_MAX;
+    case HANDSHAKE_FRAME_LOADED:
     case HANDSHAKE_FRAME_LAST_WORD:
         return HANDSHAKE_LATE_FRAME_MAX;
     default:

@@ -97,11 +97,14 @@ async def test_migration(tls: bool, tmp_path: Path) -> None:
         pair = Pair(lab, tmp_path)
         source, _ = await pair.start(tls)
         assert (await migrate(source, pair.port, PLAIN))["status"] == "completed"
-        await require_story(pair.here, [*began(tls), *AGREED])
-        await require_story(pair.there, TAKEN)
+        await require_story(pair.here, [*began(tls), *AGREED, "loaded", "start",
+                                        "return_path_ended"])
+        await require_story(pair.there, [*TAKEN, "start"])
         for log in (pair.here, pair.there):
             await require_restored(log)
-        assert heard(pair.here, "source_verdict") == sent(pair.there)
+        verdict, loaded = sent(pair.there)
+        assert [verdict] == heard(pair.here, "source_verdict")
+        assert loaded.startswith("LOADED {")
         assert [f"{kind} {text}" for kind, text in zip(
             ("HELLO", "COMMIT"), heard(pair.there, "destination_hello")
             + heard(pair.there, "destination_commit"))] == sent(pair.here)
