@@ -183,7 +183,7 @@ bool migration_handshake_hand_over(MigrationState *s);
 bool migration_handshake_keep(Error **errp);
 
 /**
- * migration_handshake_given: whether the destination was told to start the guest
+ * migration_handshake_given: whether the destination was told to start it
  * migration_handshake_started: and has said that it has
  * migration_handshake_never_started: whether it has said that it never will
  * migration_handshake_may_run: whether it would have said that it never will

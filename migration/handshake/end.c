@@ -1,11 +1,11 @@
 /*
  * Migration handshake: the end of a migration in session
  *
- *   source                                     destination
- *     | ==== the stream, to its end =============> |  loads
- *     | <=== LOADED ============================== |  if it would start the guest
- *     | ==== START ==============================> |  the source has decided
- *     | <=== SHUT 0: it runs; else it never will = |
+ *   source                                   destination
+ *     | ==== the stream, to its end ===========> |  loads
+ *     | <=== LOADED ============================ |  if it would start the guest
+ *     | ==== START ============================> |  the source has decided
+ *     | <=== SHUT 0: it runs, else never will == |
  *
  * And a LAST WORD from the destination, whenever it cannot load the guest.
  *

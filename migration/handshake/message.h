@@ -21,8 +21,8 @@
 #define HANDSHAKE_PURPOSE_CHECK     "check"
 
 /*
- * Features: channels with headers, words after the handshake, who has the guest,
- * headers after a pause
+ * Features: channels with headers, words after the handshake, who has the
+ * guest, headers after a pause
  */
 #define HANDSHAKE_FEATURE_NAMED_CHANNELS    "named-channels"
 #define HANDSHAKE_FEATURE_LATE_ERROR        "late-error"

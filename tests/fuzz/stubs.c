@@ -441,14 +441,6 @@ void postcopy_preempt_new_channel(MigrationIncomingState *mis, QEMUFile *file)
     stubs.preempt(file);
 }
 
-/* All is in the main thread, where there is no lock */
-bool __wrap_bql_locked(void);
-
-bool __wrap_bql_locked(void)
-{
-    return true;
-}
-
 /* The linker puts it in the place of the one that resolves and connects */
 void __wrap_qio_channel_socket_connect_async(QIOChannelSocket *ioc,
                                              SocketAddress *addr,

@@ -222,6 +222,8 @@ class Journey:
         assert (info["ram"]["multifd-bytes"] > 0) == kind.multifd, info["ram"]
         assert not await source.is_running()
         if self.where and self.where.base == STOCK:
+            # A guest that was paused is paused once it is loaded, whatever was said before.
+            await end(destination)
             await destination.execute("cont")
         await wait_running(destination)
         return info

@@ -610,7 +610,8 @@ static void test_all(void)
     migrate_set_capability(from, "validate-uuid", true);
     migrate_to(from, to, NULL);
     rsp = wait_status(from, "failed");
-    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"), "4 problems and 2 warnings"));
+    g_assert_nonnull(strstr(qdict_get_str(rsp, "error-desc"),
+                            "4 problems and 2 warnings"));
     qobject_unref(rsp);
     assert_unharmed(from);
     for (int i = 0; i < ARRAY_SIZE(found); i++) {
