@@ -322,6 +322,7 @@ void stubs_reset(void)
     stubs = (struct Stubs) { 0 };
     if (!outgoing.handshake) {
         qemu_mutex_init(&outgoing.qemu_file_lock);
+        qemu_mutex_init(&outgoing.error_mutex);
         migrate_params_init(parameters);
         migration_handshake_init(&outgoing);
     }
@@ -548,6 +549,16 @@ bool migration_is_running(void)
 bool migration_in_postcopy(void)
 {
     return false;
+}
+
+PostcopyState postcopy_state_get(void)
+{
+    return POSTCOPY_INCOMING_NONE;
+}
+
+bool migrate_has_error(MigrationState *s)
+{
+    return s->error;
 }
 
 bool migration_in_colo_state(void)
