@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Optional, Union
 import pytest
 from machine import Json, Machine, NotSeen, until
 from processes import (NO_MULTIFD, Lab, begin, channels, end, inet, pc_lab, small_lab,
-                       start_source, unix, wait_running, wait_status)
+                       start_source, stop_process, unix, wait_running, wait_status)
 from qmhs.frames import (ABORT, ACCEPT, COMMIT, HELLO, LAST_WORD, LOADED, START, Frame, Message,
                          message, shut)
 from qmhs.messages import NOT_STARTED, Hello, Reason, read_reason
@@ -255,7 +255,7 @@ async def test_start_cannot_be_written(tmp_path: Path) -> None:
             await talk.say(HEADER, message(ACCEPT, changed(ACCEPTED, features=FEATURES)))
             await talk.message(COMMIT)
             stream = await talk.stream()
-            os.kill(source.pid, signal.SIGSTOP)
+            await stop_process(source)
             await talk.say(Frame(LOADED, b"{}"))
             await talk.closed()
             os.kill(source.pid, signal.SIGCONT)

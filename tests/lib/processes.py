@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -239,6 +241,16 @@ async def require_timeout(what: str, wait: Callable[[float], Awaitable[bool]],
     """A destination's patience, which began after `start`, has to end, and not too early."""
     assert await wait(TIMEOUT + LATE), what
     assert time.monotonic() - start > TIMEOUT - EARLY, f"{what}: too early"
+
+
+async def stop_process(machine: Machine) -> None:
+    """Returns when SIGSTOP has reached it: each thread may still run on another CPU."""
+    async def stands_still() -> bool:
+        return all(thread.read_text().rpartition(")")[2].split()[0] == "T"
+                   for thread in Path(f"/proc/{machine.pid}/task").glob("*/stat"))
+
+    os.kill(machine.pid, signal.SIGSTOP)
+    await until(f"{machine.name} to stand still", PATIENCE, stands_still, every=0.001)
 
 
 def fds(machine: Machine) -> int:

@@ -10,15 +10,14 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
 from machine import Lab, Machine, NotSeen, until
 from processes import (NO_MULTIFD, PROMPT, begin, end, inet, pc_lab, require_listening,
-                       require_success, set_channels, start_destination, start_source, unix,
-                       wait_status)
+                       require_success, set_channels, start_destination, start_source,
+                       stop_process, unix, wait_status)
 from relay import Line, Relay
 from wire import FakeDestination, FullListener, Peer
 
@@ -302,11 +301,6 @@ def before_last_flight(said: bytearray) -> Optional[int]:
     return None
 
 
-async def stands_still(pid: int) -> bool:
-    """Whether SIGSTOP has reached it: it may still run on another CPU."""
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
-
-
 async def cancelled_in_tls(tmp_path: Path) -> list[str]:
     """What a source traces that is cancelled when all of TLS has come."""
     log, monitor = tmp_path / "log", tmp_path / "monitor"
@@ -340,8 +334,7 @@ async def cancelled_in_tls(tmp_path: Path) -> list[str]:
         async with Relay(port, treat) as relay:
             await begin(source, inet(relay.port), NO_MULTIFD)
             await asyncio.wait_for(held.wait(), 10)
-            os.kill(source.pid, signal.SIGSTOP)
-            await until("the source to stand still", 10, partial(stands_still, source.pid), every=0.001)
+            await stop_process(source)
             go_on.set()
             await gone_on.wait()
             hand.write(b"\n")
