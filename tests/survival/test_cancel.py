@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
+from endings import TOO_LATE
 from machine import Lab, Machine, NotSeen, until
 from processes import (NO_MULTIFD, PROMPT, begin, end, inet, pc_lab, require_listening,
                        require_success, set_channels, start_destination, start_source,
@@ -375,14 +376,18 @@ async def test_interrupted_at_any_time(interruption: Interruption) -> None:
             destination, port = await start_destination(lab, f"destination {step}")
             await begin(source, inet(port))
             await asyncio.sleep(step * 0.001)
+            possible = {interruption.status, "completed"}
             try:
                 await source.execute(interruption.command, interruption.arguments)
             except NotSeen as error:
-                # There is nothing to yank when it is over, and only then.
-                assert "Instance not found" in str(error)
-                assert (await source.migration())["status"] == "completed"
+                # A cancel may come too late; there is nothing to yank when it is over, and
+                # only then.
+                possible = {"completed"}
+                if TOO_LATE not in str(error):
+                    assert "Instance not found" in str(error)
+                    assert (await source.migration())["status"] == "completed"
             info = await end(source)
-            assert info["status"] in (interruption.status, "completed"), info
+            assert info["status"] in possible, info
             if info["status"] == "completed":
                 await source.stop()
                 source = await start_source(lab, f"source {step}")
