@@ -41,18 +41,6 @@ static struct {
     QEMUFile *main;
 } world;
 
-static FuzzPeer *find_peer(QIOChannel *ioc)
-{
-    for (guint i = 0; i < world.peers->len; i++) {
-        FuzzPeer *peer = g_ptr_array_index(world.peers, i);
-
-        if (peer->ioc == fuzz_raw(ioc)) {
-            return peer;
-        }
-    }
-    g_assert_not_reached();
-}
-
 /* The last one that somebody was told, be it with ACCEPT or with REJECT */
 static QemuUUID current_session(void)
 {
@@ -78,7 +66,7 @@ static void check_unread(const FuzzPeer *peer, size_t read)
 /* It has come with this header, was answered with it, and is no one else's */
 static void check_channel(QIOChannel *ioc, const char *name, unsigned index)
 {
-    FuzzPeer *peer = find_peer(ioc);
+    FuzzPeer *peer = fuzz_peer_find(world.peers, ioc);
     HandshakeHeader said, heard;
     size_t size = fuzz_get_header(peer->said, &said);
 
@@ -126,7 +114,7 @@ static void check_session(QIOChannel *ioc, const QemuUUID *session)
 {
     HandshakeHeader header;
 
-    fuzz_get_header(find_peer(ioc)->said, &header);
+    fuzz_get_header(fuzz_peer_find(world.peers, ioc)->said, &header);
     g_assert(qemu_uuid_is_equal(&header.session, session));
 }
 
@@ -197,7 +185,7 @@ static void check_conversation(FuzzPeer *peer)
 static void start(QEMUFile *file)
 {
     g_assert(world.set_up && !world.running);
-    check_conversation(find_peer(qemu_file_get_ioc(file)));
+    check_conversation(fuzz_peer_find(world.peers, qemu_file_get_ioc(file)));
     world.running = true;
     world.main = file;
 }

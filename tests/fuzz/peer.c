@@ -60,6 +60,18 @@ QIOChannel *fuzz_raw(QIOChannel *ioc)
     return tls ? QIO_CHANNEL_TLS(tls)->master : ioc;
 }
 
+FuzzPeer *fuzz_peer_find(const GPtrArray *peers, QIOChannel *ioc)
+{
+    for (guint i = 0; i < peers->len; i++) {
+        FuzzPeer *peer = g_ptr_array_index(peers, i);
+
+        if (peer->ioc == fuzz_raw(ioc)) {
+            return peer;
+        }
+    }
+    g_assert_not_reached();
+}
+
 void fuzz_peer_begin_tls(FuzzPeer *peer)
 {
     static const uint8_t tls = FUZZ_TLS;

@@ -31,6 +31,9 @@ void fuzz_peer_free(FuzzPeer *peer);
 /* The raw channel below TLS, if that is one with TLS */
 QIOChannel *fuzz_raw(QIOChannel *ioc);
 
+/* Whose connection it is, of FuzzPeer */
+FuzzPeer *fuzz_peer_find(const GPtrArray *peers, QIOChannel *ioc);
+
 /* What gets a peer through TLS, see tls.c; nothing else begins like it */
 #define FUZZ_TLS    0x16
 void fuzz_peer_begin_tls(FuzzPeer *peer);

@@ -49,18 +49,6 @@ static FuzzPeer *get_peer(unsigned slot)
         ? g_ptr_array_index(world.peers, slot % world.peers->len) : NULL;
 }
 
-static FuzzPeer *find_peer(QIOChannel *ioc)
-{
-    for (guint i = 0; i < world.peers->len; i++) {
-        FuzzPeer *peer = g_ptr_array_index(world.peers, i);
-
-        if (peer->ioc == fuzz_raw(ioc)) {
-            return peer;
-        }
-    }
-    g_assert_not_reached();
-}
-
 static void connect_later(QIOChannelSocket *ioc, QIOTask *task)
 {
     Connecting *connecting = g_new0(Connecting, 1);
@@ -138,7 +126,7 @@ static void check_channel(const char *name, unsigned index,
     size_t size;
 
     g_assert(ioc && !migration_handshake_take_channel(name, index));
-    peer = find_peer(ioc);
+    peer = fuzz_peer_find(world.peers, ioc);
     size = fuzz_get_header(peer->said, &header);
     g_assert_cmpstr(header.name, ==, name);
     g_assert_cmpuint(header.index, ==, index);
@@ -213,7 +201,8 @@ static void connected(MigrationState *s, Error *err)
     world.agreed = !err;
     if (world.agreed) {
         g_assert(s->handshake->in_session && s->to_dst_file);
-        check_conversation(find_peer(qemu_file_get_ioc(s->to_dst_file)));
+        check_conversation(fuzz_peer_find(world.peers,
+                                          qemu_file_get_ioc(s->to_dst_file)));
     } else {
         g_assert(!s->handshake->in_session && !s->to_dst_file);
     }
@@ -616,7 +605,7 @@ static void clean_up(MigrationState *s)
 
     g_assert(world.agreed == (f != NULL));
     if (f) {
-        fuzz_peer_finish(find_peer(qemu_file_get_ioc(f)));
+        fuzz_peer_finish(fuzz_peer_find(world.peers, qemu_file_get_ioc(f)));
         rp = qemu_file_get_return_path(f);
         stubs_read_return_path(rp);
         qemu_fclose(rp);
