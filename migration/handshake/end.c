@@ -159,21 +159,36 @@ static void end_session_bh(void *opaque)
     object_unref(OBJECT(s));
 }
 
-void handshake_end_note_error(MigrationState *s, Error **errp)
-{
-    if (s->state == MIGRATION_STATUS_SETUP && !s->handshake->end->told) {
-        error_prepend(errp, "before the stream began: ");
-    }
-    object_ref(OBJECT(s));
-    aio_bh_schedule_oneshot(iohandler_get_aio_context(), end_session_bh, s);
-}
-
 /* Called by yank, in any thread */
 static void end_yank(void *opaque)
 {
     HandshakeEnd *end = opaque;
 
     qatomic_set(&end->yanked, true);
+}
+
+/* Whether somebody has yanked it, and all that comes now is because of that */
+static bool end_was_yanked(HandshakeEnd *end)
+{
+    /* A yank that goes from channel to channel has come to all by then */
+    yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank, end);
+    yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, end);
+    return qatomic_read(&end->yanked);
+}
+
+void handshake_end_note_error(MigrationState *s, Error **errp)
+{
+    HandshakeEnd *end = s->handshake->end;
+
+    if (errp && !end->told && end_was_yanked(end)) {
+        error_free(*errp);
+        *errp = NULL;
+        error_setg(errp, "the migration was yanked");
+    } else if (s->state == MIGRATION_STATUS_SETUP && !end->told) {
+        error_prepend(errp, "before the stream began: ");
+    }
+    object_ref(OBJECT(s));
+    aio_bh_schedule_oneshot(iohandler_get_aio_context(), end_session_bh, s);
 }
 
 HandshakeEnd *handshake_end_new(const strList *features)
@@ -323,10 +338,6 @@ static void end_explain(HandshakeEnd *end, const uint32_t *shut, Error **errp)
         *errp = NULL;
         error_setg(errp, "the destination could not load the guest, and did "
                    "not say why: see its log");
-    } else if (!shut && *errp && qatomic_read(&end->yanked)) {
-        error_free(*errp);
-        *errp = NULL;
-        error_setg(errp, "the migration was yanked");
     } else if (!shut && *errp && !qatomic_read(&end->gave_up)) {
         error_prepend(errp, "the destination ended the connection and did not "
                       "say why, see its log: ");
@@ -479,6 +490,13 @@ bool migration_handshake_may_run(MigrationState *s)
 
 /* The destination's side */
 
+static void loader_add(HandshakeIssues *issues, HandshakeSeverity severity,
+                       const char *section, const char *text)
+{
+    handshake_issue_add(issues, "load", severity, section, NULL, NULL, "%s",
+                        text);
+}
+
 /* Called for each error that is reported, in a thread that loads */
 static void G_GNUC_PRINTF(1, 0) loader_hear(const char *fmt, va_list ap)
 {
@@ -493,9 +511,8 @@ static void G_GNUC_PRINTF(1, 0) loader_hear(const char *fmt, va_list ap)
         (loader->said.listed < SAID_LINES_MAX &&
          loader->bytes + strlen(text) <= SAID_BYTES_MAX)) {
         loader->bytes += strlen(text);
-        handshake_issue_add(&loader->said, "load", HANDSHAKE_ERROR,
-                            qatomic_read(&loader->section), NULL, NULL, "%s",
-                            text);
+        loader_add(&loader->said, HANDSHAKE_ERROR,
+                   qatomic_read(&loader->section), text);
     }
 }
 
@@ -610,20 +627,17 @@ static const char *loader_cause(const char *text)
     return rest ? rest + 2 : NULL;
 }
 
-/* Returns what was heard, which is forgotten; to be freed by the caller */
-static HandshakeIssues loader_take_said(HandshakeLoader *loader,
-                                        HandshakeSeverity severity)
+/* Adds what was heard, and forgets it */
+static void loader_take_said(HandshakeLoader *loader,
+                             HandshakeSeverity severity,
+                             HandshakeIssues *issues)
 {
-    HandshakeIssues said = { 0 };
-
     QEMU_LOCK_GUARD(&loader->lock);
     for (const MigrationHandshakeIssueList *l = loader->said.list; l;
          l = l->next) {
-        handshake_issue_add(&said, l->value->code, severity, l->value->subject,
-                            NULL, NULL, "%s", l->value->message);
+        loader_add(issues, severity, l->value->subject, l->value->message);
     }
     handshake_issues_free(&loader->said);
-    return said;
 }
 
 /* Whether the source is gone; what was heard then is but a consequence */
@@ -645,19 +659,11 @@ static bool loader_lost_source(MigrationIncomingState *mis, Error **errp)
     return true;
 }
 
-static void loader_add(HandshakeIssues *issues, const char *subject,
-                       const char *text)
-{
-    handshake_issue_add(issues, "load", HANDSHAKE_ERROR, subject, NULL, NULL,
-                        "%s", text);
-}
-
 /* Returns why loading has failed, the cause first: at least one issue */
 static HandshakeIssues loader_explain(MigrationIncomingState *mis,
                                       const Error *err)
 {
     MigrationState *s = migrate_get_current();
-    HandshakeIssues said = loader_take_said(mis->loader, HANDSHAKE_ERROR);
     HandshakeIssues why = { 0 };
     const char *cause = loader_cause(error_get_pretty(err));
     g_autoptr(Error) lost = NULL;
@@ -665,18 +671,14 @@ static HandshakeIssues loader_explain(MigrationIncomingState *mis,
     if (migrate_has_error(s)) {
         /* Of another thread, and the first one */
         QEMU_LOCK_GUARD(&s->error_mutex);
-        loader_add(&why, NULL, error_get_pretty(s->error));
+        loader_add(&why, HANDSHAKE_ERROR, NULL, error_get_pretty(s->error));
     } else if (loader_lost_source(mis, &lost)) {
-        loader_add(&why, NULL, error_get_pretty(lost));
-        handshake_issues_free(&said);
-        cause = NULL;
+        loader_add(&why, HANDSHAKE_ERROR, NULL, error_get_pretty(lost));
+        return why;
     }
-    for (const MigrationHandshakeIssueList *l = said.list; l; l = l->next) {
-        loader_add(&why, l->value->subject, l->value->message);
-    }
-    handshake_issues_free(&said);
+    loader_take_said(mis->loader, HANDSHAKE_ERROR, &why);
     if (cause || !why.listed) {
-        loader_add(&why, NULL, cause ?: error_get_pretty(err));
+        loader_add(&why, HANDSHAKE_ERROR, NULL, cause ?: error_get_pretty(err));
     }
     return why;
 }
@@ -778,11 +780,9 @@ static bool coroutine_fn loader_await_start(MigrationIncomingState *mis,
             return true;
         }
         if (type == HANDSHAKE_FRAME_ABORT) {
-            HandshakeIssues issues = { 0 };
             g_autoptr(MigrationHandshakeReason) reason =
-                handshake_get_reason(json, &issues);
+                handshake_get_reason(json, NULL);
 
-            handshake_issues_free(&issues);
             error_setg(errp, "the source keeps the guest: %s", reason->message);
             return false;
         }
@@ -797,13 +797,13 @@ bool coroutine_fn migration_handshake_loaded(bool starts, Error **errp)
     MigrationIncomingState *mis = migration_incoming_get_current();
     HandshakeLoader *loader = mis->loader;
     MigrationHandshakeReason word = { 0 };
-    HandshakeIssues remarks;
+    HandshakeIssues remarks = { 0 };
     bool ok = true;
 
     if (!loader || !mis->to_src_file) {
         return true;
     }
-    remarks = loader_take_said(loader, HANDSHAKE_WARNING);
+    loader_take_said(loader, HANDSHAKE_WARNING, &remarks);
     if (loader->one_owner && starts) {
         loader->loaded = true;
         loader_send(mis, HANDSHAKE_FRAME_LOADED, &word, &remarks);
