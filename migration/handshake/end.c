@@ -63,6 +63,8 @@ struct HandshakeEnd {
     bool gave_up;               /* it is us who end the connection */
     QemuEvent heard;            /* @loaded or @over */
     QEMUTimer *timer;           /* ends the session after an error */
+    QemuMutex lock;             /* protects what follows */
+    HandshakeIssues issues;     /* that were heard, and are not shown yet */
 };
 
 /* What the loader of a destination has to say */
@@ -199,6 +201,7 @@ HandshakeEnd *handshake_end_new(const strList *features)
                                          HANDSHAKE_FEATURE_LATE_ERROR);
     end->one_owner = handshake_has_name(features, HANDSHAKE_FEATURE_ONE_OWNER);
     qemu_event_init(&end->heard, false);
+    qemu_mutex_init(&end->lock);
     end->timer = timer_new_ms(QEMU_CLOCK_REALTIME, end_timer_cb, NULL);
     yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, end);
     return end;
@@ -209,56 +212,53 @@ void handshake_end_free(HandshakeEnd *end)
     yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank, end);
     timer_free(end->timer);
     qemu_event_destroy(&end->heard);
+    handshake_issues_free(&end->issues);
+    qemu_mutex_destroy(&end->lock);
     g_free(end);
 }
 
-/* query-migrate shows the reasons before what was found in the handshake */
-static void end_show_issues_bh(void *opaque)
+void handshake_end_show_issues(HandshakeEnd *end, MigrationHandshakeInfo *info)
 {
-    HandshakeIssues *issues = opaque;
-    MigrationState *s = migrate_get_current();
-    MigrationHandshakeInfo *info = s->handshake->info;
-    MigrationHandshakeIssueList **tail = &issues->list;
+    HandshakeIssues heard;
+    MigrationHandshakeIssueList **tail = &heard.list;
     unsigned count = 0;
 
+    WITH_QEMU_LOCK_GUARD(&end->lock) {
+        heard = end->issues;
+        memset(&end->issues, 0, sizeof(end->issues));
+    }
     if (info->role == MIGRATION_HANDSHAKE_ROLE_SOURCE && !info->check_only) {
         while (*tail) {
             tail = &(*tail)->next;
         }
         *tail = info->issues;
-        info->issues = g_steal_pointer(&issues->list);
+        info->issues = g_steal_pointer(&heard.list);
         for (tail = &info->issues; *tail && count < HANDSHAKE_ISSUES_MAX;
              tail = &(*tail)->next) {
             count++;
         }
         for (const MigrationHandshakeIssueList *l = *tail; l; l = l->next) {
-            issues->omitted++;
+            heard.omitted++;
         }
         g_clear_pointer(tail, qapi_free_MigrationHandshakeIssueList);
-        info->issues_omitted += issues->omitted;
+        info->issues_omitted += heard.omitted;
         info->has_issues_omitted = info->issues_omitted;
     }
-    handshake_issues_free(issues);
-    g_free(issues);
-    object_unref(OBJECT(s));
+    handshake_issues_free(&heard);
 }
 
-/* Returns what a LOADED or a LAST WORD says; its issues are shown */
-static MigrationHandshakeReason *end_get_reason(const GString *json)
+/* Returns what a LOADED or a LAST WORD says; its issues are kept */
+static MigrationHandshakeReason *end_get_reason(HandshakeEnd *end,
+                                                const GString *json)
 {
-    HandshakeIssues *issues = g_new0(HandshakeIssues, 1);
-    MigrationHandshakeReason *reason = handshake_get_reason(json, issues);
-
-    object_ref(OBJECT(migrate_get_current()));
-    aio_bh_schedule_oneshot(iohandler_get_aio_context(), end_show_issues_bh,
-                            issues);
-    return reason;
+    QEMU_LOCK_GUARD(&end->lock);
+    return handshake_get_reason(json, &end->issues);
 }
 
 static bool end_read_last_word(HandshakeEnd *end, const GString *json,
                                Error **errp)
 {
-    g_autoptr(MigrationHandshakeReason) word = end_get_reason(json);
+    g_autoptr(MigrationHandshakeReason) word = end_get_reason(end, json);
 
     trace_migration_handshake_last_word(json->str);
     if (word->loaded && !end->remarked) {
@@ -285,7 +285,7 @@ static bool end_read_loaded(MigrationState *s, const GString *json,
         error_setg(errp, "migration handshake: LOADED at the wrong time");
         return false;
     }
-    qapi_free_MigrationHandshakeReason(end_get_reason(json));
+    qapi_free_MigrationHandshakeReason(end_get_reason(end, json));
     qatomic_set(&end->loaded, true);
     qemu_event_set(&end->heard);
     return true;
