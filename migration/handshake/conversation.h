@@ -146,6 +146,15 @@ HandshakeEnd *handshake_end_new(const strList *features);
 void handshake_end_free(HandshakeEnd *end);
 
 /**
+ * handshake_end_show_issues: show what the destination has said in the end
+ * @end: a source's session
+ * @info: what query-migrate shows; its issues come after those
+ *
+ * Whoever sees the migration end sees them.  Main thread, with the BQL.
+ */
+void handshake_end_show_issues(HandshakeEnd *end, MigrationHandshakeInfo *info);
+
+/**
  * handshake_end_note_error: a migration in session has an error
  * @s: the migration
  * @errp: the error, to which is added what is known; or NULL

@@ -46,6 +46,9 @@
 #define DRAIN_TIMEOUT           5
 #define RESUME_TIMEOUT          5       /* HELLO after a session's header */
 
+#define TOO_LATE                "no COMMIT came within " \
+                                stringify(COMMIT_TIMEOUT) " seconds"
+
 typedef struct DestConn {
     HandshakeDestination *hd;
     QIOChannel *raw;                /* below TLS */
@@ -55,6 +58,7 @@ typedef struct DestConn {
     bool timed_out;                 /* shut down, for whatever reason */
     bool answered;                  /* our last frame has been sent */
     bool violated;                  /* after ACCEPT: no honest source */
+    bool waits;                     /* for COMMIT */
     bool committed;                 /* COMMIT has come, be it good or bad */
     bool changed;                   /* the issues are not those of ACCEPT */
     int64_t start_ns;               /* 0 before the header */
@@ -155,11 +159,6 @@ static void conn_free(DestConn *conn)
         dest_free(hd);
     }
     object_unref(OBJECT(migrate_get_current()));
-}
-
-static void conn_timer_cb(void *opaque)
-{
-    conn_shutdown(opaque);
 }
 
 static void conn_set_timer(DestConn *conn, int seconds)
@@ -507,11 +506,9 @@ static bool coroutine_fn conn_read_commit(DestConn *conn, Error **errp)
         return false;
     }
     if (type == HANDSHAKE_FRAME_ABORT) {
-        HandshakeIssues issues = { 0 };
         g_autoptr(MigrationHandshakeReason) reason =
-            handshake_get_reason(json, &issues);
+            handshake_get_reason(json, NULL);
 
-        handshake_issues_free(&issues);
         error_setg(errp, "the source gave up: %s", reason->message);
         return false;
     }
@@ -539,11 +536,10 @@ static void issues_keep_errors(HandshakeIssues *issues)
     issues->omitted = issues->errors - kept;
 }
 
-/* Says why this side cannot go on, though the stream may be on its way */
-static void coroutine_fn conn_send_last_word(DestConn *conn,
-                                             const char *message)
+/* Why this side cannot go on.  Returns false if the source would not read it */
+static bool conn_put_last_word(DestConn *conn, GByteArray *buf,
+                               const char *message)
 {
-    g_autoptr(GByteArray) buf = g_byte_array_new();
     const HandshakeIssues none = { 0 };
     const MigrationHandshakeReason word = {
         .message = (char *)message,
@@ -553,29 +549,58 @@ static void coroutine_fn conn_send_last_word(DestConn *conn,
     if (conn->changed && !conn->hello->warnings_as_errors) {
         issues_keep_errors(&conn->verdict->issues);
     }
-    if (handshake_has_name(conn->verdict->message->features,
-                           HANDSHAKE_FEATURE_LATE_ERROR) &&
-        handshake_put_reason(buf, HANDSHAKE_FRAME_LAST_WORD, &word,
-                             conn->changed ? &conn->verdict->issues : &none,
-                             NULL)) {
+    return handshake_has_name(conn->verdict->message->features,
+                              HANDSHAKE_FEATURE_LATE_ERROR) &&
+           handshake_put_reason(buf, HANDSHAKE_FRAME_LAST_WORD, &word,
+                                conn->changed ? &conn->verdict->issues : &none,
+                                NULL);
+}
+
+/* Though the stream may be on its way */
+static void coroutine_fn conn_send_last_word(DestConn *conn,
+                                             const char *message)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+
+    if (conn_put_last_word(conn, buf, message)) {
         conn->answered = handshake_wire_send(&conn->wire, buf, NULL);
     }
+}
+
+/*
+ * A source whose COMMIT is still on its way learns why nobody takes it.  There
+ * is room: all that was sent before is as old as its patience.
+ */
+static void conn_timer_cb(void *opaque)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+    DestConn *conn = opaque;
+
+    if (conn->waits && conn_put_last_word(conn, buf, TOO_LATE)) {
+        qio_channel_write(conn->wire.ioc, (const char *)buf->data, buf->len,
+                          NULL);
+    }
+    conn_shutdown(conn);
 }
 
 /* Returns true if a migration is to be handed over */
 static bool coroutine_fn conn_converse(DestConn *conn, Error **errp)
 {
     ERRP_GUARD();
+    bool ok;
 
     if (!conn_read_hello(conn, errp) || !conn_answer(conn, errp)) {
         return false;
     }
     conn_set_timer(conn, COMMIT_TIMEOUT);
-    if (!conn_read_commit(conn, errp) || conn->timed_out) {
+    conn->waits = true;
+    ok = conn_read_commit(conn, errp);
+    conn->waits = false;
+    if (!ok || conn->timed_out) {
         if (conn->timed_out) {
             error_free(*errp);
             *errp = NULL;
-            error_setg(errp, "no COMMIT came in time");
+            error_setg(errp, "%s", TOO_LATE);
         }
         conn_publish(conn, conn->violated
                      ? MIGRATION_HANDSHAKE_STATUS_FAILED

@@ -63,6 +63,8 @@ struct HandshakeEnd {
     bool gave_up;               /* it is us who end the connection */
     QemuEvent heard;            /* @loaded or @over */
     QEMUTimer *timer;           /* ends the session after an error */
+    QemuMutex lock;             /* protects what follows */
+    HandshakeIssues issues;     /* that were heard, and are not shown yet */
 };
 
 /* What the loader of a destination has to say */
@@ -159,21 +161,36 @@ static void end_session_bh(void *opaque)
     object_unref(OBJECT(s));
 }
 
-void handshake_end_note_error(MigrationState *s, Error **errp)
-{
-    if (s->state == MIGRATION_STATUS_SETUP && !s->handshake->end->told) {
-        error_prepend(errp, "before the stream began: ");
-    }
-    object_ref(OBJECT(s));
-    aio_bh_schedule_oneshot(iohandler_get_aio_context(), end_session_bh, s);
-}
-
 /* Called by yank, in any thread */
 static void end_yank(void *opaque)
 {
     HandshakeEnd *end = opaque;
 
     qatomic_set(&end->yanked, true);
+}
+
+/* Whether somebody has yanked it, and all that comes now is because of that */
+static bool end_was_yanked(HandshakeEnd *end)
+{
+    /* A yank that goes from channel to channel has come to all by then */
+    yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank, end);
+    yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, end);
+    return qatomic_read(&end->yanked);
+}
+
+void handshake_end_note_error(MigrationState *s, Error **errp)
+{
+    HandshakeEnd *end = s->handshake->end;
+
+    if (errp && !end->told && end_was_yanked(end)) {
+        error_free(*errp);
+        *errp = NULL;
+        error_setg(errp, "the migration was yanked");
+    } else if (s->state == MIGRATION_STATUS_SETUP && !end->told) {
+        error_prepend(errp, "before the stream began: ");
+    }
+    object_ref(OBJECT(s));
+    aio_bh_schedule_oneshot(iohandler_get_aio_context(), end_session_bh, s);
 }
 
 HandshakeEnd *handshake_end_new(const strList *features)
@@ -184,6 +201,7 @@ HandshakeEnd *handshake_end_new(const strList *features)
                                          HANDSHAKE_FEATURE_LATE_ERROR);
     end->one_owner = handshake_has_name(features, HANDSHAKE_FEATURE_ONE_OWNER);
     qemu_event_init(&end->heard, false);
+    qemu_mutex_init(&end->lock);
     end->timer = timer_new_ms(QEMU_CLOCK_REALTIME, end_timer_cb, NULL);
     yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, end);
     return end;
@@ -194,56 +212,53 @@ void handshake_end_free(HandshakeEnd *end)
     yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank, end);
     timer_free(end->timer);
     qemu_event_destroy(&end->heard);
+    handshake_issues_free(&end->issues);
+    qemu_mutex_destroy(&end->lock);
     g_free(end);
 }
 
-/* query-migrate shows the reasons before what was found in the handshake */
-static void end_show_issues_bh(void *opaque)
+void handshake_end_show_issues(HandshakeEnd *end, MigrationHandshakeInfo *info)
 {
-    HandshakeIssues *issues = opaque;
-    MigrationState *s = migrate_get_current();
-    MigrationHandshakeInfo *info = s->handshake->info;
-    MigrationHandshakeIssueList **tail = &issues->list;
+    HandshakeIssues heard;
+    MigrationHandshakeIssueList **tail = &heard.list;
     unsigned count = 0;
 
+    WITH_QEMU_LOCK_GUARD(&end->lock) {
+        heard = end->issues;
+        memset(&end->issues, 0, sizeof(end->issues));
+    }
     if (info->role == MIGRATION_HANDSHAKE_ROLE_SOURCE && !info->check_only) {
         while (*tail) {
             tail = &(*tail)->next;
         }
         *tail = info->issues;
-        info->issues = g_steal_pointer(&issues->list);
+        info->issues = g_steal_pointer(&heard.list);
         for (tail = &info->issues; *tail && count < HANDSHAKE_ISSUES_MAX;
              tail = &(*tail)->next) {
             count++;
         }
         for (const MigrationHandshakeIssueList *l = *tail; l; l = l->next) {
-            issues->omitted++;
+            heard.omitted++;
         }
         g_clear_pointer(tail, qapi_free_MigrationHandshakeIssueList);
-        info->issues_omitted += issues->omitted;
+        info->issues_omitted += heard.omitted;
         info->has_issues_omitted = info->issues_omitted;
     }
-    handshake_issues_free(issues);
-    g_free(issues);
-    object_unref(OBJECT(s));
+    handshake_issues_free(&heard);
 }
 
-/* Returns what a LOADED or a LAST WORD says; its issues are shown */
-static MigrationHandshakeReason *end_get_reason(const GString *json)
+/* Returns what a LOADED or a LAST WORD says; its issues are kept */
+static MigrationHandshakeReason *end_get_reason(HandshakeEnd *end,
+                                                const GString *json)
 {
-    HandshakeIssues *issues = g_new0(HandshakeIssues, 1);
-    MigrationHandshakeReason *reason = handshake_get_reason(json, issues);
-
-    object_ref(OBJECT(migrate_get_current()));
-    aio_bh_schedule_oneshot(iohandler_get_aio_context(), end_show_issues_bh,
-                            issues);
-    return reason;
+    QEMU_LOCK_GUARD(&end->lock);
+    return handshake_get_reason(json, &end->issues);
 }
 
 static bool end_read_last_word(HandshakeEnd *end, const GString *json,
                                Error **errp)
 {
-    g_autoptr(MigrationHandshakeReason) word = end_get_reason(json);
+    g_autoptr(MigrationHandshakeReason) word = end_get_reason(end, json);
 
     trace_migration_handshake_last_word(json->str);
     if (word->loaded && !end->remarked) {
@@ -270,7 +285,7 @@ static bool end_read_loaded(MigrationState *s, const GString *json,
         error_setg(errp, "migration handshake: LOADED at the wrong time");
         return false;
     }
-    qapi_free_MigrationHandshakeReason(end_get_reason(json));
+    qapi_free_MigrationHandshakeReason(end_get_reason(end, json));
     qatomic_set(&end->loaded, true);
     qemu_event_set(&end->heard);
     return true;
@@ -323,10 +338,6 @@ static void end_explain(HandshakeEnd *end, const uint32_t *shut, Error **errp)
         *errp = NULL;
         error_setg(errp, "the destination could not load the guest, and did "
                    "not say why: see its log");
-    } else if (!shut && *errp && qatomic_read(&end->yanked)) {
-        error_free(*errp);
-        *errp = NULL;
-        error_setg(errp, "the migration was yanked");
     } else if (!shut && *errp && !qatomic_read(&end->gave_up)) {
         error_prepend(errp, "the destination ended the connection and did not "
                       "say why, see its log: ");
@@ -479,6 +490,13 @@ bool migration_handshake_may_run(MigrationState *s)
 
 /* The destination's side */
 
+static void loader_add(HandshakeIssues *issues, HandshakeSeverity severity,
+                       const char *section, const char *text)
+{
+    handshake_issue_add(issues, "load", severity, section, NULL, NULL, "%s",
+                        text);
+}
+
 /* Called for each error that is reported, in a thread that loads */
 static void G_GNUC_PRINTF(1, 0) loader_hear(const char *fmt, va_list ap)
 {
@@ -493,9 +511,8 @@ static void G_GNUC_PRINTF(1, 0) loader_hear(const char *fmt, va_list ap)
         (loader->said.listed < SAID_LINES_MAX &&
          loader->bytes + strlen(text) <= SAID_BYTES_MAX)) {
         loader->bytes += strlen(text);
-        handshake_issue_add(&loader->said, "load", HANDSHAKE_ERROR,
-                            qatomic_read(&loader->section), NULL, NULL, "%s",
-                            text);
+        loader_add(&loader->said, HANDSHAKE_ERROR,
+                   qatomic_read(&loader->section), text);
     }
 }
 
@@ -610,20 +627,17 @@ static const char *loader_cause(const char *text)
     return rest ? rest + 2 : NULL;
 }
 
-/* Returns what was heard, which is forgotten; to be freed by the caller */
-static HandshakeIssues loader_take_said(HandshakeLoader *loader,
-                                        HandshakeSeverity severity)
+/* Adds what was heard, and forgets it */
+static void loader_take_said(HandshakeLoader *loader,
+                             HandshakeSeverity severity,
+                             HandshakeIssues *issues)
 {
-    HandshakeIssues said = { 0 };
-
     QEMU_LOCK_GUARD(&loader->lock);
     for (const MigrationHandshakeIssueList *l = loader->said.list; l;
          l = l->next) {
-        handshake_issue_add(&said, l->value->code, severity, l->value->subject,
-                            NULL, NULL, "%s", l->value->message);
+        loader_add(issues, severity, l->value->subject, l->value->message);
     }
     handshake_issues_free(&loader->said);
-    return said;
 }
 
 /* Whether the source is gone; what was heard then is but a consequence */
@@ -645,19 +659,11 @@ static bool loader_lost_source(MigrationIncomingState *mis, Error **errp)
     return true;
 }
 
-static void loader_add(HandshakeIssues *issues, const char *subject,
-                       const char *text)
-{
-    handshake_issue_add(issues, "load", HANDSHAKE_ERROR, subject, NULL, NULL,
-                        "%s", text);
-}
-
 /* Returns why loading has failed, the cause first: at least one issue */
 static HandshakeIssues loader_explain(MigrationIncomingState *mis,
                                       const Error *err)
 {
     MigrationState *s = migrate_get_current();
-    HandshakeIssues said = loader_take_said(mis->loader, HANDSHAKE_ERROR);
     HandshakeIssues why = { 0 };
     const char *cause = loader_cause(error_get_pretty(err));
     g_autoptr(Error) lost = NULL;
@@ -665,18 +671,14 @@ static HandshakeIssues loader_explain(MigrationIncomingState *mis,
     if (migrate_has_error(s)) {
         /* Of another thread, and the first one */
         QEMU_LOCK_GUARD(&s->error_mutex);
-        loader_add(&why, NULL, error_get_pretty(s->error));
+        loader_add(&why, HANDSHAKE_ERROR, NULL, error_get_pretty(s->error));
     } else if (loader_lost_source(mis, &lost)) {
-        loader_add(&why, NULL, error_get_pretty(lost));
-        handshake_issues_free(&said);
-        cause = NULL;
+        loader_add(&why, HANDSHAKE_ERROR, NULL, error_get_pretty(lost));
+        return why;
     }
-    for (const MigrationHandshakeIssueList *l = said.list; l; l = l->next) {
-        loader_add(&why, l->value->subject, l->value->message);
-    }
-    handshake_issues_free(&said);
+    loader_take_said(mis->loader, HANDSHAKE_ERROR, &why);
     if (cause || !why.listed) {
-        loader_add(&why, NULL, cause ?: error_get_pretty(err));
+        loader_add(&why, HANDSHAKE_ERROR, NULL, cause ?: error_get_pretty(err));
     }
     return why;
 }
@@ -778,11 +780,9 @@ static bool coroutine_fn loader_await_start(MigrationIncomingState *mis,
             return true;
         }
         if (type == HANDSHAKE_FRAME_ABORT) {
-            HandshakeIssues issues = { 0 };
             g_autoptr(MigrationHandshakeReason) reason =
-                handshake_get_reason(json, &issues);
+                handshake_get_reason(json, NULL);
 
-            handshake_issues_free(&issues);
             error_setg(errp, "the source keeps the guest: %s", reason->message);
             return false;
         }
@@ -797,13 +797,13 @@ bool coroutine_fn migration_handshake_loaded(bool starts, Error **errp)
     MigrationIncomingState *mis = migration_incoming_get_current();
     HandshakeLoader *loader = mis->loader;
     MigrationHandshakeReason word = { 0 };
-    HandshakeIssues remarks;
+    HandshakeIssues remarks = { 0 };
     bool ok = true;
 
     if (!loader || !mis->to_src_file) {
         return true;
     }
-    remarks = loader_take_said(loader, HANDSHAKE_WARNING);
+    loader_take_said(loader, HANDSHAKE_WARNING, &remarks);
     if (loader->one_owner && starts) {
         loader->loaded = true;
         loader_send(mis, HANDSHAKE_FRAME_LOADED, &word, &remarks);

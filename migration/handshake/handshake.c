@@ -357,6 +357,9 @@ void migration_handshake_outgoing_cleanup(void)
 
     if (h->in_session) {
         h->in_session = false;
+        if (h->end) {
+            handshake_end_show_issues(h->end, h->info);
+        }
         g_clear_pointer(&h->end, handshake_end_free);
         h->resume_header = false;
         g_clear_pointer(&h->resume_addr, qapi_free_SocketAddress);

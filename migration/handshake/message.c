@@ -1084,7 +1084,9 @@ MigrationHandshakeReason *handshake_get_reason(const GString *json,
     MigrationHandshakeReason *reason = g_new0(MigrationHandshakeReason, 1);
     const char *message = qdict_get_try_str(dict, "message");
 
-    get_issues(dict, issues);
+    if (issues) {
+        get_issues(dict, issues);
+    }
     reason->message = g_strdup(message ?: "no reason was given");
     reason->guest = g_strdup(qdict_get_try_str(dict, "guest"));
     reason->loaded = qdict_get_try_bool(dict, "loaded", false);

@@ -252,7 +252,7 @@ MigrationHandshakeCommit *handshake_get_commit(const GString *json,
 /**
  * handshake_get_reason: read an ABORT, a LAST WORD or a LOADED
  * @json: what came in the frame
- * @issues: the issues in it are added
+ * @issues: the issues in it are added, unless it is NULL
  *
  * It counts by its type: what is wrong in it is left out.
  *

@@ -102,8 +102,12 @@ void handshake_info_end(const MigrationHandshakeInfo *info,
 
 MigrationHandshakeInfo *migration_handshake_info(void)
 {
-    return QAPI_CLONE(MigrationHandshakeInfo,
-                      migrate_get_current()->handshake->info);
+    MigrationHandshake *handshake = migrate_get_current()->handshake;
+
+    if (handshake->end) {
+        handshake_end_show_issues(handshake->end, handshake->info);
+    }
+    return QAPI_CLONE(MigrationHandshakeInfo, handshake->info);
 }
 
 static void print_peer(Monitor *mon, const MigrationHandshakePeer *peer)

@@ -39,6 +39,8 @@
 #define PROGRESS_TIMEOUT    5
 /* ... and to be answered: the destination, which sees no steps, has 30 */
 #define ANSWER_TIMEOUT      20
+/* After which an end without an answer may be one of patience */
+#define LATE                1
 /*
  * How many of them are opened at a time: TLS takes the CPU's time, and many at
  * once would all make their next step late
@@ -204,6 +206,24 @@ static bool source_make_hello(HandshakeSource *hs, Error **errp)
     return true;
 }
 
+/*
+ * What a destination ends before it says anything may have come too late, or
+ * together with many others
+ */
+static bool coroutine_fn source_send(HandshakeSource *hs, GByteArray *buf,
+                                     const char *what, Error **errp)
+{
+    ERRP_GUARD();
+
+    if (!handshake_wire_send(&hs->wire, buf, errp)) {
+        error_prepend(errp, "the destination ended the connection before it "
+                      "had all of %s; it may have waited too long, or have had "
+                      "too many connections: ", what);
+        return false;
+    }
+    return true;
+}
+
 /* Header, a frame that nobody knows, and HELLO, in one piece */
 static bool coroutine_fn source_send_hello(HandshakeSource *hs, Error **errp)
 {
@@ -218,7 +238,14 @@ static bool coroutine_fn source_send_hello(HandshakeSource *hs, Error **errp)
     }
     trace_migration_handshake_source_hello(hs);
     hs->start_ns = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
-    return handshake_wire_send(&hs->wire, buf, errp);
+    return source_send(hs, buf, "HELLO", errp);
+}
+
+/* Who speaks something else, or does not like us, ends it sooner */
+static bool source_late(const HandshakeSource *hs)
+{
+    return qemu_clock_get_ns(QEMU_CLOCK_REALTIME) - hs->start_ns >=
+           LATE * NANOSECONDS_PER_SECOND;
 }
 
 /* Returns whether the destination's header has come, and is one */
@@ -233,10 +260,12 @@ static bool coroutine_fn source_read_header(HandshakeSource *hs, Error **errp)
         *errp = NULL;
         error_setg(errp, "the connection ended without an answer to the "
                    "migration handshake; does the destination %slisten on a "
-                   "channel of type 'handshake'%s?",
+                   "channel of type 'handshake'%s?%s",
                    migrate_tls() ? "accept this side's TLS credentials "
                                    "('tls-authz'), and " : "",
-                   migrate_tls() ? "" : ", with the same use of TLS");
+                   migrate_tls() ? "" : ", with the same use of TLS",
+                   source_late(hs) ? " Or it has waited too long, or has had "
+                                     "too many connections" : "");
         return false;
     }
     if (ret < 0) {
@@ -533,7 +562,7 @@ static bool coroutine_fn source_send_commit(HandshakeSource *hs, Error **errp)
 
     trace_migration_handshake_source_commit(hs, digest);
     return handshake_put_commit(buf, &commit, errp) &&
-           handshake_wire_send(&hs->wire, buf, errp);
+           source_send(hs, buf, "COMMIT", errp);
 }
 
 /* Returns what became of it; @errp is set unless that is ACCEPTED */

@@ -24,7 +24,7 @@ from qmhs.frames import (ABORT, ACCEPT, COMMIT, HELLO, LAST_WORD, NO_SESSION, RE
                          Header, digest, message)
 from qmhs.messages import Commit, Hello, Parameter
 from qmhs.strictjson import Object, compose, parse
-from talk import FEATURES, Listener, Talk, Words, changed, multifd, raw
+from talk import FEATURES, LIMIT, Listener, Talk, Words, changed, multifd, raw
 from test_qmhs import BAD_JSON, GOOD_ISSUE, GOOD_JSON, LAX_JSON
 
 SESSION = uuid.UUID("01234567-89ab-4def-8123-456789abcdef")
@@ -296,13 +296,36 @@ async def test_s12_last_word(value: Any, before: list[bytes], words: tuple[str, 
         info = await call.failed("the destination could not load the guest", *words)
         assert not words or info["error-desc"].startswith(words[0])
         if value is GOOD_WORD:
-            async def told() -> bool:
-                issues = (await call.source.handshake())["issues"]
-                return [issue["code"] for issue in issues] == ["x-late"]
-
-            await until("the issues to be shown", 10, told, every=0.002)
-            info = await call.source.handshake()
+            info = info["handshake"]
+            assert [issue["code"] for issue in info["issues"]] == ["x-late"]
             assert info["issues-omitted"] == 3 and info["status"] == "accepted"
+
+
+async def test_s12_control_characters() -> None:
+    """S12. What is shown cannot do anything to a terminal, nor be taken for two lines."""
+    async with calling(NO_MULTIFD) as call:
+        await call.accept(features=FEATURES)
+        await call.commit()
+        await call.last_word({"message": "no\x1b[2J\r\nmem\x00\x7f\x9bory", "guest": "\x07"})
+        info = await call.failed("could not load the guest")
+        assert all(" " <= char and not "\x7f" <= char < "\xa0" for char in info["error-desc"])
+        assert "mem" in info["error-desc"]
+
+
+@pytest.mark.parametrize("pause", [0, 0.002], ids=["at once", "by the byte"])
+async def test_s12_a_second_one(pause: float) -> None:
+    """S12. The first one counts, however slowly it comes; nobody reads on."""
+    async with calling(NO_MULTIFD) as call:
+        await call.accept(features=FEATURES)
+        await call.commit()
+        words = b"".join(Frame(LAST_WORD, compose({**GOOD_WORD, "message": text})).encode()
+                         for text in ("the first", "the second"))
+        with contextlib.suppress(ConnectionError):
+            for at in range(0, len(words), 1 if pause else len(words)):
+                await call.talk.say(words[at:at + (1 if pause else len(words))])
+                await asyncio.sleep(pause)
+        info = await call.failed()
+        assert info["error-desc"].startswith("the first (")
 
 
 async def test_s12_a_last_word_while_the_stream_flows() -> None:
@@ -765,7 +788,7 @@ async def test_s3_no_channels_without_an_address() -> None:
     async with pc_lab() as lab:
         source = await start_source(lab)
         with theirs:
-            await send_fd(source, theirs)
+            await source.give(theirs.fileno(), "peer")
         await begin(source, {"transport": "socket", "type": "fd", "str": "peer"})
         talk = Talk(*await asyncio.open_connection(sock=ours))
         await talk.header()
@@ -777,6 +800,20 @@ async def test_s3_no_channels_without_an_address() -> None:
         talk.close()
 
 
-async def send_fd(source: Machine, sock: socket.socket) -> None:
-    getattr(source, "_qmp").send_fd_scm(sock.fileno())
-    await source.execute("getfd", {"fdname": "peer"})
+async def test_a_hello_that_is_not_read_to_its_end() -> None:
+    """A destination that has too many others drops it: the source says what that may be."""
+    ours, theirs = socket.socketpair()
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        with theirs:
+            # HELLO does not fit in.
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            await source.give(theirs.fileno(), "peer")
+        await begin(source, {"transport": "socket", "type": "fd", "str": "peer"})
+        with ours:
+            ours.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(ours, len(HEADER.encode()))
+        info = await require_refused(source, "ended the connection before it had all of HELLO",
+                                     "too many connections")
+        assert "Broken pipe" in info["error-desc"]
+        await until("the guest to run", LIMIT, source.is_running)

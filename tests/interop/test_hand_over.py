@@ -15,8 +15,8 @@ import pytest
 from machine import Json, Machine, NotSeen, until
 from processes import (NO_MULTIFD, Lab, begin, channels, end, inet, pc_lab, small_lab,
                        start_source, stop_process, unix, wait_running, wait_status)
-from qmhs.frames import (ABORT, ACCEPT, COMMIT, HELLO, LAST_WORD, LOADED, START, Frame, Message,
-                         message, shut)
+from qmhs.frames import (ABORT, ACCEPT, COMMIT, HELLO, LAST_WORD, LOADED, START, Frame, Header,
+                         Message, message, shut)
 from qmhs.messages import NOT_STARTED, Hello, Reason, read_reason
 from qmhs.negotiation import Here
 from qmhs.roles import Destination, Source
@@ -30,6 +30,7 @@ IN_DOUBT = "the destination was told to start the guest, and the connection ende
 TOO_LATE = "it is too late to cancel"
 NOT_GIVEN = "the source went away before it had given the guest to this QEMU"
 NEVER = {"message": "the image is locked", "guest": NOT_STARTED}
+REMARK = message(LAST_WORD, {"loaded": True})
 UNKNOWN = Frame(0x3a3a, b"\xff", 0)
 STRANGE = Frame(0x0b0b, b"{}")          # that is critical
 SLOW = 4096                             # bytes a second
@@ -153,6 +154,29 @@ async def test_given(value: Any) -> None:
         await one.over("completed", "postmigrate")
 
 
+async def test_last_word_behind_the_end() -> None:
+    """SHUT 0 is the end: what comes behind it nobody reads."""
+    async with giving() as one:
+        await one.given()
+        await one.talk.say(shut(0), message(LAST_WORD, NEVER), Frame(LOADED, b"{}"))
+        info = await one.over("completed", "postmigrate")
+        assert "error-desc" not in info
+
+
+async def test_loaded_twice_at_once() -> None:
+    """Whether START has been said by then is a race: it is the source's, or in doubt."""
+    async with giving() as one:
+        await one.talk.say(Frame(LOADED, b"{}"), Frame(LOADED, b"{}"))
+        one.talk.end()
+        info = await end(one.source)
+        assert info["status"] == "failed", info
+        if IN_DOUBT in info["error-desc"]:
+            await one.in_doubt()
+        else:
+            await one.kept()
+            await one.nothing_said()
+
+
 async def test_remarks() -> None:
     """What a destination remarks when it has loaded the guest is shown."""
     async with giving() as one:
@@ -182,6 +206,8 @@ KEEPS: dict[str, list[Union[bytes, Frame, Message]]] = {
     "last word and SHUT": [message(LAST_WORD, NEVER), shut(1)],
     "too long": [Frame(LOADED, b"{}" + b" " * 16383)], "unknown": [STRANGE],
     "17 unknown": [UNKNOWN] * 17, "START": [Frame(START, b"{}")],
+    "two remarks": [REMARK, REMARK], "SHUT 1 and a last word": [shut(1), message(LAST_WORD, NEVER)],
+    "SHUT that is too short": [Message(1, b"\0\0")],
 }
 
 
@@ -304,6 +330,7 @@ class Taking(NamedTuple):
 
     destination: Machine
     talk: Talk
+    port: int
 
     async def asks(self) -> Reason:
         word = await self.talk.late()
@@ -353,7 +380,7 @@ async def taking(stream: bytes, *options: str, behind: bytes = b"",
             await talk.say(HEADER, message(HELLO, hello))
             await committed(talk)
             await talk.say(stream + behind)
-            yield Taking(destination, talk)
+            yield Taking(destination, talk, port)
 
 
 async def test_our_source_gives_the_guest(stream: bytes) -> None:
@@ -440,6 +467,30 @@ async def test_destination_that_does_not_start_it(stream: bytes) -> None:
         await one.says_shut(0)
         assert (await end(one.destination))["status"] == "completed"
         assert not await one.destination.is_running()
+
+
+async def test_start_that_nobody_has_asked_for(stream: bytes) -> None:
+    """With -S the guest stands until somebody says `cont`, whatever is behind the stream."""
+    async with taking(stream, "-S", behind=message(START, {}).encode()) as one:
+        await one.says_shut(0)
+        assert (await end(one.destination))["status"] == "completed"
+        assert not await one.destination.is_running()
+
+
+@pytest.mark.parametrize("header", [HEADER, b""], ids=["header", "nothing before it"])
+async def test_start_of_a_stranger(stream: bytes, header: Union[bytes, Header]) -> None:
+    """Only who has sent the stream gives the guest away."""
+    async with taking(stream) as one:
+        await one.asks()
+        async with call(one.port) as stranger:
+            with contextlib.suppress(ConnectionError):
+                await stranger.say(header, message(START, {}))
+                stranger.end()
+                await stranger.closed()
+        await one.stands()
+        assert (await one.destination.migration())["status"] == "active"
+        await one.talk.say(message(START, {}))
+        await one.runs()
 
 
 async def test_it_waits_as_long_as_it_takes(stream: bytes) -> None:

@@ -69,6 +69,14 @@ async def set_tls(machine: Machine, endpoint: str) -> None:
     await machine.execute("migrate-set-parameters", {"tls-creds": TLS_CREDS})
 
 
+async def set_psk(machine: Machine, endpoint: str, directory: Path) -> None:
+    """TLS that knows who it is; QEMU 10.2.2 crashes as a client with tls-creds-anon."""
+    (directory / "keys.psk").write_text("qemu:6d6967726174696f6e\n")
+    await machine.execute("object-add", {"qom-type": "tls-creds-psk", "id": TLS_CREDS,
+                                         "endpoint": endpoint, "dir": str(directory)})
+    await machine.execute("migrate-set-parameters", {"tls-creds": TLS_CREDS})
+
+
 async def start_source(lab: Lab, name: str = "source", tls: bool = False,
                        options: Sequence[str] = ()) -> Machine:
     source = await lab.start(name, *options, under=UNDER)

@@ -18,7 +18,7 @@ from typing import NamedTuple, Optional
 
 from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
 from processes import (PATIENCE, UNDER, Address, channels, inet, pc_lab, set_capabilities,
-                       set_tls, unix)
+                       set_psk, unix)
 from qemu.qmp import EventListener
 
 TRANSPORTS = ("tcp", "unix", "tls")
@@ -258,7 +258,8 @@ class Pair:
             destination.events(*names)), False)
         await set_capabilities(source, "events")
         if case.transport == "tls":
-            await asyncio.gather(set_tls(source, "client"), set_tls(destination, "server"))
+            await asyncio.gather(set_psk(source, "client", self._directory),
+                                 set_psk(destination, "server", self._directory))
         if case.mode == "postcopy":
             await set_capabilities(source, "postcopy-ram")
             # Or precopy may end before postcopy has begun.

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from machine import Json, Machine, NotSeen, until
 from processes import (PROMPT, STRICTLY, UUIDS, begin, check, end, inet, migrate, pc_lab,
-                       require_good_migration, require_listening, set_capabilities, set_tls,
-                       start_destination, start_source, unix)
+                       require_good_migration, require_listening, set_capabilities, set_psk,
+                       set_tls, start_destination, start_source, unix)
 from qemu.qmp import EventListener
 from wire import HELLO, FakeDestination, FullListener, Peer, frame, header, hello
 
@@ -78,13 +78,6 @@ async def test_strangers_are_not_told_of_for_ever(attack: Any, most: int) -> Non
                 assert await told(destination, listener) == ["rejected"]
             await require_good_migration(source, destination, port)
             assert await told(destination, listener) == ["accepted"]
-
-
-async def set_psk(machine: Machine, endpoint: str, directory: Path) -> None:
-    (directory / "keys.psk").write_text("qemu:6d6967726174696f6e\n")
-    await machine.execute("object-add", {"qom-type": "tls-creds-psk", "id": "creds",
-                                         "endpoint": endpoint, "dir": str(directory)})
-    await machine.execute("migrate-set-parameters", {"tls-creds": "creds"})
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["anonymous", "key"])

@@ -1,21 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A stream that cannot be loaded: the source learns why, in the loader's own words."""
+"""A stream that cannot be loaded: the source learns why, in the loader's own words.
+
+Each is done QMHS_LOADING times (once). How often the source's error began with what the
+loader had said first goes to build/loading.rst, or where QMHS_LOADING_TABLE says, if that is
+more than once; docs/endings.rst has it of 40 times each.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import pytest
-from machine import Json, Lab, Machine
-from processes import (NO_MULTIFD, PATIENCE, Address, Options, begin, channels, end, inet, pc_lab,
-                       set_capabilities, set_channels, set_tls, start_source, unix, wait_running,
-                       wait_status)
+from conftest import TOP
+from machine import Json, Machine, until
+from processes import (NO_MULTIFD, OWN_BASE, PATIENCE, UNDER, Address, Options, begin, channels, end,
+                       inet, pc_lab, set_capabilities, set_channels, set_psk, unix,
+                       wait_running, wait_status)
 from relay import Line, Relay
+from test_owner import disk, make_disk
 from wire import HEADER_SIZE
+
+TIMES = int(os.environ.get("QMHS_LOADING", "1"))
+TABLE = Path(os.environ.get("QMHS_LOADING_TABLE", TOP / "build/loading.rst"))
 
 FAILED = " (the destination could not load the guest)"
 # What a handshake would find out before.
@@ -28,10 +39,21 @@ class Kind(NamedTuple):
     first: str
     source: tuple[str, ...] = ()
     destination: tuple[str, ...] = ()
+    firmware: bool = False      # which drives the disk, so that features are in use
 
 
 SERIAL = ("-device", "virtio-serial-pci,id=vs", "-chardev", "null,id=c")
+
+
+def boots(platform: str) -> tuple[str, ...]:
+    """A disk that the firmware looks at."""
+    return ("-blockdev", "driver=null-co,size=1048576,read-zeroes=on,node-name=disk",
+            "-device", "virtio-blk-pci,id=blk,drive=disk,disable-legacy=on,"
+                       f"iommu_platform={platform}")
+
+
 KINDS = {
+    "virtio": Kind("Features 0x", boots("on"), boots("off"), firmware=True),
     "pci": Kind("get_pci_config_device: Bad config data",
                 ("-device", "virtio-rng-pci,vectors=2"), ("-device", "virtio-rng-pci,vectors=3")),
     "validate": Kind("Input validation failed: hpet/num_timers",
@@ -43,6 +65,46 @@ KINDS = {
 }
 
 
+class Tally:
+    """How often a source's error began with what the loader had said first."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, dict[str, int]] = {}
+
+    async def count(self, what: str, way: str, once: Callable[[], Awaitable[None]]) -> None:
+        """All of it, whatever goes wrong meanwhile; which the test then fails with."""
+        wrong: list[AssertionError] = []
+        for _ in range(TIMES):
+            try:
+                await once()
+            except AssertionError as error:
+                wrong.append(error)
+        self._times.setdefault(what, {})[way] = TIMES - len(wrong)
+        if wrong:
+            raise wrong[0]
+
+    def write(self) -> None:
+        ways = list(dict.fromkeys(way for row in self._times.values() for way in row))
+        rows = [("", *ways), *((what, *(str(row.get(way, "-")) for way in ways))
+                               for what, row in self._times.items())]
+        widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(ways) + 1)]
+        rule = "  ".join("=" * width for width in widths)
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+                 for row in rows]
+        lines[0] = ".." + lines[0][2:] if lines[0].startswith("  ") else lines[0]
+        TABLE.parent.mkdir(parents=True, exist_ok=True)
+        TABLE.write_text("\n".join([f"QEMU {OWN_BASE}, of {TIMES} each:", "", rule, lines[0], rule,
+                                    *lines[1:], rule]) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module", name="tally")
+def tally_all() -> Iterator[Tally]:
+    tally = Tally()
+    yield tally
+    if TIMES > 1:
+        tally.write()
+
+
 async def listen(destination: Machine, address: Address, stays: bool) -> Address:
     """Returns where it listens."""
     await destination.execute("migrate-incoming", {**channels("handshake", address),
@@ -50,6 +112,16 @@ async def listen(destination: Machine, address: Address, stays: bool) -> Address
     if address["type"] == "unix":
         return address
     return inet(int((await destination.migration())["socket-address"][0]["port"]))
+
+
+async def wait_features(machine: Machine) -> None:
+    """The firmware has said which features of the disk it uses."""
+    async def driven() -> bool:
+        said = await machine.execute("x-query-virtio-status", {
+            "path": "/machine/peripheral/blk/virtio-backend"})
+        return bool(any("DRIVER_OK" in status for status in said["status"]["statuses"]))
+
+    await until("the firmware to drive the disk", PATIENCE, driven)
 
 
 class Pair(NamedTuple):
@@ -61,14 +133,28 @@ class Pair(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def pair(kind: Kind, address: Address, tls: bool = False, stays: bool = True,
-               lab: Optional[Lab] = None) -> AsyncIterator[Pair]:
-    async with lab or pc_lab() as lab:
-        source = await start_source(lab, tls=tls, options=kind.source)
-        destination = await lab.start("destination", "-incoming", "defer", *kind.destination)
-        if tls:
-            await set_tls(destination, "server")
+async def pair(kind: Kind, directory: Path, way: str = "tcp",
+               stays: bool = True) -> AsyncIterator[Pair]:
+    with contextlib.suppress(FileNotFoundError):
+        (directory / "socket").unlink()
+    lab = pc_lab()
+    if kind.firmware:
+        lab.accelerator = "tcg"
+    async with lab:
+        source = await lab.start("source", *kind.source, under=UNDER)
+        destination = await lab.start("destination", "-incoming", "defer", *kind.destination,
+                                      under=UNDER)
+        if kind.firmware:
+            await wait_features(source)
+        if way == "tls":
+            await set_psk(source, "client", directory)
+            await set_psk(destination, "server", directory)
+        address = unix(directory / "socket") if way == "unix" else inet(0)
         yield Pair(source, destination, await listen(destination, address, stays))
+
+
+def options_of(way: str) -> Options:
+    return {**({} if way == "multifd" else NO_MULTIFD), **ANYWAY}
 
 
 def loads(info: Json) -> list[str]:
@@ -96,16 +182,40 @@ async def require_words(two: Pair, first: str, stays: bool) -> Json:
     return info
 
 
+WAYS = ["tcp", "unix", "tls", "multifd"]
+
+
+def end_of(way: str, stays: bool) -> str:
+    return way if stays else f"{way}, exits"
+
+
 @pytest.mark.parametrize("stays", [True, False], ids=["stays", "exits"])
-@pytest.mark.parametrize("way", ["tcp", "unix", "tls", "multifd"])
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-async def test_words(tmp_path: Path, kind: Kind, way: str, stays: bool) -> None:
-    options: Options = {} if way == "multifd" else NO_MULTIFD
-    address = unix(tmp_path / "socket") if way == "unix" else inet(0)
-    async with pair(kind, address, way == "tls", stays) as two:
-        await begin(two.source, two.address, {**options, **ANYWAY})
-        info = await require_words(two, kind.first, stays)
-        assert ("multifd" in info["handshake"]["capabilities"]) == (way == "multifd")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_words(tmp_path: Path, tally: Tally, kind: str, way: str, stays: bool) -> None:
+    async def once() -> None:
+        async with pair(KINDS[kind], tmp_path, way, stays) as two:
+            await begin(two.source, two.address, options_of(way))
+            info = await require_words(two, KINDS[kind].first, stays)
+            assert ("multifd" in info["handshake"]["capabilities"]) == (way == "multifd")
+
+    await tally.count(kind, end_of(way, stays), once)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_image(tmp_path: Path, tally: Tally, way: str) -> None:
+    """It is loaded, and cannot be started; see test_owner.py, too."""
+    here, there = (make_disk(tmp_path / name) for name in ("here", "there"))
+
+    async def once() -> None:
+        async with pc_lab() as elsewhere:
+            await elsewhere.start("other", *disk(there), under=UNDER)
+            kind = Kind("", tuple(disk(here)), tuple(disk(there)))
+            async with pair(kind, tmp_path, way) as two:
+                await begin(two.source, two.address, options_of(way))
+                await require_words(two, "Failed to get", True)
+
+    await tally.count("image", way, once)
 
 
 async def damage(line: Line, offset: int, byte: int) -> None:
@@ -142,40 +252,50 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("stays", [True, False], ids=["stays", "exits"])
-@pytest.mark.parametrize("harm", DAMAGES.values(), ids=DAMAGES)
-async def test_damaged(harm: Damage, stays: bool) -> None:
+@pytest.mark.parametrize("harm", DAMAGES)
+async def test_damaged(tmp_path: Path, tally: Tally, harm: str, stays: bool) -> None:
+    what = DAMAGES[harm]
+
     async def treat(line: Line) -> None:
-        if line.number == harm.line:
-            await damage(line, harm.offset, harm.byte)
+        if line.number == what.line:
+            await damage(line, what.offset, what.byte)
         else:
             await line.carry_both()
 
-    async with pair(Kind(""), inet(0), stays=stays) as two:
-        await set_channels(two.source, 2)
-        async with Relay(int(two.address["port"]), treat) as relay:
-            await begin(two.source, inet(relay.port), {} if harm.line else NO_MULTIFD)
-            await require_words(two, harm.words, stays)
+    async def once() -> None:
+        async with pair(Kind(""), tmp_path, stays=stays) as two:
+            await set_channels(two.source, 2)
+            async with Relay(int(two.address["port"]), treat) as relay:
+                await begin(two.source, inet(relay.port), {} if what.line else NO_MULTIFD)
+                await require_words(two, what.words, stays)
+
+    await tally.count(f"damaged: {harm}", end_of("multifd" if what.line else "tcp", stays), once)
 
 
 @pytest.mark.parametrize("stays", [True, False], ids=["stays", "exits"])
-async def test_postcopy(stays: bool) -> None:
+@pytest.mark.parametrize("way", ["tcp", "unix", "tls"])
+async def test_postcopy(tmp_path: Path, tally: Tally, way: str, stays: bool) -> None:
     """The guest has not run there: it goes on here."""
     kind = KINDS["pci"]
-    async with pair(kind, inet(0), stays=stays) as two:
-        await set_capabilities(two.source, "postcopy-ram")
-        await two.source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 16})
-        await begin(two.source, two.address, {**NO_MULTIFD, **ANYWAY})
-        await wait_status(two.source, "active")
-        await two.source.execute("migrate-start-postcopy")
-        info = await end(two.source)
-        assert info["status"] == "failed", info
-        assert kind.first in loads(info)[0] and info["error-desc"] == loads(info)[0] + FAILED
-        await wait_running(two.source)
+
+    async def once() -> None:
+        async with pair(kind, tmp_path, way, stays=stays) as two:
+            await set_capabilities(two.source, "postcopy-ram")
+            await two.source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 16})
+            await begin(two.source, two.address, options_of(way))
+            await wait_status(two.source, "active")
+            await two.source.execute("migrate-start-postcopy")
+            info = await end(two.source)
+            assert info["status"] == "failed", info
+            assert kind.first in loads(info)[0] and info["error-desc"] == loads(info)[0] + FAILED
+            await wait_running(two.source)
+
+    await tally.count("pci, in postcopy", end_of(way, stays), once)
 
 
-async def test_source_is_gone() -> None:
+async def test_source_is_gone(tmp_path: Path) -> None:
     """What is said of that is not what the loader met when it had read half of something."""
-    async with pair(Kind(""), inet(0)) as two:
+    async with pair(Kind(""), tmp_path) as two:
         await two.source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 16})
         await begin(two.source, two.address, NO_MULTIFD)
         await wait_status(two.source, "active")

@@ -15,6 +15,7 @@ from machine import Json, Lab, Machine, NotSeen, until
 from processes import (PATIENCE, UNDER, begin, channels, each_base, end, inet, pc_lab,
                        set_capabilities, set_channels, start_source, wait_running, wait_status)
 from relay import Line, Relay
+from test_owner import disk, make_disk
 
 KINDS = ["main", "handshake"]
 MULTIFD_CHANNELS = 2
@@ -265,6 +266,40 @@ async def test_broken_connection_is_told_once(base: str, kind: str) -> None:
 
         await until("the error", PATIENCE, told)
         assert len(source.errors.splitlines()) == 1, source.errors
+
+
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
+async def test_export_that_is_open(base: str, kind: str, tmp_path: Path) -> None:
+    """A guest whose disk has come by NBD goes on to somewhere else: who still writes there?"""
+    def shared(name: str) -> list[str]:
+        """A disk on which the device lets others write."""
+        *options, device = disk(make_disk(tmp_path / name))
+        return [*options, f"{device},share-rw=on"]
+
+    async def go_on(source: Machine, destination: Machine) -> Json:
+        await destination.execute("migrate-incoming", channels(kind, inet(0)))
+        port = int((await destination.migration())["socket-address"][0]["port"])
+        await begin(source, inet(port), kind=kind)
+        return await end(source)
+
+    async with pc_lab(base=base) as lab:
+        first = await lab.start("first", *shared("1"), under=UNDER)
+        second, third, fourth = [await lab.start(name, *shared(name), "-incoming", "defer",
+                                                 under=UNDER) for name in ("2", "3", "4")]
+        await second.execute("nbd-server-start", {
+            "addr": {"type": "unix", "data": {"path": str(tmp_path / "nbd")}}})
+        await second.execute("block-export-add", {"type": "nbd", "id": "copy", "node-name": "disk",
+                                                  "writable": True})
+        assert (await go_on(first, second))["status"] == "completed"
+        await wait_running(second)
+        info = await go_on(second, third)
+        assert info["status"] == "failed"
+        assert "these block exports are still open: 'copy' of node 'disk'" in info["error-desc"]
+        await wait_running(second)
+        await second.execute("block-export-del", {"id": "copy"})
+        assert (await go_on(second, fourth))["status"] == "completed"
+        await wait_running(fourth)
 
 
 @each_base

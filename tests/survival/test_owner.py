@@ -514,6 +514,20 @@ async def test_next_migration(what: int, tmp_path: Path) -> None:
                 assert gate.seen == [LOADED, START, SHUT]
 
 
+@pytest.mark.parametrize("multifd", [False, True], ids=["alone", "multifd"])
+async def test_yank_is_said(multifd: bool) -> None:
+    """It is this side that has ended the connection, and not the destination."""
+    for _ in range(TIMES):
+        async with waiting() as (source, _, port):
+            await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+            await begin(source, inet(port), None if multifd else NO_MULTIFD)
+            await wait_status(source, "active")
+            await source.execute("yank", {"instances": [{"type": "migration"}]})
+            info = await end(source)
+            assert (info["status"], info["error-desc"]) == ("failed", "the migration was yanked")
+            await wait_running(source)
+
+
 # Postcopy. The guest is given away with the last byte of its devices' state.
 
 

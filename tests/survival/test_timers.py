@@ -12,9 +12,9 @@ import time
 from collections.abc import Awaitable, Callable
 
 from machine import Lab, Machine
-from processes import (PATIENCE, TIMEOUT, Watch, begin, inet, migrate, pc_lab,
-                       require_good_migration, require_listening, require_timeout,
-                       start_destination, start_source)
+from processes import (EARLY, LATE, NO_MULTIFD, PATIENCE, TIMEOUT, Watch, begin, end, inet, migrate,
+                       pc_lab, require_good_migration, require_listening, require_timeout,
+                       start_destination, start_source, wait_running)
 from relay import Line, Relay
 from strangers import join, join_tls, say, tls_hello
 from wire import COMMIT, HELLO, Peer, frame, header, hello, prefix
@@ -174,8 +174,68 @@ async def dead_sources() -> None:
                              *(outlive_a_qemu(lab, len(GONE) + held, held) for held in (0, 1)))
 
 
+# What comes too late
+
+BEFORE_HELLO = 1500     # what a source says for TLS is less, and HELLO more
+
+
+async def late(tls: bool, multifd: bool) -> None:
+    """The verdict, by more than a destination waits for its answer: which says so."""
+    async def treat(line: Line) -> None:
+        await line.reach()
+        if line.number:
+            return await line.carry_both()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(line.carry("source"))
+            while await line.hear("destination"):
+                # What it says before HELLO is TLS.
+                if len(line.said["source"]) < BEFORE_HELLO:
+                    await line.tell("destination", len(line.said["destination"]))
+            await line.carry("destination")
+
+    async with pc_lab() as lab:
+        source = await start_source(lab, tls=tls)
+        destination, port = await start_destination(lab, tls=tls)
+        async with Relay(port, treat) as relay:
+            start = time.monotonic()
+            await begin(source, inet(relay.port), None if multifd else NO_MULTIFD)
+            info = await end(source, TIMEOUT + LATE)
+            assert time.monotonic() - start > TIMEOUT - EARLY
+        words = f"no COMMIT came within {TIMEOUT:.0f} seconds"
+        assert info["status"] == "failed" and info["error-desc"].startswith(words), info
+        assert (await destination.handshake())["message"] == words
+        await wait_running(source)
+        await require_good_migration(source, destination, port)
+
+
+async def late_verdicts() -> None:
+    await asyncio.gather(*(late(tls, multifd) for tls in (False, True)
+                           for multifd in (False, True)))
+
+
+async def late_hello() -> None:
+    """The source's side of it: it does not know, and says what may be."""
+    async def treat(line: Line) -> None:
+        await line.reach()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(line.carry("destination"))
+            while await line.hear("source"):
+                pass
+
+    async with pc_lab() as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        async with Relay(port, treat) as relay:
+            await begin(source, inet(relay.port))
+            info = await end(source, TIMEOUT + LATE)
+        assert "ended without an answer" in info["error-desc"], info
+        assert "it has waited too long" in info["error-desc"]
+        await require_good_migration(source, destination, port)
+
+
 async def test_timers() -> None:
     """All who wait for half a minute."""
     async with asyncio.TaskGroup() as group:
-        for wait in (silent_strangers, silent_strangers_with_tls, dead_sources):
+        for wait in (silent_strangers, silent_strangers_with_tls, dead_sources, late_verdicts,
+                     late_hello):
             group.create_task(wait())

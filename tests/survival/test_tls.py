@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import strangers
 from keys import make_keys
 from machine import Machine
-from processes import (NO_MULTIFD, TLS_CREDS, Watch, begin, channels, inet, pc_lab,
+from processes import (NO_MULTIFD, PATIENCE, TLS_CREDS, Watch, begin, channels, inet, pc_lab,
                        require_good_migration, require_listening, require_refused,
                        require_success, start_destination, start_source)
 from strangers import (CONNECTIONS_MAX, CROWD, IDLE, MEMORY, Attack, join, join_tls,
@@ -78,6 +79,26 @@ async def test_strangers_leave_nothing_behind() -> None:
                     await peer.ended(1)
                     peer.close()
         await require_listening(destination)
+
+
+async def test_strangers_are_not_reported_for_ever() -> None:
+    """Whoever does not get through TLS is worth a line, once a second."""
+    async with pc_lab() as lab:
+        source = await start_source(lab, tls=True)
+        destination, port = await start_destination(lab, tls=True)
+        loop = asyncio.get_running_loop()
+        start, count = loop.time(), 0
+        while loop.time() < start + 2.5 or count < 2 * CROWD:
+            peer = await Peer.connect(port)
+            with contextlib.suppress(ConnectionError):
+                await peer.send(b"GET / HTTP/1.1\r\n\r\n")
+                await peer.read_to_end(PATIENCE)
+            peer.close()
+            count += 1
+        lines = destination.errors.splitlines()
+        assert 2 <= len(lines) <= loop.time() - start + 1, lines
+        assert all("TLS" in line for line in lines), lines
+        await require_good_migration(source, destination, port)
 
 
 @pytest.mark.parametrize("credentials", ["gone", "for-clients"])
