@@ -455,10 +455,10 @@ unit_tests()
     sed -nE 's,^build (tests/unit/test-(migration-handshake[^ :./]*|qobject-input-visitor)):.*,\1,p' build.ninja | sort -u
 }
 
-# test_environment: what they are run with.
+# test_environment [ARCHITECTURE]: what they are run with.
 test_environment()
 {
-    export QTEST_QEMU_BINARY=$PWD/qemu-system-x86_64 QTEST_QEMU_IMG=$PWD/qemu-img
+    export QTEST_QEMU_BINARY=$PWD/qemu-system-${1:-x86_64} QTEST_QEMU_IMG=$PWD/qemu-img
     export PYTHON=$PWD/pyvenv/bin/python3        # for analyze-script
     # As meson has it for unit tests.
     export G_TEST_SRCDIR=$PWD/src/tests/unit G_TEST_BUILDDIR=$PWD/tests/unit

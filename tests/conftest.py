@@ -15,6 +15,8 @@ import pytest
 
 TOP = Path(__file__).resolve().parents[1]
 QEMU = Path(os.environ.get("QTEST_QEMU_BINARY", TOP / "build/10.0/qemu-system-x86_64"))
+# Those that there are patches for, the oldest first
+BASES = sorted(path.name for path in (TOP / "patches").glob("[0-9]*"))
 LIMIT = 200.0
 
 
