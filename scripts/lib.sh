@@ -125,6 +125,7 @@ need_target_packages()
 
 # apt_private SUITE COMMAND...: apt for one other suite of Debian. Lists,
 # downloads and configuration are our own, the machine's stay as they are.
+apt_options=()      # for all of them
 apt_private()
 {
     local dir=$cache/apt/$1 command=$2
@@ -133,7 +134,7 @@ apt_private()
     "$command" -q -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts="$dir/parts" \
         -o Dir::State::Lists="$dir/lists" -o Dir::Cache="$dir" -o Dir::Cache::Archives="$dir/archives" \
         -o APT::Sandbox::User="$(id -un)" -o APT::Update::Error-Mode=any -o Acquire::Languages=none \
-        -o Acquire::Retries=1 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 "$@"
+        -o Acquire::Retries=1 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 "${apt_options[@]}" "$@"
 }
 
 # apt_private_update deb|deb-src SUITE: fails if no mirror answers.

@@ -81,7 +81,21 @@ def test_binaries_stand_where_other_programs_look_for_them() -> None:
 
 
 def test_demo_sees_all_that_it_is_about() -> None:
-    result = make("demo", limit=540)
+    require_all_seen(make("demo", limit=540))
+
+
+def test_demo_of_another_architecture() -> None:
+    result = make("demo", "TARGET=aarch64", limit=890)
+    require_all_seen(result)
+    assert re.search(r"virt-\d+\.\d+, aarch64 ", result.stdout), result.stdout
+
+
+def test_demo_of_an_unknown_architecture() -> None:
+    result = make("demo", "TARGET=s390x")
+    assert result.returncode != 0 and "error: there is no demo for s390x" in result.stdout
+
+
+def require_all_seen(result: subprocess.CompletedProcess[str]) -> None:
     assert result.returncode == 0, result.stdout
     seen = re.search(r"^demo: (\d+) of (\d+) things seen$", result.stdout, re.M)
     assert seen and seen[1] == seen[2], result.stdout
