@@ -100,6 +100,7 @@ need_build_packages()
         gcc libc6-dev ccache ninja-build pkgconf python3-venv
         libglib2.0-dev zlib1g-dev libzstd-dev
         libgnutls28-dev libtasn1-6-dev                              # the tests of TLS take both
+        libfdt-dev                                                  # boards of Arm and POWER; else objects differ by machine
         seabios qemu-system-data ipxe-qemu)                         # Debian's source has no firmware
     # Debian 12's meson is too old: scripts/build has a way.
     [ -n "${QMHS_NO_INSTALL:-}" ] || [ "$(debian_codename)" = bookworm ] || packages+=(meson)
@@ -115,12 +116,6 @@ targets_of()
         [[ $all = *" $target "* ]] || die "'$target' is no target of this project" "Targets:${all% }"
     done
     { echo x86_64; cat "$1/.targets" 2>/dev/null || true; tr ', ' '\n\n' <<<"$asked"; } | awk 'NF && !seen[$0]++'
-}
-
-# need_target_packages TARGET...
-need_target_packages()
-{
-    [[ " $* " != *\ @(aarch64|ppc64)\ * ]] || need_packages "to build machines with a device tree" libfdt-dev
 }
 
 # apt_private SUITE COMMAND...: apt for one other suite of Debian. Lists,
