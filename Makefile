@@ -3,46 +3,55 @@
 
 BASE ?= 10.0
 comma := ,
-TARGET := $(if $(QEMU_SRC),custom,$(BASE))
-# All bases, unless the user says which.
-TARGETS := $(TARGET)$(if $(QEMU_SRC)$(filter-out file,$(origin BASE)),,$(comma)10.2)
+empty :=
+# Where it is built, below build/: a base, or the user's own tree.
+PLACE := $(if $(QEMU_SRC),custom,$(BASE))
+# All bases, unless the user says which; the one that is built first.
+OTHERS := $(filter-out $(BASE),$(sort $(notdir $(wildcard patches/[0-9]*))))
+PLACES := $(subst $(empty) ,$(comma),$(strip $(PLACE) \
+    $(if $(QEMU_SRC)$(filter-out file,$(origin BASE)),,$(OTHERS))))
 export QEMU_SRC REFRESH
+# Architectures of guests.
+export QMHS_TARGETS := $(TARGETS)
 
 .PHONY: all check check-full check-asan check-series series refresh demo bench bench-libvirt \
         promises fuzz mutate clean help
 
 all:
-	@scripts/build $(TARGET)
+	@scripts/build $(PLACE)
 
 check:
-	@scripts/check $(TARGETS)
+	@scripts/check $(PLACES)
 
 check-full:
-	@scripts/check $(TARGETS) full
+	@scripts/check $(PLACES) full
 
 check-asan:
-	@scripts/check $(TARGET) asan
+	@scripts/check $(PLACE) asan
 
 series:
-	@scripts/series $(TARGET)
+	@scripts/series $(PLACE)
 
 check-series:
-	@scripts/series $(TARGET) --test$(if $(PARTS),='$(PARTS)')
+	@scripts/series $(PLACE) --test$(if $(PARTS),='$(PARTS)')
 
 refresh:
-	@scripts/refresh-patches $(TARGET)
+	@scripts/refresh-patches $(PLACE)
 
-demo bench promises:
-	@scripts/$@ $(TARGET)
+demo:
+	@scripts/demo $(PLACE) $(TARGET)
+
+bench promises:
+	@scripts/$@ $(PLACE)
 
 bench-libvirt:
 	@scripts/bench-libvirt
 
 mutate:
-	@scripts/mutate $(TARGET) $(if $(ONLY),--only '$(ONLY)')
+	@scripts/mutate $(PLACE) $(if $(ONLY),--only '$(ONLY)')
 
 fuzz:
-	@scripts/fuzz $(TARGET) $(if $(SMOKE),smoke,$(or $(SECONDS),60))
+	@scripts/fuzz $(PLACE) $(if $(SMOKE),smoke,$(or $(SECONDS),60))
 
 clean:
 	rm -rf build
@@ -52,9 +61,10 @@ help:
 	    $(foreach c,demo bench,$(if $(wildcard scripts/$c),,-e 'make $c')) -e '^-$$'
 
 #: make                    builds build/10.0/qemu-system-x86_64, qemu-img and the tests
-#: make BASE=10.2          the same for another base
+#: make BASE=10.2          the same for another base: 10.2, 11.0, 11.1
+#: make TARGETS=aarch64    and qemu-system-aarch64 beside it; also i386, s390x, ppc64
 #: make QEMU_SRC=DIR       the same from your own QEMU tree, never changed, in build/custom
-#: make demo               builds, and migrates a real guest with the handshake
+#: make demo               builds, and migrates a real guest with the handshake; TARGET=aarch64
 #: make check              builds all bases, and runs all the tests that gate a change
 #: make check-full         and those that take long, and once more with multifd
 #: make check-asan         our own tests with AddressSanitizer and UBSan, in build/10.0-asan
@@ -70,6 +80,7 @@ help:
 #: make clean              removes build/; the cache in ~/.cache/qemu-migration-handshake stays
 #:
 #: REFRESH=1               looks for a newer point release of QEMU
+#: QMHS_TREES="DIR..."     your own QEMU trees, for the bases that they are of
 #: QMHS_CACHE=DIR          keeps fetched sources, meson and ccache there
 #: QMHS_CONFIGURE=OPTIONS  more options for QEMU's configure
 #: QMHS_NO_INSTALL=1       takes it that all packages are there

@@ -16,14 +16,15 @@ cache=${QMHS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/qemu-migration-handshake}
 # Progress goes to stderr: stdout belongs to results.
 say() { printf '==> %s\n' "$*" >&2; }
 
-# die WHAT-HAPPENED [WHAT-TO-DO...]: one argument a line.
-die()
+# say_error WHAT-HAPPENED [WHAT-TO-DO...]: one argument a line.
+say_error()
 {
     printf 'error: %s\n' "$1" >&2
     shift
     [ $# -eq 0 ] || printf '       %s\n' "$@" >&2
-    exit 1
 }
+
+die() { say_error "$@"; exit 1; }
 
 # Names of files are shown as the user may type them.
 short() { printf '%s\n' "${1#"$top"/}"; }
@@ -99,14 +100,27 @@ need_build_packages()
         gcc libc6-dev ccache ninja-build pkgconf python3-venv
         libglib2.0-dev zlib1g-dev libzstd-dev
         libgnutls28-dev libtasn1-6-dev                              # the tests of TLS take both
+        libfdt-dev                                                  # boards of Arm and POWER; else objects differ by machine
         seabios qemu-system-data ipxe-qemu)                         # Debian's source has no firmware
     # Debian 12's meson is too old: scripts/build has a way.
     [ -n "${QMHS_NO_INSTALL:-}" ] || [ "$(debian_codename)" = bookworm ] || packages+=(meson)
     need_packages "to fetch, build and run QEMU" "${packages[@]}"
 }
 
+# targets_of BUILD: the architectures of guests that are to be built there, one a
+# line: x86_64, those that were built before, and those that the user asks for.
+targets_of()
+{
+    local target all=' x86_64 i386 aarch64 s390x ppc64 ' asked=${QMHS_TARGETS:-}
+    for target in ${asked//,/ }; do
+        [[ $all = *" $target "* ]] || die "'$target' is no target of this project" "Targets:${all% }"
+    done
+    { echo x86_64; cat "$1/.targets" 2>/dev/null || true; tr ', ' '\n\n' <<<"$asked"; } | awk 'NF && !seen[$0]++'
+}
+
 # apt_private SUITE COMMAND...: apt for one other suite of Debian. Lists,
 # downloads and configuration are our own, the machine's stay as they are.
+apt_options=()      # for all of them
 apt_private()
 {
     local dir=$cache/apt/$1 command=$2
@@ -115,7 +129,7 @@ apt_private()
     "$command" -q -o Dir::Etc::SourceList="$dir/sources.list" -o Dir::Etc::SourceParts="$dir/parts" \
         -o Dir::State::Lists="$dir/lists" -o Dir::Cache="$dir" -o Dir::Cache::Archives="$dir/archives" \
         -o APT::Sandbox::User="$(id -un)" -o APT::Update::Error-Mode=any -o Acquire::Languages=none \
-        -o Acquire::Retries=1 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 "$@"
+        -o Acquire::Retries=1 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 "${apt_options[@]}" "$@"
 }
 
 # apt_private_update deb|deb-src SUITE: fails if no mirror answers.
@@ -174,24 +188,50 @@ fetch_backports()
 
 ### QEMU's sources
 
+# is_qemu DIR
+is_qemu() { [ -f "$1/VERSION" ] && [ -f "$1/configure" ] && [ -d "$1/migration" ]; }
+
 # pristine_of TARGET: the directory of the untouched QEMU.
 pristine_of()
 {
     [ "$1" = custom ] || { "$top/scripts/fetch-qemu" "$1"; return; }
     [ -n "${QEMU_SRC:-}" ] || die "QEMU_SRC is not set" "make QEMU_SRC=DIR, where DIR is a QEMU source tree"
-    [ -f "$QEMU_SRC/VERSION" ] && [ -f "$QEMU_SRC/configure" ] && [ -d "$QEMU_SRC/migration" ] ||
+    is_qemu "$QEMU_SRC" ||
         die "QEMU_SRC=$QEMU_SRC is not a QEMU source tree (no VERSION, configure, migration/)"
     realpath "$QEMU_SRC"
 }
 
+# base_of TREE: the release that its patches are for, as x.y. From x.y.50 on it is
+# the way to the next one: 11.0.50 is of 11.1. QEMU has three releases a year.
+base_of()
+{
+    local version major minor point
+    version=$(head -n1 "$1/VERSION")
+    [[ $version =~ ^([0-9]+)\.([0-9]+)\.([0-9]+) ]] ||
+        die "$1/VERSION says '$version', which is no version of QEMU" "Give a source tree of QEMU: make QEMU_SRC=DIR"
+    major=${BASH_REMATCH[1]} minor=${BASH_REMATCH[2]} point=${BASH_REMATCH[3]}
+    if [ "$point" -lt 50 ]; then
+        :
+    elif [ "$minor" -lt 2 ]; then
+        minor=$((minor + 1))
+    else
+        major=$((major + 1)) minor=0
+    fi
+    echo "$major.$minor"
+}
+
+# bases: those that there are patches for, the oldest first.
+bases() { (cd "$top/patches" && printf '%s\n' [0-9]*) | sort -V; }
+
 # patches_of TARGET PRISTINE: the directory of the patches that fit it.
 patches_of()
 {
-    local base=$1 bases
-    [ "$1" != custom ] || base=$(cut -d. -f1,2 "$2/VERSION")
+    local base=$1 all
+    [ "$1" != custom ] || base=$(base_of "$2")
     [ ! -d "$top/patches/$base" ] || { echo "$top/patches/$base"; return; }
-    bases=$(cd "$top/patches" 2>/dev/null && echo [0-9]*)
-    die "there are no patches for QEMU $base (found VERSION $(<"$2/VERSION"))" "Bases: ${bases:-none}"
+    all=$(bases | paste -sd' ')
+    die "there are no patches for QEMU $base (found VERSION $(<"$2/VERSION") in $2)" \
+        "Give a tree of one of ${all:-none}."
 }
 
 # list_files PRISTINE: every file as "path TAB size TAB mtime TAB type". Of a
@@ -266,20 +306,107 @@ diffs_of()
 # patched_files PATCH...
 patched_files() { [ $# -eq 0 ] || sed -n 's,^diff --git a/.* b/,,p' "$@" | sort -u; }
 
-# apply_patch DIR PATCH REJECTS VERSION [LIST]: all of it, or what it does to files
-# that are not in LIST. A fuzz of one line and any offset are the drift of a point
-# release.
+# context_of BASE: the lines of context that its patches have. As little as can be
+# of the newer ones, whose sources are nobody's package but the users' own.
+context_of() { if [ "${1%%.*}" -lt 11 ]; then echo 2; else echo 1; fi; }
+
+# has_no_series PRISTINE NAMES: NAMES, sorted, are the files that it has. Sees to it
+# that no file of ours is among them, and that each of ours is here.
+has_no_series()
+{
+    local name theirs patch
+    while read -r name; do
+        [ -f "$top/$name" ] || die "a patch in $(short "$patch_dir") says New-file: $name, which does not exist"
+    done < <(new_files "${patches[@]}")
+    mapfile -t theirs < <(new_files "${patches[@]}" | sort | comm -12 - "$2")
+    [ ${#theirs[@]} -gt 0 ] || return 0
+    for patch in "${patches[@]}"; do
+        ! new_files "$patch" | grep -qxF "${theirs[0]}" || break
+    done
+    die "$(short "$patch") does not apply to QEMU $(<"$1/VERSION") in $1, which has ${theirs[0]} already" \
+        "The tree has this series, or a part of it: give one without. It was not changed."
+}
+
+# apply_patch DIR PATCH REJECTS PRISTINE [LIST]: all of it, or what it does to files
+# that are not in LIST. DIR is a copy of files of PRISTINE. A fuzz of one line and any
+# offset are the drift of a point release; without context nothing would be left.
 apply_patch()
 {
-    mkdir -p "$(dirname "$3")"
-    diffs_of -v "${5:-/dev/null}" "$2" >"$3.diff"
-    ! patch -d "$1" -p1 -F1 -f --no-backup-if-mismatch <"$3.diff" >"$3" 2>&1 || { rm "$3" "$3.diff"; return; }
-    find "$1" -name '*.rej' -exec cat {} + >>"$3"
-    die "$(short "$2") does not apply to QEMU $4:" \
-        "$(awk '/^patching file/ { f = $3 } /FAILED at|ignored/ { print sep f ": " $0; sep = "       " }
-                /find file to patch/ { print sep $0; sep = "       " }' "$3")" \
-        "No source tree was changed. Correct the patch's context; what was rejected is in" \
-        "$(short "$3")"
+    local fuzz base dir=$1 patch=$2 log=$3 pristine=$4 list=${5:-/dev/null} had astray
+    base=$(basename "$(dirname "$(dirname "$2")")")
+    fuzz=$(($(context_of "$base") - 1))
+    mkdir -p "$(dirname "$log")"
+    diffs_of -v "$list" "$patch" >"$log.diff"
+    mkdir -p "$log.before"
+    patched_files "$log.diff" | (cd "$dir" && xargs -r cp --parents -t "$log.before" 2>/dev/null) || true
+    if patch -d "$dir" -p1 "-F$fuzz" -f --no-backup-if-mismatch <"$log.diff" >"$log" 2>&1; then
+        astray=$(hunks_astray "$log.before" "$log.diff" "$log")
+        [ -n "$astray" ] || { rm -rf "$log" "$log".*; return; }
+    else
+        astray=
+        find "$dir" -name '*.rej' -exec cat {} + >>"$log"
+    fi
+    set -- "$(short "$patch") does not apply to QEMU $(<"$pristine/VERSION") in $pristine:" \
+        "${astray:-$(awk '/^patching file/ { f = $3 } /FAILED at|ignored/ { print sep f ": " $0; sep = "       " }
+                /find file to patch/ { print sep $0; sep = "       " }' "$log")}"
+    had=$(patch_that_is_in "$pristine" "$log.diff") || had=
+    rm -rf "$log".*
+    if [ -n "$had" ]; then
+        die "$@" "The tree has $(short "$had") already." \
+            "Give one without this series, or without that change. It was not changed."
+    fi
+    die "$@" "The tree was not changed. Correct the patch's context, or give another point release;" \
+        "what was rejected is in $(short "$log")"
+}
+
+# hunks_astray BEFORE DIFF LOG: of the hunks that LOG says have been found at another
+# line, those that are in another function, or after another declaration, than DIFF
+# says. With a line or two of context patch may take the wrong place for the right one.
+hunks_astray()
+{
+    awk -v before="$1" '
+        FNR == NR && /^patching file/ { file = $3 }
+        FNR == NR && / succeeded at .*\(offset/ { moved[file, substr($2, 2)] = substr($0, index($0, "(offset") + 8) + 0 }
+        FNR == NR { next }
+        /^\+\+\+ b\// { file = substr($2, 3); n = 0; next }
+        /^@@ / {
+            n++
+            start[file, n] = substr($2, 2) + 0
+            name[file, n] = $0
+            sub(/^@@ [^@]*@@ ?/, "", name[file, n])
+        }
+        END {
+            for (hunk in moved) {
+                split(hunk, part, SUBSEP)
+                # git has other rules for what a name is in other languages.
+                if (part[1] !~ /\.(c|h|json|hx|build|rst)$/)
+                    continue
+                found = ""
+                path = before "/" part[1]
+                for (i = 1; i < start[hunk] + moved[hunk] && (getline line <path) > 0; i++)
+                    if (line ~ /^[A-Za-z_$]/)
+                        found = substr(line, 1, 80)
+                close(path)
+                sub(/[ \t]+$/, "", found)
+                if (found != name[hunk]) {
+                    printf "%s%s: Hunk #%s is in \"%s\" there, and not in \"%s\"", sep, part[1], part[2], found, name[hunk]
+                    sep = "\n       "
+                }
+            }
+        }' "$3" "$2"
+}
+
+# patch_that_is_in PRISTINE SCRATCH: the last patch that can be taken out of it.
+patch_that_is_in()
+{
+    local i
+    new_files "${patches[@]}" >"$2.ours"
+    for ((i = ${#patches[@]} - 1; i >= 0; i--)); do
+        diffs_of -v "$2.ours" "${patches[i]}" >"$2"
+        [ ! -s "$2" ] || ! patch -d "$1" -R -p1 -F0 -f --dry-run <"$2" >/dev/null 2>&1 ||
+            { echo "${patches[i]}"; return; }
+    done
+    return 1
 }
 
 # part_of PATCH
@@ -307,16 +434,27 @@ series_git_environment()
 
 ### Tests, in the build directory
 
+# qmp_path BUILD: where Python finds qemu.qmp. From 11.0 on it is no part of QEMU's
+# tree, but QEMU's configure installs it for its own tests.
+qmp_path()
+{
+    local dir
+    for dir in "$1/src/python" "$1"/pyvenv/lib/python3*/site-packages "$cache"/src/qemu-10.*/python; do
+        [ ! -d "$dir/qemu/qmp" ] || { echo "$dir"; return; }
+    done
+    die "there is no Python package qemu.qmp" "Debian has it as python3-qemu-qmp; or run make."
+}
+
 # unit_tests: ours, and QEMU's own of what a patch changes.
 unit_tests()
 {
     sed -nE 's,^build (tests/unit/test-(migration-handshake[^ :./]*|qobject-input-visitor)):.*,\1,p' build.ninja | sort -u
 }
 
-# test_environment: what they are run with.
+# test_environment [ARCHITECTURE]: what they are run with.
 test_environment()
 {
-    export QTEST_QEMU_BINARY=$PWD/qemu-system-x86_64 QTEST_QEMU_IMG=$PWD/qemu-img
+    export QTEST_QEMU_BINARY=$PWD/qemu-system-${1:-x86_64} QTEST_QEMU_IMG=$PWD/qemu-img
     export PYTHON=$PWD/pyvenv/bin/python3        # for analyze-script
     # As meson has it for unit tests.
     export G_TEST_SRCDIR=$PWD/src/tests/unit G_TEST_BUILDDIR=$PWD/tests/unit

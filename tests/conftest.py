@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Optional
@@ -14,11 +15,22 @@ import pytest
 
 TOP = Path(__file__).resolve().parents[1]
 QEMU = Path(os.environ.get("QTEST_QEMU_BINARY", TOP / "build/10.0/qemu-system-x86_64"))
+# Those that there are patches for, the oldest first
+BASES = sorted(path.name for path in (TOP / "patches").glob("[0-9]*"))
 LIMIT = 200.0
 
-# What tests share, the machines of the demo, QEMU's own library for its monitor.
-sys.path[:0] = [str(TOP / "tests/lib"), str(TOP / "scripts/demo-guest"),
-                str(QEMU.resolve().parent / "src/python")]
+
+
+def _qmp_library() -> Path:
+    """QEMU's own for its monitor; from 11.0 on its configure installs it."""
+    done = subprocess.run(["bash", "-c", '. "$0/scripts/lib.sh"; qmp_path "$1"', TOP,
+                           QEMU.resolve().parent], stdout=subprocess.PIPE, text=True, check=False)
+    return Path(done.stdout.rstrip() or QEMU.resolve().parent / "src/python")
+
+
+# What tests share, the machines of the demo, and that library.
+QMP_LIBRARY = _qmp_library()
+sys.path[:0] = [str(TOP / "tests/lib"), str(TOP / "scripts/demo-guest"), str(QMP_LIBRARY)]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from machine import Console, Lab, Machine, NotSeen, until
 from show import heading, paint, say
@@ -18,12 +19,32 @@ BOOT_LIMITS = {"kvm": 30.0, "tcg": 300.0}
 LIMIT = 60.0
 
 
+class Board(NamedTuple):
+    """What a guest of an architecture runs on."""
+
+    machine: str
+    other: str                  # that somebody may take for it
+    console: str
+    options: tuple[str, ...]
+
+
+BOARDS = {
+    "x86_64": Board("q35", "pc", "ttyS0", ("-vga", "std")),
+    "aarch64": Board("virt", "virt-9.2", "ttyAMA0", ("-cpu", "cortex-a57")),
+}
+
+
+def board_of(qemu: str) -> Board:
+    return BOARDS.get(qemu.rsplit("-", 1)[-1], BOARDS["x86_64"])
+
+
 def qemu_command(qemu: str, kernel: str, initramfs: str, memory_mib: int) -> list[str]:
     """A default machine, but no CD-ROM drive: Debian 12's SeaBIOS waits 30 s for its medium."""
-    return [qemu, "-nodefaults", "-display", "none", "-vga", "std", "-device", "e1000e",
+    board = board_of(qemu)
+    return [qemu, "-nodefaults", "-display", "none", *board.options, "-device", "e1000e",
             "-m", f"{memory_mib}M",
             "-kernel", kernel, "-initrd", initramfs,
-            "-append", "console=ttyS0 quiet panic=-1", "-no-reboot"]
+            "-append", f"console={board.console} quiet panic=-1", "-no-reboot"]
 
 
 async def working_guest(lab: Lab, *options: str) -> Machine:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 
 import show
-from guest import has_moved, life_of_guest, qemu_command, rounds_more, run, working_guest
+from guest import Board, board_of, has_moved, life_of_guest, qemu_command, rounds_more, run, working_guest
 from machine import LOOPBACK, Console, Json, Lab, Machine, Relay
 from migrations import (FACTS, PROMISED_BYTES, PROMISED_MS, Handshake, Refusal,
                         handshake_of, listen, migrate, require_completed)
@@ -81,8 +81,8 @@ def complaints(stderr: str) -> str:
     return "; ".join(line for line in lines if not line.startswith("warning:"))
 
 
-async def choose_wrong_machine(lab: Lab, source: Machine, kind: str) -> Refusal:
-    destination = await lab.start(f"pc-{kind}", "-machine", "pc", "-incoming", "defer")
+async def choose_wrong_machine(lab: Lab, source: Machine, kind: str, wrong: str) -> Refusal:
+    destination = await lab.start(f"wrong-{kind}", "-machine", wrong, "-incoming", "defer")
     types = await source.machine_type(), await destination.machine_type()
     port = await listen(destination, kind)
     before = Console(source.console).last_round
@@ -105,8 +105,9 @@ async def choose_wrong_machine(lab: Lab, source: Machine, kind: str) -> Refusal:
 ### The story
 
 class Demo:
-    def __init__(self, lab: Lab, checks: Checklist):
+    def __init__(self, lab: Lab, checks: Checklist, board: Board):
         self.lab = lab
+        self.board = board
         self.checks = checks
         self.handshakes: dict[str, Handshake] = {}
 
@@ -120,7 +121,7 @@ class Demo:
 
     async def boot(self) -> Machine:
         heading("1. A guest that knows what its memory has to be")
-        source = await working_guest(self.lab, "-machine", "q35")
+        source = await working_guest(self.lab, "-machine", self.board.machine)
         version = (await source.execute("query-version"))["qemu"]
         say("QEMU {major}.{minor}.{micro}".format(**version)
             + f" ({self.lab.accelerator}), {await source.machine_type()}, {MEMORY_MIB} MiB."
@@ -133,7 +134,8 @@ class Demo:
 
     async def move(self, source: Machine) -> Machine:
         heading("2. It moves. The destination was given an address, and nothing else.")
-        destination = await self.lab.start("destination", "-machine", "q35", "-incoming", "defer")
+        destination = await self.lab.start("destination", "-machine", self.board.machine,
+                                           "-incoming", "defer")
         port = await listen(destination, "handshake")
         await source.execute("migrate-set-parameters", {"max-bandwidth": WATCHABLE_BANDWIDTH})
         answer = await migrate(source, "handshake", port, progress_printer())
@@ -162,9 +164,10 @@ class Demo:
         return destination
 
     async def mistake(self, source: Machine) -> None:
-        heading("3. It shall move on, and somebody takes a pc for the destination, not a q35.")
-        without = await choose_wrong_machine(self.lab, source, "main")
-        wrong = await choose_wrong_machine(self.lab, source, "handshake")
+        machine, other = self.board.machine, self.board.other
+        heading(f"3. It shall move on, and somebody takes a {other} for the destination, not a {machine}.")
+        without = await choose_wrong_machine(self.lab, source, "main", other)
+        wrong = await choose_wrong_machine(self.lab, source, "handshake", other)
         title_row("as today (main)", "with the handshake")
         told = wrong.describe()
         for label, text in without.describe().items():
@@ -176,8 +179,9 @@ class Demo:
         self.checks.record("undisturbed", without.guest_runs and wrong.guest_runs)
 
     async def retry(self, source: Machine) -> Machine:
-        heading("4. The mistake is corrected: a q35 again, and full speed.")
-        destination = await self.lab.start("corrected", "-machine", "q35", "-incoming", "defer")
+        heading(f"4. The mistake is corrected: a {self.board.machine} again, and full speed.")
+        destination = await self.lab.start("corrected", "-machine", self.board.machine,
+                                           "-incoming", "defer")
         answer = await migrate(source, "handshake", await listen(destination, "handshake"))
         require_completed(answer)
         moved = await has_moved(source, destination)
@@ -208,7 +212,7 @@ class Demo:
 def main(qemu: str, accelerator: str, kernel: str, initramfs: str) -> int:
     checks = Checklist(CHECKS)
     command = qemu_command(qemu, kernel, initramfs, MEMORY_MIB)
-    told = run("demo", command, accelerator, lambda lab: Demo(lab, checks).tell())
+    told = run("demo", command, accelerator, lambda lab: Demo(lab, checks, board_of(qemu)).tell())
     return 0 if checks.conclude() and told else 1
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pytest
+from conftest import BASES as ALL_BASES
 from conftest import QEMU, TOP
 from machine import Json, Lab, Machine, NotSeen, until
 from processes import UNDER, begin, end, inet, listen, set_capabilities, set_channels
@@ -30,7 +31,7 @@ from stream import (OPEN_RETURN_PATH, PAGE, PING, POSTCOPY_ADVISE, Broken, Multi
 
 T = TypeVar("T")
 
-BASES = list(dict.fromkeys([QEMU.resolve().parent.name, "10.0", "10.2"]))
+BASES = list(dict.fromkeys([QEMU.resolve().parent.name, *ALL_BASES]))
 BUILD_LIMIT = "240"     # seconds, with a compiler cache that knows most of it
 TIMED_OUT = 124
 SCRIPT_LIMIT = 60.0

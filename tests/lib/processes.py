@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from conftest import QEMU, TOP
+from conftest import BASES, QEMU, TOP
 from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
 
 Address = Json
@@ -32,7 +32,7 @@ LATE = 10.0             # a busy machine
 
 OWN_BASE = QEMU.resolve().parent.name
 # For what the bases do each in a way of its own.
-each_base = pytest.mark.parametrize("base", list(dict.fromkeys([OWN_BASE, "10.2"])))
+each_base = pytest.mark.parametrize("base", list(dict.fromkeys([OWN_BASE, *BASES])))
 
 NO_MULTIFD: Options = {"optional-capabilities": []}
 STRICTLY: Options = {"warnings-as-errors": True}

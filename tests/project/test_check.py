@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -48,15 +49,69 @@ def test_most_is_not_left_out() -> None:
     assert gate > 0.9 * everything > 0
 
 
+def function(name: str) -> str:
+    found = re.search(rf"^{name}\(\)\n\{{.*?^\}}\n", CHECK, re.M | re.S)
+    assert found
+    return found[0]
+
+
+def run(script: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Something with functions of scripts/check."""
+    return subprocess.run(["bash", "-c", f'. "$0/scripts/lib.sh"; {script}', TOP, *arguments],
+                          capture_output=True, text=True, check=False, timeout=60,
+                          env={**os.environ, **more})
+
+
+def test_slice_for_other_architectures_exists() -> None:
+    listed = run('cd "$top/build/10.0"; test_environment; list_qtests').stdout.split()
+    assert len(listed) > 100
+    _slice = re.search(r"^slice=\((.*?)^\)", CHECK, re.M | re.S)
+    assert _slice
+    script = f'slice=({_slice[1]}); machine=x86_64; {function("in_slice")} in_slice "$1"'
+    tests = _slice[1].split()
+    assert len(tests) > 10
+    for test in tests:
+        path = f"/x86_64/migration/{test}"
+        assert path in listed
+        assert run(script, path).returncode == 0
+        assert run(script, path.replace("x86_64", "s390x")).returncode == 1
+    assert run(script, "/x86_64/migration/precopy/tcp").returncode == 1
+
+
+def test_base_that_cannot_be_had_is_skipped_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    fetch = tmp_path / "scripts/fetch-qemu"
+    script = f'top=$1; {function("can_be_had")} can_be_had 11.1 && echo had'
+    for body, printed in (
+            ("echo '==> asking' >&2; echo /somewhere", "had\n"),
+            ("echo '==> asking' >&2; echo 'error: there is none' >&2; echo '       Try' >&2; exit 3",
+             "SKIPPED: QEMU 11.1: there is none\n")):
+        fetch.write_text(f"#!/bin/bash\n{body}\n")
+        fetch.chmod(0o755)
+        result = run(script, str(tmp_path))
+        assert (result.stdout, result.stderr) == (printed, "==> asking\n")
+
+
+def test_last_lines_say_what_was_covered(tmp_path: Path) -> None:
+    for base, version in (("10.0", "10.0.13"), ("11.1", "11.0.50")):
+        (tmp_path / base / "src").mkdir(parents=True)
+        (tmp_path / base / "src/VERSION").write_text(f"{version}\n")
+    end = re.search(r"^list=.*'; %s'.*\n.*\n.*\n", CHECK, re.M)
+    assert end
+    result = run(f"""build_of() {{ echo "{tmp_path}/$1"; }}
+        covered=() missing=(10.2) passed=1 failed=0 skipped=2
+        {function("covers")}
+        covers 10.0 x86_64 aarch64; covers 11.1 x86_64
+        {end[0]}""")
+    assert result.stdout == ("bases: 10.0 (QEMU 10.0.13: x86_64, aarch64); 11.1 (QEMU 11.0.50: x86_64);"
+                             " skipped: 10.2\n1 passed, 0 failed, 2 skipped\n"), result.stderr
+
+
 @pytest.mark.parametrize("name, moves", [
     ("precopy/tcp/plain", True), ("cancel/src/after/none", True),
     ("precopy/file", False), ("precopy/file/offset/fdset", False), ("validate_uri/channels", False),
 ])
 def test_what_moves_to_a_handshake(name: str, moves: bool) -> None:
-    function = re.search(r"^moves\(\)\n\{.*?^\}\n", CHECK, re.M | re.S)
-    assert function
-    result = subprocess.run(
-        ["bash", "-c", f'. "$0/scripts/lib.sh"; {function[0]} moves "$1"', TOP,
-         f"/x86_64/migration/{name}"], capture_output=True, text=True, check=False, timeout=60)
+    result = run(f'{function("moves")} moves "$1"', f"/x86_64/migration/{name}")
     assert not result.stderr
     assert result.returncode == int(not moves)

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[2]
+BASES = sorted(path.name for path in (TOP / "patches").glob("[0-9]*"))
 
 
 def make(*arguments: str, limit: int = 60) -> subprocess.CompletedProcess[str]:
     """Run make without what an outer make has left in the environment."""
     environment = {name: value for name, value in os.environ.items()
-                   if not name.startswith(("MAKE", "MFLAGS", "QEMU_SRC"))}
+                   if not name.startswith(("MAKE", "MFLAGS", "QEMU_SRC", "QMHS_TARGETS", "TARGET"))}
     return subprocess.run(["make", *arguments], cwd=TOP, env=environment,
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True, timeout=limit,
@@ -34,6 +35,8 @@ def test_help_lists_what_the_readme_gives() -> None:
     (["BASE=9.9"], "9.9"),
     (["QEMU_SRC=/nowhere"], "/nowhere"),
     ([f"QEMU_SRC={TOP}"], "QEMU"),
+    (["TARGETS=aarch64,z80"], "'z80'"),
+    (["TARGETS=aarch64-softmmu"], "'aarch64-softmmu'"),
 ])
 def test_what_cannot_be_built_is_said_in_one_message(
         arguments: list[str], message: str) -> None:
@@ -45,6 +48,30 @@ def test_what_cannot_be_built_is_said_in_one_message(
     assert message in errors[0]
 
 
+@pytest.mark.parametrize("arguments, command", [
+    ([], "build 10.0"), (["BASE=11.1"], "build 11.1"), (["BASE=11.1", "QEMU_SRC=/x"], "build custom"),
+    (["check", "BASE=10.2"], "check 10.2"), (["check", "QEMU_SRC=/x"], "check custom"),
+    (["check"], f"check {','.join(BASES)}"), (["check-full"], f"check {','.join(BASES)} full"),
+    (["demo", "TARGET=aarch64"], "demo 10.0 aarch64"), (["series", "QEMU_SRC=/x"], "series custom"),
+])
+def test_what_make_runs(arguments: list[str], command: str) -> None:
+    result = make("-n", *arguments)
+    assert result.stdout.split() == f"scripts/{command}".split()
+
+
+def test_targets_that_were_built_are_built_again(tmp_path: Path) -> None:
+    def targets(asked: str) -> list[str]:
+        return subprocess.run(
+            ["bash", "-c", '. "$0/scripts/lib.sh"; targets_of "$1"', TOP, tmp_path], check=True,
+            env={**os.environ, "QMHS_TARGETS": asked}, capture_output=True, text=True).stdout.split()
+
+    assert targets("") == ["x86_64"]
+    assert targets("aarch64,s390x") == ["x86_64", "aarch64", "s390x"]
+    (tmp_path / ".targets").write_text("x86_64\naarch64\n")
+    assert targets("") == ["x86_64", "aarch64"]
+    assert targets("ppc64 aarch64") == ["x86_64", "aarch64", "ppc64"]
+
+
 def test_binaries_stand_where_other_programs_look_for_them() -> None:
     for name in ("qemu-system-x86_64", "qemu-img"):
         result = subprocess.run([TOP / "build/10.0" / name, "--version"],
@@ -54,7 +81,21 @@ def test_binaries_stand_where_other_programs_look_for_them() -> None:
 
 
 def test_demo_sees_all_that_it_is_about() -> None:
-    result = make("demo", limit=540)
+    require_all_seen(make("demo", limit=540))
+
+
+def test_demo_of_another_architecture() -> None:
+    result = make("demo", "TARGET=aarch64", limit=890)
+    require_all_seen(result)
+    assert re.search(r"virt-\d+\.\d+, aarch64 ", result.stdout), result.stdout
+
+
+def test_demo_of_an_unknown_architecture() -> None:
+    result = make("demo", "TARGET=s390x")
+    assert result.returncode != 0 and "error: there is no demo for s390x" in result.stdout
+
+
+def require_all_seen(result: subprocess.CompletedProcess[str]) -> None:
     assert result.returncode == 0, result.stdout
     seen = re.search(r"^demo: (\d+) of (\d+) things seen$", result.stdout, re.M)
     assert seen and seen[1] == seen[2], result.stdout

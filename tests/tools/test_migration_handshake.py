@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Optional
 
 import pytest
 
-from conftest import QEMU, TOP
+from conftest import QEMU, QMP_LIBRARY, TOP
 from fake_qmp import CLOSE, HANG, Answer, FakeQmp, error, returned
 from machine import Json, Lab, Machine, until
 from processes import PATIENCE, UNDER, listen, migrate, require_good_migration, unix
@@ -35,7 +35,6 @@ from processes import PATIENCE, UNDER, listen, migrate, require_good_migration, 
 TOOL = TOP / "scripts/migration-handshake"
 MANUAL = TOP / "docs/tools/migration-handshake.rst"
 SPECIFICATION = TOP / "docs/interop/migration-handshake.rst"
-LIBRARY = QEMU.resolve().parent / "src/python"
 LIMIT = 30.0
 
 SOURCE, Q35, I440FX = "source", ("-machine", "q35"), ("-machine", "pc")
@@ -97,7 +96,7 @@ class Ended(NamedTuple):
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items()
             if name not in ("NO_COLOR", "COLUMNS", "TERM", "PYTHONPATH")}
-    return {**kept, "PYTHONPATH": str(LIBRARY), "TERM": "xterm", **more}
+    return {**kept, "PYTHONPATH": str(QMP_LIBRARY), "TERM": "xterm", **more}
 
 
 @contextlib.asynccontextmanager
@@ -800,7 +799,10 @@ async def test_is_quiet_when_it_is_interrupted(place: Path) -> None:
             assert await ended(process) == Ended(-signal.SIGINT, "", "")
 
 
-@pytest.mark.parametrize("where", ["python", "build/any/src/python"])
+@pytest.mark.parametrize("where", [
+    "python", "build/any/src/python", "build/pyvenv/lib/python3.11/site-packages",
+    "build/any/pyvenv/lib/python3.11/site-packages",
+])
 async def test_finds_the_library_in_its_tree(place: Path, where: str) -> None:
     (place / "scripts").mkdir()
     script = Path(shutil.copy(TOOL, place / "scripts"))
@@ -808,10 +810,11 @@ async def test_finds_the_library_in_its_tree(place: Path, where: str) -> None:
         alone = await tool("profile", qemu.address, script=script, PYTHONPATH="")
         if alone.status:        # not if it is installed here
             require_failure(alone, "qemu.qmp")
+            assert "python3-qemu-qmp" in alone.err and "pip install qemu.qmp" in alone.err
         explained = await tool("explain", script=script, stdin=json.dumps(REFUSED), PYTHONPATH="")
         assert explained.status == 1
         (place / where).parent.mkdir(parents=True, exist_ok=True)
-        (place / where).symlink_to(LIBRARY)
+        (place / where).symlink_to(QMP_LIBRARY)
         found = await tool("profile", qemu.address, script=script, PYTHONPATH="")
         assert found.status == 0 and not found.err
 

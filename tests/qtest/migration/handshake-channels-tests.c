@@ -122,7 +122,7 @@ static void test_multifd_255(void)
 /* What a destination has set for its own next migration is not in the way */
 static void test_set_on_destination(void)
 {
-    QTestState *to = qtest_init(MACHINE "-incoming defer");
+    QTestState *to = start_machine("-incoming defer");
     QTestState *from = start_source("");
 
     migrate_set_capability(to, "multifd", true);
@@ -757,7 +757,7 @@ static void test_single_forwarder(void)
 /* Faster than TCP: more of the moments are those between two steps */
 static QTestState *start_unix_destination(const char *path)
 {
-    QTestState *to = qtest_init(MACHINE "-incoming defer");
+    QTestState *to = start_machine("-incoming defer");
 
     qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"
                              "  'arguments': { 'exit-on-error': false,"
@@ -890,7 +890,7 @@ static void test_channels_end(void)
  */
 static void test_legacy_index(void)
 {
-    QTestState *to = qtest_init(MACHINE "-incoming defer");
+    QTestState *to = start_machine("-incoming defer");
     g_autofree char *port = NULL;
     uint8_t init[64] = { 0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1 };
     QDict *rsp;
@@ -913,7 +913,7 @@ static void test_legacy_index(void)
 
 void migration_test_add_handshake_channels(MigrationTestEnv *env)
 {
-    if (!env->is_x86) {
+    if (!handshake_machine_or_null()) {
         return;
     }
     tmpfs = env->tmpfs;

@@ -51,7 +51,7 @@ static void test_again(void)
 {
     QTestState *to = start_destination("");
     QTestState *from = start_source("");
-    QTestState *other = start_source("-machine pc");
+    QTestState *other = start_source(handshake_machine()->other_options);
     QTestState *both[] = { from, to };
     char *were[2][2];
 
@@ -239,6 +239,7 @@ static void test_malformed(void)
         "{ " CORE ", 'profile': { 'ram-blocks': [ { 'name': 'a',"
         "                                           'size': '' } ] } }",
     };
+    const HandshakeMachine *m = handshake_machine();
     QTestState *to = start_destination("");
     QTestState *from = start_source("");
     QDict *rsp;
@@ -250,9 +251,9 @@ static void test_malformed(void)
     rsp = check_profile(to, qdict_from_jsonf_nofail(
         "{ " CORE ", 'colour': 1, 'features': [ 'warp' ],"
         "  'profile': { 'shape': {}, 'stream': { 'x': null },"
-        "               'ram-blocks': [ { 'name': 'pc.ram', 'x': [ 1 ],"
-        "                                 'size': 67108864 } ] } }"),
-        NULL);
+        "               'ram-blocks': [ { 'name': %s, 'x': [ 1 ],"
+        "                                 'size': %" PRId64 " } ] } }",
+        m->memory, (int64_t)m->size * 1024 * 1024), NULL);
     g_assert_true(qdict_get_bool(rsp, "compatible"));
     qobject_unref(rsp);
 
@@ -284,7 +285,7 @@ static void test_busy(void)
 
 void migration_test_add_handshake_check(MigrationTestEnv *env)
 {
-    if (!env->is_x86) {
+    if (!handshake_machine_or_null()) {
         return;
     }
     migration_test_add("/migration/handshake/check/again", test_again);

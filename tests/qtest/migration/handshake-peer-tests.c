@@ -368,7 +368,7 @@ static void test_grease(void)
 static void test_refused_many(void)
 {
     QTestState *to = start_destination("");
-    QTestState *bad = start_source("-machine pc");
+    QTestState *bad = start_source(handshake_machine()->other_options);
     QTestState *good;
     g_autofree char *port = destination_port(to);
 
@@ -612,7 +612,7 @@ static void test_silence(void)
 
 void migration_test_add_handshake_peer(MigrationTestEnv *env)
 {
-    if (!env->is_x86) {
+    if (!handshake_machine_or_null()) {
         return;
     }
     tmpfs = env->tmpfs;

@@ -169,7 +169,7 @@ static void test_source(void)
 /* How a destination listens is not what a profile asks about */
 static void test_profile_of_main(void)
 {
-    QTestState *to = qtest_init(MACHINE "-incoming tcp:127.0.0.1:0");
+    QTestState *to = start_machine("-incoming tcp:127.0.0.1:0");
     QTestState *other = start_destination("");
     QTestState *from = start_source("");
     g_autofree char *refused = NULL;
@@ -247,7 +247,7 @@ static void test_postcopy_probe(void)
 
 void migration_test_add_handshake_settings(MigrationTestEnv *env)
 {
-    if (!env->is_x86) {
+    if (!handshake_machine_or_null()) {
         return;
     }
     migration_test_add("/migration/handshake/settings/destination",

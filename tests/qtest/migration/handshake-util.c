@@ -12,9 +12,86 @@
 #include "qobject/qlist.h"
 #include "qobject/qstring.h"
 #include "libqtest.h"
+#include "ppc-util.h"
 #include "migration/handshake-util.h"
 #include "migration/migration-qmp.h"
 #include "migration/migration-util.h"
+
+static const HandshakeMachine machines[] = {
+    {
+        .archs = { "x86_64", "i386" },
+        .options = "-machine q35 -m 64 -nodefaults", .type = "pc-q35-",
+        .other_options = "-machine pc", .other_type = "pc-i440fx-",
+        .memory = "pc.ram", .first = "0000:00:01.0", .size = 64, .more = 96,
+    }, {
+        .archs = { "aarch64" },
+        .options = "-machine virt -cpu max -m 64 -nodefaults", .type = "virt-",
+        .other_options = "-machine virt-8.2", .other_type = "virt-8.2",
+        .memory = "mach-virt.ram", .memory_start = 0x40000000,
+        .first = "0000:00:01.0", .size = 64, .more = 96,
+    }, {
+        .archs = { "s390x" },
+        .options = "-machine s390-ccw-virtio -m 64 -nodefaults",
+        .type = "s390-ccw-virtio-",
+        .other_options = "-machine s390-ccw-virtio-8.2",
+        .other_type = "s390-ccw-virtio-8.2",
+        .memory = "s390.ram", .first = "none", .size = 64, .more = 96,
+    }, {
+        .archs = { "ppc64" },
+        .options = "-machine pseries," PSERIES_DEFAULT_CAPABILITIES
+                   " -m 256 -nodefaults", .type = "pseries-",
+        .other_options = "-machine pseries-8.2", .other_type = "pseries-8.2",
+        .memory = "ppc_spapr.ram", .first = "pci@800000020000000:01.0",
+        .size = 256, .more = 512,
+    },
+};
+
+const HandshakeMachine *handshake_machine_or_null(void)
+{
+    for (int i = 0; i < ARRAY_SIZE(machines); i++) {
+        const HandshakeMachine *m = &machines[i];
+        g_auto(GStrv) words = g_strsplit_set(m->options, " ,", 3);
+
+        if (g_strv_contains(m->archs, qtest_get_arch())) {
+            return qtest_has_machine(words[1]) ? m : NULL;
+        }
+    }
+    return NULL;
+}
+
+const HandshakeMachine *handshake_machine(void)
+{
+    static const HandshakeMachine *machine;
+
+    if (!machine) {
+        machine = handshake_machine_or_null();
+        g_assert_nonnull(machine);
+    }
+    return machine;
+}
+
+QTestState *start_machine(const char *format, ...)
+{
+    g_autofree char *opts = NULL;
+    va_list args;
+
+    va_start(args, format);
+    opts = g_strdup_vprintf(format, args);
+    va_end(args);
+    return qtest_initf("%s %s", handshake_machine()->options, opts);
+}
+
+char *memory_options(const char *type, const char *more)
+{
+    return g_strdup_printf("-object memory-backend-%s,id=ram,size=%uM%s "
+                           "-machine memory-backend=ram", type,
+                           handshake_machine()->size, more);
+}
+
+uint64_t used_memory(void)
+{
+    return handshake_machine()->memory_start + 16 * 1024 * 1024;
+}
 
 void listen_for_handshake(QTestState *to)
 {
@@ -26,7 +103,7 @@ void listen_for_handshake(QTestState *to)
 /* A destination that listens on a handshake channel */
 QTestState *start_destination(const char *opts)
 {
-    QTestState *to = qtest_initf(MACHINE "-incoming defer %s", opts);
+    QTestState *to = start_machine("-incoming defer %s", opts);
 
     listen_for_handshake(to);
     return to;
@@ -34,10 +111,10 @@ QTestState *start_destination(const char *opts)
 
 QTestState *start_source(const char *opts)
 {
-    QTestState *from = qtest_initf(MACHINE "%s", opts);
+    QTestState *from = start_machine("%s", opts);
 
     /* Something that takes a while if the bandwidth is low */
-    qtest_memset(from, 16 * 1024 * 1024, 0x5a, 16 * 1024 * 1024);
+    qtest_memset(from, used_memory(), 0x5a, 16 * 1024 * 1024);
     return from;
 }
 

@@ -14,7 +14,32 @@
 #include "libqtest.h"
 #include "migration/framework.h"
 
-#define MACHINE     "-machine q35 -m 64 -nodefaults "
+/* A bare machine of the architecture under test, and what is its own in it */
+typedef struct HandshakeMachine {
+    const char *archs[3];       /* as qtest_get_arch() has them */
+    const char *options;
+    const char *type;           /* how the name of its type begins */
+    const char *other_options;  /* those of another type, after the first ones */
+    const char *other_type;
+    const char *memory;         /* its RAM block */
+    const char *first;          /* the path of what is in its first PCI slot */
+    uint64_t memory_start;      /* where its guest has it */
+    unsigned size, more;        /* MiB: its memory, and another size of it */
+} HandshakeMachine;
+
+/* NULL: there is none for this architecture, or it is not in this build */
+const HandshakeMachine *handshake_machine_or_null(void);
+const HandshakeMachine *handshake_machine(void);
+
+/* With more options from a format */
+QTestState *start_machine(const char *format, ...) G_GNUC_PRINTF(1, 2);
+
+/* Memory of the machine's size, as a backend of that type with more options */
+char *memory_options(const char *type, const char *more);
+
+/* Where the guest of start_source() has something in its memory */
+uint64_t used_memory(void);
+
 #define TCP_LISTEN  "{ 'channel-type': 'handshake'," \
                     "  'addr': { 'transport': 'socket', 'type': 'inet'," \
                     "            'host': '127.0.0.1', 'port': '0' } }"
