@@ -370,7 +370,7 @@ void migration_handshake_return_path_ended(MigrationState *s,
         /* It knows better than whatever has happened to our channels */
         QEMU_LOCK_GUARD(&s->error_mutex);
         error_free(s->error);
-        s->error = NULL;
+        s->error = error_copy(*errp);
     } else {
         end_explain(end, shut, errp);
     }
