@@ -28,6 +28,7 @@
 #include "migration/postcopy-ram.h"
 #include "migration/qemu-file.h"
 #include "migration/yank_functions.h"
+#include "system/runstate.h"
 #include "trace.h"
 
 /* How long a source with an error waits for the destination's reason */
@@ -369,7 +370,7 @@ void migration_handshake_return_path_ended(MigrationState *s,
         /* It knows better than whatever has happened to our channels */
         QEMU_LOCK_GUARD(&s->error_mutex);
         error_free(s->error);
-        s->error = NULL;
+        s->error = error_copy(*errp);
     } else {
         end_explain(end, shut, errp);
     }
@@ -668,8 +669,8 @@ static HandshakeIssues loader_explain(MigrationIncomingState *mis,
     const char *cause = loader_cause(error_get_pretty(err));
     g_autoptr(Error) lost = NULL;
 
-    if (migrate_has_error(s)) {
-        /* Of another thread, and the first one */
+    if (migrate_has_error(s) && !mis->have_listen_thread) {
+        /* Of another thread, and the first one; that of postcopy is none */
         QEMU_LOCK_GUARD(&s->error_mutex);
         loader_add(&why, HANDSHAKE_ERROR, NULL, error_get_pretty(s->error));
     } else if (loader_lost_source(mis, &lost)) {
@@ -683,6 +684,19 @@ static HandshakeIssues loader_explain(MigrationIncomingState *mis,
     return why;
 }
 
+/*
+ * The postcopy thread may be at its end before this one has spoken, whether the
+ * guest has run or not.  Where it has, nothing is left that could fail here.
+ */
+static bool coroutine_mixed_fn loader_never_started(void)
+{
+    PostcopyState state = postcopy_state_get();
+
+    return state < POSTCOPY_INCOMING_RUNNING ||
+           (state == POSTCOPY_INCOMING_END && qemu_in_coroutine() &&
+            runstate_check(RUN_STATE_INMIGRATE));
+}
+
 static void coroutine_mixed_fn loader_speak(MigrationIncomingState *mis,
                                             const HandshakeIssues *why)
 {
@@ -692,7 +706,7 @@ static void coroutine_mixed_fn loader_speak(MigrationIncomingState *mis,
     };
     QEMUTimer *timer = NULL;
 
-    if (postcopy_state_get() < POSTCOPY_INCOMING_RUNNING) {
+    if (loader_never_started()) {
         word.guest = (char *)HANDSHAKE_GUEST_NOT_STARTED;
     }
     if (dialogue) {

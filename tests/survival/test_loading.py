@@ -281,7 +281,7 @@ async def test_postcopy(tmp_path: Path, tally: Tally, way: str, stays: bool) -> 
     async def once() -> None:
         async with pair(kind, tmp_path, way, stays=stays) as two:
             await set_capabilities(two.source, "postcopy-ram")
-            await two.source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 16})
+            await two.source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 12})
             await begin(two.source, two.address, options_of(way))
             await wait_status(two.source, "active")
             await two.source.execute("migrate-start-postcopy")

@@ -519,7 +519,7 @@ async def test_yank_is_said(multifd: bool) -> None:
     """It is this side that has ended the connection, and not the destination."""
     for _ in range(TIMES):
         async with waiting() as (source, _, port):
-            await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+            await source.execute("migrate-set-parameters", {"max-bandwidth": SLOWER})
             await begin(source, inet(port), None if multifd else NO_MULTIFD)
             await wait_status(source, "active")
             await source.execute("yank", {"instances": [{"type": "migration"}]})
