@@ -40,8 +40,8 @@ static const char *const codes[] = {
 
 /*
  * One issue, and how to get it.  Texts that are to be found are patterns with
- * * and ?; NULL: there must be none.  What is between two @ is the machine's, as
- * fill_in() has it.
+ * * and ?; NULL: there must be none.  What is between two @ is the machine's:
+ * see fill_in().
  */
 typedef struct IssueTest {
     const char *code;

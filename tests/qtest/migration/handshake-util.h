@@ -19,7 +19,7 @@ typedef struct HandshakeMachine {
     const char *archs[3];       /* as qtest_get_arch() has them */
     const char *options;
     const char *type;           /* how the name of its type begins */
-    const char *other_options;  /* those of another type, after the first ones */
+    const char *other_options;  /* of another type, after the first ones */
     const char *other_type;
     const char *memory;         /* its RAM block */
     const char *first;          /* the path of what is in its first PCI slot */
