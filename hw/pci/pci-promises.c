@@ -56,8 +56,8 @@ static char *capability_text(const CapabilityName *names, int n, unsigned id)
 /* Drivers look at it, and loaders do not */
 static bool is_subsystem(PCIDevice *d, unsigned offset)
 {
-    return !IS_PCI_BRIDGE(d) && offset >= PCI_SUBSYSTEM_VENDOR_ID &&
-           offset < PCI_SUBSYSTEM_ID + 2;
+    return offset >= PCI_SUBSYSTEM_VENDOR_ID &&
+           offset < PCI_SUBSYSTEM_ID + 2 && !IS_PCI_BRIDGE(d);
 }
 
 /* Capabilities have no common length: the last one that begins before it */
@@ -125,9 +125,9 @@ void pci_config_promises(VMStatePromises *p, void *pv, size_t size,
                          const VMStateField *field)
 {
     PCIDevice *d = container_of(pv, PCIDevice, config);
-    g_autofree uint8_t *value = g_malloc0(PCIE_CONFIG_SPACE_SIZE);
-    g_autofree uint8_t *mask = g_malloc0(PCIE_CONFIG_SPACE_SIZE);
-    g_autofree uint8_t *status = g_malloc0(PCIE_CONFIG_SPACE_SIZE);
+    g_autofree uint8_t *value = g_malloc0(pci_config_size(d));
+    g_autofree uint8_t *mask = g_malloc0(pci_config_size(d));
+    g_autofree uint8_t *status = g_malloc0(pci_config_size(d));
 
     size = MIN(size, pci_config_size(d));
     pci_mark_status(d, status);

@@ -6,19 +6,21 @@
 
 #include "qemu/osdep.h"
 #include "qemu/host-utils.h"
-#include "qapi/error.h"
+#include "qapi/qapi-types-migration-handshake.h"
 #include "migration/savevm.h"
-#include "qapi/qapi-visit-migration-handshake.h"
-#include "qapi/qobject-output-visitor.h"
-#include "qobject/qbool.h"
-#include "qobject/qlist.h"
-#include "qobject/qnum.h"
-#include "qobject/qstring.h"
 #include "machine.h"
 #include "promises.h"
 
 /* Of a set, so many are listed */
 #define LISTED_MAX  8
+
+/* What the source has promised; which of them depends on the kind */
+typedef struct Value {
+    bool present;
+    uint64_t number;            /* also of a flag */
+    const char *text;
+    const strList *set;
+} Value;
 
 /* One section's promises and limits */
 typedef struct Judgement {
@@ -26,72 +28,106 @@ typedef struct Judgement {
     const MigrationProfile *dst;
     const MigrationProfileSection *section;
     const char *subject;
-    QDict *promised;
+    const MigrationPromises *promised;
     const GPtrArray *limits;
     GHashTable *told;           /* messages: all CPUs may be alike */
     HandshakeIssues *issues;
+    MigrationHandshakeIssue **back;
 } Judgement;
 
+/* How a promise stands in MigrationPromises */
+typedef enum PromiseKind {
+    PROMISE_FLAG,
+    PROMISE_NUMBER,
+    PROMISE_TEXT,
+    PROMISE_SET,
+    PROMISE_NUMBERS,
+    PROMISE_TEXTS,
+} PromiseKind;
+
+#define PROMISE(kind, name, member, code, message) \
+    { name, kind, offsetof(MigrationPromises, member), code, message }
+
+/* A flag or a number, of which there is always one in the structure */
+#define SIMPLE(kind, name, member, code, message) \
+    { name, kind, offsetof(MigrationPromises, member), code, message, \
+      offsetof(MigrationPromises, has_ ## member) }
+
 /*
- * What people read; of a promise that is not here the names speak.  $S: the
+ * All that there is, in the schema's order, and what people read.  $S: the
  * section, $I: the item, $A: value on the source, $B: on the destination.
  */
-static const struct {
+static const struct Promise {
     const char *name;
+    PromiseKind kind;
+    size_t value;
     const char *code;
     const char *message;
-} texts[] = {
-    { "counts", "section-schema",
-      "the state of '$S' has $A '$I' on the source and $B on the destination" },
-    { "values", "section-schema",
+    size_t has;
+} promises[] = {
+    PROMISE(PROMISE_NUMBERS, "counts", counts, "section-schema",
+      "the state of '$S' has $A '$I' on the source and $B on the destination"),
+    PROMISE(PROMISE_NUMBERS, "values", values, "section-schema",
       "in the state of '$S', '$I' is $A on the source and $B on the "
-      "destination" },
-    { "bytes", "section-schema",
+      "destination"),
+    SIMPLE(PROMISE_NUMBER, "bytes", bytes, "section-schema",
       "the state of '$S' has $A bytes on the source and $B on the "
-      "destination" },
-    { "subsections", "section-schema",
+      "destination"),
+    PROMISE(PROMISE_SET, "subsections", subsections, "section-schema",
       "the source would send '$A' as a part of '$S', which the destination "
-      "does not know" },
-    { "device-type", "device",
-      "'$S' is a $A on the source and a $B on the destination" },
-    { "pci-config", "device",
+      "does not know"),
+    PROMISE(PROMISE_TEXT, "device-type", device_type, "device",
+      "'$S' is a $A on the source and a $B on the destination"),
+    PROMISE(PROMISE_TEXT, "pci-config", pci_config, "device",
       "'$S': PCI configuration differs at $I: $A on the source, $B on the "
-      "destination" },
-    { "pci-status", "device",
+      "destination"),
+    PROMISE(PROMISE_TEXT, "pci-status", pci_status, "device",
       "'$S': PCI status differs at $I: $A on the source, $B on the "
-      "destination" },
-    { "virtio-features", "device",
-      "'$S': the guest uses $A, which the destination does not offer" },
-    { "virtio-queues", "device",
-      "'$S': the guest uses $A queues, and the destination has $B" },
-    { "vnet-hdr", "device",
+      "destination"),
+    PROMISE(PROMISE_TEXT, "virtio-features", virtio_features, "device",
+      "'$S': the guest uses $A, which the destination does not offer"),
+    SIMPLE(PROMISE_NUMBER, "virtio-queues", virtio_queues, "device",
+      "'$S': the guest uses $A queues, and the destination has $B"),
+    SIMPLE(PROMISE_FLAG, "vnet-hdr", vnet_hdr, "device",
       "'$S': whether packets have virtio headers (vnet_hdr): $A on the source, "
-      "$B on the destination" },
-    { "ports", "device",
-      "'$S' has port $A on the source and $B on the destination" },
-    { "cpu-model", "cpu",
-      "the guest's CPU is a $A on the source and a $B on the destination" },
-    { "cpu-features", "cpu",
-      "the guest's CPU has $A, which CPUs of the destination do not have" },
-    { "cpu", "cpu",
+      "$B on the destination"),
+    SIMPLE(PROMISE_FLAG, "no-pic", no_pic, "device",
+      "the guest of '$S' runs without i8259 interrupt controllers, and those "
+      "of the destination would crash it; give its machine 'pic=off'"),
+    PROMISE(PROMISE_TEXT, "ports", ports, "device",
+      "'$S' has port $A on the source and $B on the destination"),
+    PROMISE(PROMISE_TEXT, "cpu-model", cpu_model, "cpu",
+      "the guest's CPU is a $A on the source and a $B on the destination"),
+    PROMISE(PROMISE_SET, "cpu-features", cpu_features, "cpu",
+      "the guest's CPU has $A, which CPUs of the destination do not have"),
+    PROMISE(PROMISE_TEXTS, "cpu", cpu, "cpu",
       "the $I of the guest's CPU is $A on the source and $B on the "
-      "destination" },
-    { "disks", "disk",
-      "disk $I of '$S' is a $A on the source and $B on the destination" },
-    { "disk-sizes", "disk",
-      "disk $I of '$S' has $A bytes on the source and $B on the destination" },
-    { "disk-writable", "disk",
+      "destination"),
+    PROMISE(PROMISE_TEXTS, "disks", disks, "disk",
+      "disk $I of '$S' is a $A on the source and $B on the destination"),
+    PROMISE(PROMISE_NUMBERS, "disk-sizes", disk_sizes, "disk",
+      "disk $I of '$S' has $A bytes on the source and $B on the destination"),
+    PROMISE(PROMISE_SET, "disk-writable", disk_writable, "disk",
       "disk $A of '$S' can be written on the source, and not on the "
-      "destination" },
-    { "disk-serials", "disk",
+      "destination"),
+    PROMISE(PROMISE_TEXTS, "disk-serials", disk_serials, "disk",
       "disk $I of '$S' has serial number $A on the source and $B on the "
-      "destination" },
-    { "disk-block-sizes", "disk",
+      "destination"),
+    PROMISE(PROMISE_NUMBERS, "disk-block-sizes", disk_block_sizes, "disk",
       "disk $I of '$S' has blocks of $A bytes on the source and of $B on the "
-      "destination" },
-    { NULL, "device",
-      "'$S': $I is $A on the source and $B on the destination" },
+      "destination"),
 };
+
+static const struct Promise *promise_find(const char *name)
+{
+    for (int i = 0; i < ARRAY_SIZE(promises); i++) {
+        if (!strcmp(promises[i].name, name)) {
+            return &promises[i];
+        }
+    }
+    /* It has no member in the schema, so that no source can make it */
+    return NULL;
+}
 
 static char *fill_in(const char *message, const char *subject,
                      const char *item, const char *a, const char *b)
@@ -110,24 +146,30 @@ static char *fill_in(const char *message, const char *subject,
     return g_string_free(text, FALSE);
 }
 
+static char *issue_text(const Judgement *j, const HandshakeLimit *limit,
+                        const char *item, const char *a, const char *b,
+                        const char **code)
+{
+    const struct Promise *promise = promise_find(limit->name);
+
+    *code = promise->code;
+    return fill_in(promise->message, j->subject,
+                   item ?: limit->item ?: limit->name, a, b);
+}
+
 static void broken(const Judgement *j, const HandshakeLimit *limit,
                    MigrationPromiseBreach breach, const char *item,
                    const char *a, const char *b)
 {
     bool harmless = breach == MIGRATION_BREACH_CHANGE ||
                     j->section->conditional;
-    g_autofree char *message = NULL;
-    int i = 0;
+    const char *code;
+    g_autofree char *message = issue_text(j, limit, item, a, b, &code);
 
-    while (texts[i].name && strcmp(texts[i].name, limit->name)) {
-        i++;
-    }
-    item = item ?: limit->item ?: limit->name;
-    message = fill_in(texts[i].message, j->subject, item, a, b);
     if (g_hash_table_contains(j->told, message)) {
         return;
     }
-    handshake_issue_add(j->issues, texts[i].code,
+    handshake_issue_add(j->issues, code,
                         harmless ? HANDSHAKE_WARNING : HANDSHAKE_ERROR,
                         j->subject, a, b, "%s", message);
     if (g_hash_table_size(j->told) < HANDSHAKE_ISSUES_MAX) {
@@ -136,13 +178,8 @@ static void broken(const Judgement *j, const HandshakeLimit *limit,
 }
 
 static void judge_number(const Judgement *j, const HandshakeLimit *limit,
-                         const QObject *value)
+                         uint64_t number)
 {
-    uint64_t number;
-
-    if (!qnum_get_try_uint(qobject_to(QNum, value), &number)) {
-        return;
-    }
     if (limit->rule == HANDSHAKE_RULE_EQUAL ? number != limit->number
                                             : number > limit->number) {
         g_autofree char *a = g_strdup_printf("%" PRIu64, number);
@@ -154,7 +191,7 @@ static void judge_number(const Judgement *j, const HandshakeLimit *limit,
 
 static bool cpu_model_is_same(const Judgement *j)
 {
-    const char *model = qdict_get_try_str(j->promised, "cpu-model");
+    const char *model = j->promised->cpu_model;
 
     for (guint i = 0; i < j->limits->len; i++) {
         const HandshakeLimit *limit = g_ptr_array_index(j->limits, i);
@@ -167,10 +204,8 @@ static bool cpu_model_is_same(const Judgement *j)
 }
 
 static void judge_text(const Judgement *j, const HandshakeLimit *limit,
-                       const QObject *value)
+                       const char *text)
 {
-    const char *text = qstring_get_str(qobject_to(QString, value));
-
     if (!strcmp(limit->name, "cpu") && !cpu_model_is_same(j)) {
         /* It goes without saying */
         return;
@@ -195,13 +230,18 @@ static void listing_add(Listing *listing, const char *name)
     }
 }
 
-static void listing_judge(const Judgement *j, const HandshakeLimit *limit,
-                          MigrationPromiseBreach breach, Listing *listing)
+static void listing_end(Listing *listing)
 {
     if (listing->n > LISTED_MAX) {
         g_string_append_printf(listing->text, " and %u more",
                                listing->n - LISTED_MAX);
     }
+}
+
+static void listing_judge(const Judgement *j, const HandshakeLimit *limit,
+                          MigrationPromiseBreach breach, Listing *listing)
+{
+    listing_end(listing);
     if (listing->n) {
         broken(j, limit, breach, NULL, listing->text->str, "missing");
     }
@@ -211,7 +251,7 @@ static void listing_judge(const Judgement *j, const HandshakeLimit *limit,
 /* Asked for whatever there is, each version of QEMU has its own */
 static bool cpu_is_whatever(const Judgement *j)
 {
-    const char *model = qdict_get_try_str(j->promised, "cpu-model");
+    const char *model = j->promised->cpu_model;
 
     return model && cpu_model_is_same(j) &&
            (g_str_has_prefix(model, "host-") ||
@@ -220,26 +260,24 @@ static bool cpu_is_whatever(const Judgement *j)
 }
 
 static void judge_set(const Judgement *j, const HandshakeLimit *limit,
-                      const QObject *value)
+                      const strList *set)
 {
     bool is_cpu = !strcmp(limit->name, "cpu-features");
     bool whatever = is_cpu && cpu_is_whatever(j);
     Listing lost = { g_string_new(NULL) };
     Listing changed = { g_string_new(NULL) };
-    const QListEntry *entry;
 
-    QLIST_FOREACH_ENTRY(qobject_to(QList, value), entry) {
-        const char *item =
-            qstring_get_str(qobject_to(QString, qlist_entry_obj(entry)));
-        void *here = NULL;
+    for (; set; set = set->next) {
+        const char *item = set->value;
+        void *member = NULL;
         bool known = g_hash_table_lookup_extended(limit->set, item, NULL,
-                                                  &here);
+                                                  &member);
 
         /*
          * What nested guests can do is no reason to refuse; nor is a name that
          * is not known here, which may be that of something known
          */
-        if (!here) {
+        if (!(GPOINTER_TO_INT(member) & HANDSHAKE_MEMBER_HERE)) {
             listing_add(whatever ||
                         (is_cpu && (!known || g_str_has_prefix(item, "vmx-")))
                         ? &changed : &lost, item);
@@ -250,10 +288,9 @@ static void judge_set(const Judgement *j, const HandshakeLimit *limit,
 }
 
 static void judge_bits(const Judgement *j, const HandshakeLimit *limit,
-                       const QObject *value)
+                       const char *text)
 {
-    g_autoptr(GArray) bits =
-        handshake_bits_from_text(qstring_get_str(qobject_to(QString, value)));
+    g_autoptr(GArray) bits = handshake_bits_from_text(text);
     const uint64_t *here = (const uint64_t *)limit->bytes->data;
     unsigned words = limit->bytes->len / sizeof(uint64_t);
     Listing listing = { g_string_new(NULL) };
@@ -276,10 +313,9 @@ static void judge_bits(const Judgement *j, const HandshakeLimit *limit,
 
 /* The first difference is told: those that follow are often its consequences */
 static void judge_masked(const Judgement *j, const HandshakeLimit *limit,
-                         const QObject *value)
+                         const char *text)
 {
-    g_autoptr(GByteArray) bytes =
-        handshake_bytes_from_text(qstring_get_str(qobject_to(QString, value)));
+    g_autoptr(GByteArray) bytes = handshake_bytes_from_text(text);
     guint size = bytes ? MIN(bytes->len, limit->bytes->len) : 0;
     const uint8_t *here = limit->bytes->data;
     guint i = 0;
@@ -301,64 +337,194 @@ static void judge_masked(const Judgement *j, const HandshakeLimit *limit,
 }
 
 static void judge(const Judgement *j, const HandshakeLimit *limit,
-                  const QObject *value)
+                  const Value *value)
 {
     switch (limit->rule) {
     case HANDSHAKE_RULE_EQUAL:
     case HANDSHAKE_RULE_AT_MOST:
-        judge_number(j, limit, value);
+        judge_number(j, limit, value->number);
         break;
     case HANDSHAKE_RULE_FLAG:
-        if (qbool_get_bool(qobject_to(QBool, value)) && !limit->number) {
+        if (value->number && !limit->number) {
             broken(j, limit, limit->breach, NULL, "yes", "no");
         }
         break;
     case HANDSHAKE_RULE_TEXT:
-        judge_text(j, limit, value);
+        judge_text(j, limit, value->text);
         break;
     case HANDSHAKE_RULE_SET:
-        judge_set(j, limit, value);
+        judge_set(j, limit, value->set);
         break;
     case HANDSHAKE_RULE_BITS:
-        judge_bits(j, limit, value);
+        judge_bits(j, limit, value->text);
         break;
     case HANDSHAKE_RULE_MASKED:
-        judge_masked(j, limit, value);
+        judge_masked(j, limit, value->text);
         break;
     }
 }
 
-/* Returns: the source's value, or NULL if it has not promised it */
-static const QObject *promised_value(const QDict *promised,
-                                     const HandshakeLimit *limit)
+/* Of one reason why the guest could not come back; takes @text */
+static void cannot_return(const Judgement *j, const char *a, const char *b,
+                          char *text)
 {
-    const QObject *value = qdict_get(promised, limit->name);
-    const QList *list = qobject_to(QList, value);
-    const QListEntry *entry;
+    MigrationHandshakeIssue *issue = g_new0(MigrationHandshakeIssue, 1);
 
-    if (!limit->item) {
-        return value;
-    }
-    for (entry = list ? qlist_first(list) : NULL; entry;
-         entry = qlist_next(entry)) {
-        QDict *dict = qobject_to(QDict, qlist_entry_obj(entry));
-
-        if (!strcmp(qdict_get_str(dict, "name"), limit->item)) {
-            return qdict_get(dict, "value");
-        }
-    }
-    return NULL;
+    issue->subject = g_strdup(j->subject);
+    issue->source = g_strdup(a);
+    issue->destination = g_strdup(b);
+    issue->message = text;
+    *j->back = issue;
 }
 
-static QDict *promises_to_dict(MigrationPromises *promises)
+/* What the guest would have from here, and the source does not have */
+static void judge_gain(const Judgement *j, const HandshakeLimit *limit,
+                       const char *gain)
 {
-    QObject *result = NULL;
-    Visitor *v = qobject_output_visitor_new(&result);
+    bool set = limit->rule == HANDSHAKE_RULE_SET;
 
-    visit_type_MigrationPromises(v, NULL, &promises, &error_abort);
-    visit_complete(v, &result);
-    visit_free(v);
-    return qobject_to(QDict, result);
+    cannot_return(j, "missing", gain,
+                  g_strdup_printf("'%s' has %s%s%s%s on the destination alone",
+                                  j->subject, gain, set ? " (" : "",
+                                  set ? limit->name : "", set ? ")" : ""));
+}
+
+static void judge_set_return(const Judgement *j, const HandshakeLimit *limit,
+                             const strList *there)
+{
+    g_autoptr(GHashTable) theirs = g_hash_table_new(g_str_hash, g_str_equal);
+    g_autoptr(GList) names = g_list_sort(g_hash_table_get_keys(limit->set),
+                                         (GCompareFunc)strcmp);
+    Listing gain = { g_string_new(NULL) };
+
+    for (; there; there = there->next) {
+        g_hash_table_add(theirs, there->value);
+    }
+    for (GList *l = names; l; l = l->next) {
+        void *member = g_hash_table_lookup(limit->set, l->data);
+
+        if (GPOINTER_TO_INT(member) & HANDSHAKE_MEMBER_PROMISED &&
+            !g_str_has_prefix(l->data, "vmx-") &&
+            !g_hash_table_contains(theirs, l->data)) {
+            listing_add(&gain, l->data);
+        }
+    }
+    listing_end(&gain);
+    if (gain.n) {
+        judge_gain(j, limit, gain.text->str);
+    }
+    g_string_free(gain.text, TRUE);
+}
+
+static void judge_equal_return(const Judgement *j, const HandshakeLimit *limit,
+                               const Value *value)
+{
+    bool number = limit->rule == HANDSHAKE_RULE_EQUAL;
+    g_autofree char *a = number ? g_strdup_printf("%" PRIu64, value->number)
+                                : g_strdup(value->text);
+    g_autofree char *b = number ? g_strdup_printf("%" PRIu64, limit->number)
+                                : g_strdup(limit->text);
+    const char *code;
+
+    if (strcmp(a, b)) {
+        cannot_return(j, a, b, issue_text(j, limit, NULL, a, b, &code));
+    }
+}
+
+/*
+ * What this machine would promise the guest by itself, held against the source.
+ * Of limits of the source nothing is known but what it has promised.  One of
+ * the same version would have told what it has.
+ */
+static void judge_return(const Judgement *j, const HandshakeLimit *limit,
+                         const Value *value)
+{
+    bool tells = !g_strcmp0(j->src->qemu_version, j->dst->qemu_version);
+
+    if (*j->back || limit->breach == MIGRATION_BREACH_CHANGE ||
+        j->section->conditional) {
+        return;
+    }
+    switch (limit->rule) {
+    case HANDSHAKE_RULE_EQUAL:
+    case HANDSHAKE_RULE_TEXT:
+        if (value->present && limit->promised) {
+            judge_equal_return(j, limit, value);
+        }
+        break;
+    case HANDSHAKE_RULE_FLAG:
+        if (tells && limit->promised && !value->number) {
+            judge_gain(j, limit, limit->name);
+        }
+        break;
+    case HANDSHAKE_RULE_SET:
+        if (tells) {
+            judge_set_return(j, limit, value->set);
+        }
+        break;
+    case HANDSHAKE_RULE_AT_MOST:
+    case HANDSHAKE_RULE_BITS:
+    case HANDSHAKE_RULE_MASKED:
+        /* The guest may use no more than now; what the source has is unknown */
+        break;
+    }
+}
+
+static Value text_value(const char *text)
+{
+    return (Value) { text != NULL, .text = text };
+}
+
+static Value set_value(const strList *set)
+{
+    return (Value) { set != NULL, .set = set };
+}
+
+static Value number_of(const MigrationPromiseNumberList *l, const char *item)
+{
+    for (; l; l = l->next) {
+        if (!g_strcmp0(l->value->name, item)) {
+            return (Value) { true, .number = l->value->value };
+        }
+    }
+    return (Value) { false };
+}
+
+static Value text_of(const MigrationPromiseTextList *l, const char *item)
+{
+    for (; l; l = l->next) {
+        if (!g_strcmp0(l->value->name, item)) {
+            return text_value(l->value->value);
+        }
+    }
+    return (Value) { false };
+}
+
+static Value promised_value(const MigrationPromises *promised,
+                            const HandshakeLimit *limit)
+{
+    const struct Promise *promise = promise_find(limit->name);
+    const char *at = (const char *)promised;
+
+    if (!promise || (promise->has && !*(const bool *)(at + promise->has))) {
+        return (Value) { false };
+    }
+    at += promise->value;
+    switch (promise->kind) {
+    case PROMISE_FLAG:
+        return (Value) { true, .number = *(const bool *)at };
+    case PROMISE_NUMBER:
+        return (Value) { true, .number = *(const uint64_t *)at };
+    case PROMISE_TEXT:
+        return text_value(*(char *const *)at);
+    case PROMISE_SET:
+        return set_value(*(strList *const *)at);
+    case PROMISE_NUMBERS:
+        return number_of(*(MigrationPromiseNumberList *const *)at, limit->item);
+    case PROMISE_TEXTS:
+        return text_of(*(MigrationPromiseTextList *const *)at, limit->item);
+    }
+    g_assert_not_reached();
 }
 
 /* What is there for the source's section, or NULL; @vain as in compare.c */
@@ -380,7 +546,8 @@ static const GPtrArray *limits_find(GHashTable *limits, const char *name,
 
 void handshake_compare_promises(const MigrationProfile *source,
                                 const MigrationProfile *destination,
-                                GHashTable *limits, HandshakeIssues *issues)
+                                GHashTable *limits, HandshakeIssues *issues,
+                                MigrationHandshakeIssue **back)
 {
     g_autoptr(GHashTable) told = g_hash_table_new_full(g_str_hash, g_str_equal,
                                                        g_free, NULL);
@@ -388,33 +555,33 @@ void handshake_compare_promises(const MigrationProfile *source,
     const MigrationProfileSectionList *l;
     unsigned vain = 0;
 
+    *back = NULL;
     for (l = source->sections; l; l = l->next) {
         const MigrationProfileSection *section = l->value;
         const uint32List *i = section->has_instances ? section->instances
                                                      : &zero_alone;
-        g_autoptr(QDict) promised = NULL;
 
         if (!section->promises) {
             continue;
         }
-        promised = promises_to_dict(section->promises);
         for (; i; i = i->next) {
             g_autofree char *subject = i->value
                 ? handshake_section_key(section->name, i->value)
                 : g_strdup(section->name);
             Judgement j = {
-                source, destination, section, subject, promised,
+                source, destination, section, subject, section->promises,
                 limits_find(limits, section->name, i->value, &vain), told,
-                issues,
+                issues, back,
             };
 
             for (guint n = 0; j.limits && n < j.limits->len; n++) {
                 const HandshakeLimit *limit = g_ptr_array_index(j.limits, n);
-                const QObject *value = promised_value(promised, limit);
+                Value value = promised_value(section->promises, limit);
 
-                if (value) {
-                    judge(&j, limit, value);
+                if (value.present) {
+                    judge(&j, limit, &value);
                 }
+                judge_return(&j, limit, &value);
             }
         }
     }

@@ -686,21 +686,28 @@ void handshake_compare(const MigrationProfile *source,
     compare_blocks(&c);
 }
 
+static void no_return(const Comparison *c, const char *subject, const char *a,
+                      const char *b, const char *reason)
+{
+    handshake_issue_add(c->issues, "no-return", HANDSHAKE_INFO, subject, a, b,
+                        "the guest could not come back: %s", reason);
+}
+
 /* @src: NULL if the source does not have it */
-static void no_return(const Comparison *c, const MigrationProfileSection *src,
-                      const MigrationProfileSection *dst, uint32_t instance)
+static void section_stays(const Comparison *c,
+                          const MigrationProfileSection *src,
+                          const MigrationProfileSection *dst, uint32_t instance)
 {
     g_autofree char *subject = section_text(dst, instance);
     g_autofree char *sent = g_strdup_printf("version %" PRIu32, dst->version);
     g_autofree char *read = src ? g_strdup_printf("version %" PRIu32,
                                                   src->version) : NULL;
+    g_autofree char *reason = g_strdup_printf(
+        "the destination would send %s of the state of '%s', %s%s", sent,
+        subject, read ? "and the source reads no more than "
+                      : "which the source does not have", read ?: "");
 
-    handshake_issue_add(c->issues, "no-return", HANDSHAKE_INFO, subject,
-                        read ?: "missing", sent,
-                        "the guest could not come back: the destination would "
-                        "send %s of the state of '%s', %s%s", sent, subject,
-                        read ? "and the source reads no more than "
-                             : "which the source does not have", read ?: "");
+    no_return(c, subject, read ?: "missing", sent, reason);
 }
 
 /* Returns whether the source reads what the destination would send */
@@ -714,15 +721,15 @@ static bool section_may_return(const Comparison *c,
         return true;
     }
     if (dst->version > src->version) {
-        no_return(c, src, dst, instance);
+        section_stays(c, src, dst, instance);
         return false;
     }
-    /* Here is the place for values that must be equal and are not */
     return true;
 }
 
 void handshake_compare_return(const MigrationProfile *source,
                               const MigrationProfile *destination,
+                              const MigrationHandshakeIssue *back,
                               HandshakeIssues *issues)
 {
     Comparison c = { source, destination, NULL, issues };
@@ -754,9 +761,13 @@ void handshake_compare_return(const MigrationProfile *source,
                                                          i->value);
 
             if (!g_hash_table_contains(matched, key)) {
-                no_return(&c, NULL, l->value, i->value);
+                section_stays(&c, NULL, l->value, i->value);
                 return;
             }
         }
+    }
+    if (back) {
+        no_return(&c, back->subject, back->source, back->destination,
+                  back->message);
     }
 }

@@ -267,6 +267,7 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
     g_autoptr(GHashTable) limits = handshake_limits_new();
     HandshakeVerdict *verdict = handshake_verdict_new(true);
     HandshakeIssues *issues = &verdict->issues;
+    g_autoptr(MigrationHandshakeIssue) back = NULL;
     g_autoptr(Error) err = NULL;
 
     verdict->message->peer = handshake_peer_new(local);
@@ -284,12 +285,12 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
     handshake_negotiate(hello, local, verdict);
     handshake_compare(hello->profile, local, verdict->message->capabilities,
                       issues);
-    handshake_compare_promises(hello->profile, local, limits, issues);
+    handshake_compare_promises(hello->profile, local, limits, issues, &back);
     if (handshake_issues_refuse(issues, hello->warnings_as_errors)) {
         dest_refuse(verdict);
         return verdict;
     }
-    handshake_compare_return(hello->profile, local, issues);
+    handshake_compare_return(hello->profile, local, back, issues);
     if (!strcmp(hello->purpose, HANDSHAKE_PURPOSE_CHECK)) {
         handshake_policy_note_untried(verdict);
     }

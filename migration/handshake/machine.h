@@ -81,6 +81,7 @@ void handshake_compare(const MigrationProfile *source,
  * handshake_compare_return: whether the guest could come back
  * @source: the profile of the machine that the guest runs on
  * @destination: this machine, as handshake_profile_new() has described it
+ * @back: what handshake_compare_promises() has found, or NULL
  * @issues: the first reason why it could not is added
  *
  * For guests that may move: what would be refused need not be asked about.
@@ -90,6 +91,7 @@ void handshake_compare(const MigrationProfile *source,
  */
 void handshake_compare_return(const MigrationProfile *source,
                               const MigrationProfile *destination,
+                              const MigrationHandshakeIssue *back,
                               HandshakeIssues *issues);
 
 /**
@@ -98,6 +100,8 @@ void handshake_compare_return(const MigrationProfile *source,
  * @destination: this machine's profile
  * @limits: what this machine could keep
  * @issues: a promise that would be broken is added, at most one issue for each
+ * @back: for handshake_compare_return(): set to what would keep the guest from
+ *        coming back, to be freed by the caller, or to NULL
  *
  * A promise that either side does not make is not compared.
  *
@@ -107,7 +111,8 @@ void handshake_compare_return(const MigrationProfile *source,
  */
 void handshake_compare_promises(const MigrationProfile *source,
                                 const MigrationProfile *destination,
-                                GHashTable *limits, HandshakeIssues *issues);
+                                GHashTable *limits, HandshakeIssues *issues,
+                                MigrationHandshakeIssue **back);
 
 /**
  * handshake_compare_capability: whether two machines go together with a

@@ -11,6 +11,7 @@
 #include "hw/boards.h"
 #include "hw/core/cpu.h"
 #include "hw/qdev-core.h"
+#include "hw/sysbus.h"
 #include "migration/migration.h"
 #include "migration/ram.h"
 #include "migration/register.h"
@@ -90,7 +91,7 @@ typedef struct ProfileParts {
     MigrationProfileSectionList **tail;
     GHashTable *groups;             /* the last one of each name */
     GPtrArray *leaving;             /* prefixes of names */
-    GHashTable *devices;            /* all of them, by DeviceState */
+    GHashTable *devices;            /* all on a bus, by DeviceState */
     GArray *memory;                 /* of ProfilePart: all that is mapped */
 } ProfileParts;
 
@@ -104,16 +105,13 @@ typedef struct ProfilePart {
  * A device that may be unplugged while a migration runs will be, before any of
  * its state is sent: the primary one of a failover pair.
  */
-static int profile_note_device(Object *obj, void *opaque)
+static int profile_note_device(DeviceState *dev, void *opaque)
 {
-    DeviceState *dev = (DeviceState *)object_dynamic_cast(obj, TYPE_DEVICE);
     ProfileParts *parts = opaque;
     g_autofree char *path = NULL;
 
-    if (dev) {
-        g_hash_table_add(parts->devices, dev);
-    }
-    if (dev && dev->realized && dev->allow_unplug_during_migration) {
+    g_hash_table_add(parts->devices, dev);
+    if (dev->realized && dev->allow_unplug_during_migration) {
         path = qdev_get_dev_path(dev);
     }
     if (path) {
@@ -378,8 +376,8 @@ static void profile_add_parts(MigrationProfile *profile,
     MigrationProfileSectionList *l;
     RAMBlock *rb;
 
-    object_child_foreach_recursive(object_get_root(), profile_note_device,
-                                   &parts);
+    qbus_walk_children(sysbus_get_default(), profile_note_device, NULL, NULL,
+                       NULL, &parts);
     profile_map(&parts, get_system_memory(), 0, 0, UINT64_MAX, 0);
     g_array_sort(parts.memory, profile_part_order);
     qemu_savevm_foreach_section(profile_add_section, &parts);
@@ -401,13 +399,9 @@ static void profile_add_parts(MigrationProfile *profile,
     g_array_unref(parts.memory);
 }
 
-static int limits_note_device(Object *obj, void *opaque)
+static int limits_note_device(DeviceState *dev, void *opaque)
 {
-    DeviceState *dev = (DeviceState *)object_dynamic_cast(obj, TYPE_DEVICE);
-
-    if (dev) {
-        g_hash_table_add(opaque, dev);
-    }
+    g_hash_table_add(opaque, dev);
     return 0;
 }
 
@@ -438,8 +432,8 @@ GHashTable *handshake_limits_new(void)
                                         (GDestroyNotify)g_ptr_array_unref),
     };
 
-    object_child_foreach_recursive(object_get_root(), limits_note_device,
-                                   parts.devices);
+    qbus_walk_children(sysbus_get_default(), limits_note_device, NULL, NULL,
+                       NULL, parts.devices);
     qemu_savevm_foreach_section(limits_add_section, &parts);
     g_hash_table_unref(parts.devices);
     return parts.limits;

@@ -32,6 +32,7 @@ struct VMStatePromises {
     bool bytes_unsure;
     int depth;
     int unsure;             /* within what pre_load() may yet set up */
+    int idle;               /* within what would not be sent now */
     int apart;              /* within what does not count for @bytes */
     int repeated;           /* within an element that is not the first */
 };
@@ -160,6 +161,7 @@ static void promise_number(VMStatePromises *p, const char *name,
     limit = limit_new(p, name, item, rule, breach);
     if (limit) {
         limit->number = number;
+        limit->promised = !p->idle;
     }
 }
 
@@ -193,6 +195,7 @@ void migration_promise_flag(VMStatePromises *p, const char *name,
     l = limit_new(p, name, NULL, HANDSHAKE_RULE_FLAG, breach);
     if (l) {
         l->number = limit;
+        l->promised = promised && !p->idle;
     }
 }
 
@@ -214,6 +217,7 @@ void migration_promise_text(VMStatePromises *p, const char *name,
     limit = limit_new(p, name, item, HANDSHAKE_RULE_TEXT, breach);
     if (limit) {
         limit->text = g_strdup(value);
+        limit->promised = value && !p->idle;
     }
 }
 
@@ -245,7 +249,10 @@ void migration_promise_member(VMStatePromises *p, const char *name,
         l->set = g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     }
     if (item) {
-        g_hash_table_insert(l->set, g_strdup(item), GINT_TO_POINTER(limit));
+        promised = promised && !p->idle;
+        g_hash_table_insert(l->set, g_strdup(item), GINT_TO_POINTER(
+            (limit ? HANDSHAKE_MEMBER_HERE : 0) |
+            (promised ? HANDSHAKE_MEMBER_PROMISED : 0)));
         p->items++;
     }
 }
@@ -593,9 +600,11 @@ static void walk_subsection(VMStatePromises *p, const VMStateDescription *vmsd,
     }
     g_string_append_printf(p->path, "%s:", vmsd->name);
     p->unsure += !needed;
+    p->idle += !needed;
     p->apart++;
     walk(p, vmsd, opaque, vmsd->version_id, 1);
     p->apart--;
+    p->idle -= !needed;
     p->unsure -= !needed;
     g_string_truncate(p->path, len);
 }
@@ -664,6 +673,8 @@ static bool tells_type(VMStatePromises *p, const VMStateDescription *vmsd,
 static void collect(VMStatePromises *p, const VMStateDescription *vmsd,
                     void *opaque, int version, const char *type)
 {
+    /* Nobody knows what becomes of one that may not be sent */
+    p->idle = vmsd->needed != NULL;
     p->path = g_string_new(NULL);
     p->loaded = g_array_new(false, false, sizeof(Loaded));
     walk(p, vmsd, opaque, version, 1);

@@ -30,6 +30,12 @@ typedef enum HandshakeRule {
     HANDSHAKE_RULE_MASKED,
 } HandshakeRule;
 
+/* Of what is known, and may not be here */
+typedef enum HandshakeMember {
+    HANDSHAKE_MEMBER_HERE = 1,
+    HANDSHAKE_MEMBER_PROMISED = 2,  /* on the way back, for sure */
+} HandshakeMember;
+
 /*
  * What this machine makes of a promise of the other one.  Never on the wire:
  * only who has the device can judge.
@@ -39,9 +45,10 @@ typedef struct HandshakeLimit {
     char *item;             /* if @name is a list, but for sets */
     HandshakeRule rule;
     MigrationPromiseBreach breach;
+    bool promised;          /* EQUAL, TEXT, FLAG: on the way back, for sure */
     uint64_t number;        /* EQUAL, AT_MOST, FLAG */
     char *text;             /* TEXT; may be NULL */
-    GHashTable *set;        /* SET: what is known, and whether it is here */
+    GHashTable *set;        /* SET: what is known, as HandshakeMember */
     GByteArray *bytes;      /* BITS: words; MASKED: the values, */
     GByteArray *mask;       /* and which bits of these count */
     char *(*describe)(void *opaque, unsigned index);

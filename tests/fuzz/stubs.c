@@ -203,6 +203,7 @@ static HandshakeLimit *limits_add(GPtrArray *limits, const char *name,
     limit->item = (char *)item;
     limit->rule = rule;
     limit->number = 3;
+    limit->promised = rule != HANDSHAKE_RULE_TEXT;
     g_ptr_array_add(limits, limit);
     return limit;
 }
@@ -218,15 +219,18 @@ static GPtrArray *section_limits(void)
     limits_add(limits, "counts", "devs", HANDSHAKE_RULE_EQUAL);
     limits_add(limits, "virtio-queues", NULL, HANDSHAKE_RULE_AT_MOST);
     limits_add(limits, "vnet-hdr", NULL, HANDSHAKE_RULE_FLAG)->number = 0;
+    limits_add(limits, "no-pic", NULL, HANDSHAKE_RULE_FLAG)->promised = false;
     limits_add(limits, "device-type", NULL, HANDSHAKE_RULE_TEXT);
-    limits_add(limits, "cpu-model", NULL, HANDSHAKE_RULE_TEXT)->text =
-        (char *)"max-x86_64-cpu";
+    limit = limits_add(limits, "cpu-model", NULL, HANDSHAKE_RULE_TEXT);
+    limit->text = (char *)"max-x86_64-cpu";
+    limit->promised = true;
     limits_add(limits, "cpu", "family", HANDSHAKE_RULE_TEXT)->text =
         (char *)"6";
     limit = limits_add(limits, "cpu-features", NULL, HANDSHAKE_RULE_SET);
     limit->set = g_hash_table_new(g_str_hash, g_str_equal);
-    g_hash_table_insert(limit->set, (char *)"sse", GINT_TO_POINTER(true));
-    g_hash_table_insert(limit->set, (char *)"avx", GINT_TO_POINTER(false));
+    g_hash_table_insert(limit->set, (char *)"sse", GINT_TO_POINTER(
+        HANDSHAKE_MEMBER_HERE | HANDSHAKE_MEMBER_PROMISED));
+    g_hash_table_insert(limit->set, (char *)"avx", NULL);
     limit = limits_add(limits, "virtio-features", NULL, HANDSHAKE_RULE_BITS);
     limit->bytes = g_byte_array_append(g_byte_array_new(),
                                        (const uint8_t *)words, sizeof(words));

@@ -56,7 +56,8 @@ async def learn(source: Machine, port: int) -> Here:
                 page_size=profile.page_size, host_page_size=profile.host_page_size or 4096,
                 uuid=UUID, stream=profile.stream, ram_blocks=profile.ram_blocks,
                 bitmaps=[Bitmap("disk")],
-                sections={(item.name, instance): Reader(item.version, 0, not item.conditional)
+                sections={(item.name, instance): Reader(item.version, 0, not item.conditional,
+                                                        item.promises)
                           for item in profile.sections for instance in item.every_instance})
 
 
@@ -96,6 +97,7 @@ class Dice:
                            "parameters": self._parameters(), "stream": self._stream()}
         peer = self._here.peer
         choices: dict[str, list[Any]] = {
+            "qemu-version": [peer.qemu_version] * 3 + ["7.1.0"],
             "machine": [peer.machine] * 9 + ["pc-q35-9.0"],
             "arch": [peer.arch] * 9 + ["i386", "s390x"],
             "page-size": [4096] * 9 + [0, 8192], "uuid": [UUID.upper()] * 4 + ["another"],
@@ -133,10 +135,21 @@ class Dice:
             newer = dice.random() < 0.01
             if dice.random() > 0.02:
                 items.append(Section(name, reader.version + newer, [instance],
-                                     dice.random() < 0.3).write())
+                                     dice.random() < 0.3, self._promises(reader)).write())
         return items + self._some([Section("nobody", 1).write(),
                                    {"name": "none", "version": 1, "instances": []},
                                    Section("perhaps", 1, None, True).write()], 2)
+
+    def _promises(self, reader: Reader) -> Optional[Object]:
+        """Of a guest that has been promised no more than it would get here, and maybe less."""
+        dice = self._random
+        if not reader.promises or dice.random() < 0.3:
+            return None
+        promises = {name: value for name, value in reader.promises.items() if dice.random() > 0.02}
+        features = promises.get("cpu-features")
+        if features and dice.random() < 0.3:
+            promises["cpu-features"] = [name for name in features if dice.random() > 0.05]
+        return promises
 
     def _bitmaps(self) -> list[Any]:
         return self._some([Bitmap(node, name).write() for node in ("disk", "disk", "gone")

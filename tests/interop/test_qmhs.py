@@ -21,7 +21,7 @@ from qmhs.messages import (NOT_STARTED, Accept, Bitmap, Combination, Commit, Dec
                            Section, read_reason, read_verdict)
 from qmhs.negotiation import Here, Judgement, Reader, judge, objections, other_channels
 from qmhs.roles import Destination, Opening, ReturnPath, Source
-from qmhs.strictjson import compose, parse
+from qmhs.strictjson import Object, compose, parse
 from qmhs.transcript import decode
 
 SPECIFICATION = TOP / "docs/interop/migration-handshake.rst"
@@ -533,6 +533,30 @@ def test_comparison(profile: Profile, expected: list[str]) -> None:
     assert result.is_accepted == ("error" not in " ".join(expected))
     strict = judge(replace(hello, warnings_as_errors=True), HERE)
     assert strict.is_accepted == all(text.startswith("info") for text in expected)
+
+
+PROMISED: Object = {"cpu-features": ["sse", "sse2"], "disk-writable": ["0"], "vnet-hdr": True}
+
+
+@pytest.mark.parametrize("change, stays", [
+    ({}, False), ({"cpu-features": ["sse"]}, True), ({"disk-writable": []}, True),
+    ({"vnet-hdr": False}, True), ({"cpu-features": ["sse2", "sse", "avx"]}, False),
+    ({"pci-config": "0:01"}, False)])
+def test_promises_on_the_way_back(change: Object, stays: bool) -> None:
+    """What it would get here, and a source of the same version does not speak of."""
+    own = {**PROMISED, "cpu-features": ["sse", "sse2", "vmx-ept"]}
+    promises = {**PROMISED, **change}
+    here = Here(Peer("10.0.0"), sections={("a", 0): Reader(1, promises=own)})
+
+    def is_kept(version: str, section: Section) -> bool:
+        result = judge(Hello(profile=Profile(Peer(version), sections=[section])), here)
+        assert result.is_accepted
+        return [(issue.severity, issue.code) for issue in result.issues] == [("info", "no-return")]
+
+    assert is_kept("10.0.0", Section("a", 1, promises=promises)) == stays
+    assert not is_kept("10.2.0", Section("a", 1, promises=promises))
+    assert not is_kept("10.0.0", Section("a", 1, None, True, promises))
+    assert not is_kept("10.0.0", Section("a", 1))
 
 
 @pytest.mark.parametrize("ignore, severity", [

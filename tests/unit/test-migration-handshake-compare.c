@@ -198,7 +198,7 @@ static void check_return(const char *src, const char *dst,
     HandshakeIssues issues = { 0 };
     g_autofree char *text = NULL;
 
-    handshake_compare_return(a, b, &issues);
+    handshake_compare_return(a, b, NULL, &issues);
     text = issues_text(&issues);
     g_assert_cmpstr(text, ==, expected ?: "");
     g_assert_cmpuint(issues.listed, ==, expected ? 1 : 0);
@@ -1043,7 +1043,7 @@ static void test_random(void)
         check_profiles(src, dst,
                        effective->next ? "postcopy-ram,x-ignore-shared"
                                        : "dirty-bitmaps", text);
-        handshake_compare_return(src, dst, &issues);
+        handshake_compare_return(src, dst, NULL, &issues);
         g_assert_cmpuint(issues.listed, <=, 1);
         handshake_issues_free(&issues);
     }
@@ -1106,10 +1106,11 @@ static GHashTable *set_from(const char *has, const char *lacks)
     const strList *l;
 
     for (l = names; l; l = l->next) {
-        g_hash_table_insert(set, g_strdup(l->value), GINT_TO_POINTER(true));
+        g_hash_table_insert(set, g_strdup(l->value), GINT_TO_POINTER(
+            HANDSHAKE_MEMBER_HERE | HANDSHAKE_MEMBER_PROMISED));
     }
     for (l = others; l; l = l->next) {
-        g_hash_table_insert(set, g_strdup(l->value), GINT_TO_POINTER(false));
+        g_hash_table_insert(set, g_strdup(l->value), NULL);
     }
     return set;
 }
@@ -1133,7 +1134,7 @@ static GHashTable *limits_new(void)
 
     limits_add(limits, (HandshakeLimit) {
         "counts", (char *)"a.n", HANDSHAKE_RULE_EQUAL, MIGRATION_BREACH_LOAD,
-        .number = 8 });
+        .promised = true, .number = 8 });
     limits_add(limits, (HandshakeLimit) {
         "values", (char *)"a.v", HANDSHAKE_RULE_EQUAL, MIGRATION_BREACH_LOAD,
         .number = UINT64_MAX });
@@ -1147,7 +1148,7 @@ static GHashTable *limits_new(void)
         "vnet-hdr", NULL, HANDSHAKE_RULE_FLAG, MIGRATION_BREACH_LOAD });
     limits_add(limits, (HandshakeLimit) {
         "device-type", NULL, HANDSHAKE_RULE_TEXT, MIGRATION_BREACH_CHANGE,
-        .text = (char *)"scsi-cd" });
+        .promised = true, .text = (char *)"scsi-cd" });
     limits_add(limits, (HandshakeLimit) {
         "disk-serials", (char *)"0", HANDSHAKE_RULE_TEXT,
         MIGRATION_BREACH_CHANGE });
@@ -1179,7 +1180,19 @@ static GHashTable *limits_new(void)
                         "f1,f2,f3,f4,f5,f6,f7,f8,f9,f10") });
     limits_add(few, (HandshakeLimit) {
         "virtio-queues", NULL, HANDSHAKE_RULE_AT_MOST, MIGRATION_BREACH_LOSS,
+        .promised = true, .number = 1 });
+    limits_add(few, (HandshakeLimit) {
+        "no-pic", NULL, HANDSHAKE_RULE_FLAG, MIGRATION_BREACH_LOSS,
         .number = 1 });
+    limits_add(few, (HandshakeLimit) {
+        "vnet-hdr", NULL, HANDSHAKE_RULE_FLAG, MIGRATION_BREACH_LOAD,
+        .promised = true, .number = 1 });
+    limits_add(few, (HandshakeLimit) {
+        "ports", NULL, HANDSHAKE_RULE_TEXT, MIGRATION_BREACH_LOAD,
+        .promised = true, .text = (char *)"1" });
+    limits_add(few, (HandshakeLimit) {
+        "disk-writable", NULL, HANDSHAKE_RULE_SET, MIGRATION_BREACH_LOSS,
+        .set = set_from("0", NULL) });
     g_hash_table_insert(all, g_strdup("dev 0"), g_ptr_array_ref(limits));
     g_hash_table_insert(all, g_strdup("dev 1"), limits);
     g_hash_table_insert(all, g_strdup("net-user 0"), few);
@@ -1195,10 +1208,11 @@ static void check_promises(const char *section, const char *qemu_version,
     g_autoptr(MigrationProfile) src = profile_from(json, NULL);
     g_autoptr(MigrationProfile) dst = profile_from(NULL, NULL);
     g_autoptr(GHashTable) limits = limits_new();
+    g_autoptr(MigrationHandshakeIssue) back = NULL;
     HandshakeIssues issues = { 0 };
     g_autofree char *text = NULL;
 
-    handshake_compare_promises(src, dst, limits, &issues);
+    handshake_compare_promises(src, dst, limits, &issues, &back);
     text = issues_text(&issues);
     g_assert_cmpstr(text, ==, expected ?: "");
     handshake_issues_free(&issues);
@@ -1335,6 +1349,124 @@ static void test_promise_sections(void)
                    "10.0.0", NULL);
 }
 
+/* What would keep a guest that has got here from coming back */
+static void check_back(const char *section, const char *qemu_version,
+                       const char *expected)
+{
+    g_autofree char *json = g_strdup_printf(
+        "{ 'sections': [ { 'name': 'apic', 'version': 2 },"
+        "  { 'version': 1, %s } ], 'qemu-version': '%s' }", section,
+        qemu_version);
+    g_autoptr(MigrationProfile) src = profile_from(json, NULL);
+    g_autoptr(MigrationProfile) dst = profile_from(NULL, NULL);
+    g_autoptr(GHashTable) limits = limits_new();
+    g_autoptr(MigrationHandshakeIssue) back = NULL;
+    HandshakeIssues forth = { 0 };
+    HandshakeIssues issues = { 0 };
+    g_autofree char *text = NULL;
+
+    handshake_compare_promises(src, dst, limits, &forth, &back);
+    handshake_issues_free(&forth);
+    handshake_compare_return(src, dst, back, &issues);
+    text = issues_text(&issues);
+    g_assert_cmpstr(text, ==, expected ?: "");
+    g_assert_false(handshake_issues_refuse(&issues, true));
+    handshake_issues_free(&issues);
+}
+
+static void test_promise_return(void)
+{
+#define HAS_ALL     "'cpu-features': [ 'sse', 'sse2' ], " \
+                    "'disk-writable': [ '0' ]"
+#define DEV(more)   "'name': 'dev', 'promises': { " more " }"
+#define NET(more)   "'name': 'net-user', 'promises': { 'vnet-hdr': true, " \
+                    "'disk-writable': [ '0' ] " more " }"
+    const char *sse = "info no-return dev: missing -> sse, sse2\n";
+
+    check_back(DEV(HAS_ALL), "10.0.0", NULL);
+    check_back("'name': 'dev'", "10.0.0", NULL);
+
+    /* What it would have here, and never there */
+    check_back(DEV("'disk-writable': [ '0' ]"), "10.0.0", sse);
+    check_back(DEV("'cpu-features': [ 'sse2' ], 'disk-writable': [ '0' ]"),
+               "10.0.0", "info no-return dev: missing -> sse\n");
+    check_back(DEV("'cpu-features': [ 'sse', 'sse2' ]"), "10.0.0",
+               "info no-return dev: missing -> 0\n");
+    check_back("'name': 'net-user', 'promises': { 'ports': '1' }", "10.0.0",
+               "info no-return net-user: missing -> vnet-hdr\n");
+    check_back(NET(", 'ports': '1'"), "10.0.0", NULL);
+
+    /* Another version may have what it does not speak of */
+    check_back(DEV("'disk-writable': [ '0' ]"), "10.2.0", NULL);
+    check_back("'name': 'net-user', 'promises': { 'ports': '1' }", "10.2.0",
+               NULL);
+
+    /* What would be refused on the way there, if nobody had ignored it */
+    check_back(DEV(HAS_ALL ", 'counts': [ { 'name': 'a.n', 'value': 8 } ]"),
+               "10.0.0", NULL);
+    check_back(DEV(HAS_ALL ", 'counts': [ { 'name': 'a.n', 'value': 9 } ]"),
+               "10.2.0", "info no-return dev: 9 -> 8\n");
+    check_back(NET(", 'ports': '2'"), "10.2.0",
+               "info no-return net-user: 2 -> 1\n");
+
+    /* What is no reason to refuse is none to stay, nor is what may change */
+    check_back(DEV(HAS_ALL ", 'device-type': 'scsi-hd'"), "10.0.0", NULL);
+    check_back(DEV(HAS_ALL ", 'values': [ { 'name': 'a.v', 'value': 1 } ]"),
+               "10.0.0", NULL);
+    check_back(NET(", 'virtio-queues': 2"), "10.0.0", NULL);
+    check_back(DEV("'cpu-model': 'max-x86_64-cpu'") ", 'conditional': true",
+               "10.0.0", NULL);
+
+    /* One reason is enough */
+    check_back(DEV("'cpu-features': [ 'sse2' ], 'counts': ["
+                   "  { 'name': 'a.n', 'value': 9 } ]"), "10.0.0",
+               "info no-return dev: 9 -> 8\n");
+}
+
+#define DEVICES     500
+
+/* As many devices as anybody has, each of which promises what it can */
+static void test_promise_speed(void)
+{
+    g_autoptr(GString) json = g_string_new("{ 'qemu-version': '10.0.0',"
+                                           "  'sections': [ ");
+    g_autoptr(MigrationProfile) src = NULL;
+    g_autoptr(MigrationProfile) dst = profile_from(NULL, NULL);
+    g_autoptr(GHashTable) limits = limits_new();
+    GPtrArray *one = g_hash_table_lookup(limits, "dev 0");
+    clock_t best = 0;
+
+    for (int i = 0; i < DEVICES; i++) {
+        g_string_append_printf(json, "%s{ 'name': 'dev%d', 'version': 1,"
+            "'promises': { 'counts': [ { 'name': 'a.n', 'value': 8 } ],"
+            "  'values': [ { 'name': 'a.v', 'value': 18446744073709551615 } ],"
+            "  'bytes': 360, 'virtio-queues': 2, 'device-type': 'scsi-cd',"
+            "  'disk-writable': [ '0' ], 'pci-config': '0:123400f0',"
+            "  'virtio-features': '10', 'cpu-features': [ 'sse', 'sse2' ] } }",
+            i ? ", " : "", i);
+        g_hash_table_insert(limits, g_strdup_printf("dev%d 0", i),
+                            g_ptr_array_ref(one));
+    }
+    g_string_append(json, " ] }");
+    src = profile_from(json->str, NULL);
+    for (int i = 0; i < 10; i++) {
+        g_autoptr(MigrationHandshakeIssue) back = NULL;
+        HandshakeIssues issues = { 0 };
+        clock_t time = clock();
+
+        handshake_compare_promises(src, dst, limits, &issues, &back);
+        time = clock() - time;
+        g_assert_null(issues.list);
+        g_assert_null(back);
+        best = i ? MIN(best, time) : time;
+    }
+    g_test_message("%d devices: %.2f ms of CPU time", DEVICES,
+                   best * 1000.0 / CLOCKS_PER_SEC);
+#ifndef QEMU_SANITIZE_ADDRESS
+    g_assert_cmpint(best, <, CLOCKS_PER_SEC / 50);
+#endif
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -1371,6 +1503,8 @@ int main(int argc, char **argv)
         { "promise/masked", test_promise_masked },
         { "promise/cpu", test_promise_cpu },
         { "promise/sections", test_promise_sections },
+        { "promise/return", test_promise_return },
+        { "promise/speed", test_promise_speed },
         { "capability", test_capability },
         { "unmigratable", test_unmigratable },
         { "random", test_random },

@@ -262,6 +262,68 @@ static void test_destination(void)
     g_assert_null(limit_of(limits, "counts", "thing/more:numbers"));
 }
 
+static void returning_promises(VMStatePromises *p, void *opaque)
+{
+    migration_promise_flag(p, "vnet-hdr", MIGRATION_BREACH_LOAD, true, true);
+    migration_promise_flag(p, "no-pic", MIGRATION_BREACH_LOSS, false, true);
+    migration_promise_text(p, "ports", NULL, MIGRATION_BREACH_LOAD, "1");
+    migration_promise_text(p, "cpu", "vendor", MIGRATION_BREACH_CHANGE, NULL);
+    migration_promise_member(p, "disk-writable", MIGRATION_BREACH_LOSS, "0",
+                             true, true);
+    migration_promise_member(p, "disk-writable", MIGRATION_BREACH_LOSS, "1",
+                             false, true);
+}
+
+static const VMStateDescription vmstate_returning = {
+    .name = "thing", .version_id = 2, .promises = returning_promises,
+};
+
+static const VMStateDescription vmstate_perhaps_returning = {
+    .name = "thing", .version_id = 2, .promises = returning_promises,
+    .needed = has_more,
+};
+
+static const VMStateDescription vmstate_part_returning = {
+    .name = "thing", .version_id = 2,
+    .subsections = (const VMStateDescription *const []) {
+        &vmstate_perhaps_returning, NULL
+    },
+};
+
+/* What a guest that has come here would bring along to where it came from */
+static void test_return(void)
+{
+    static const struct {
+        const VMStateDescription *vmsd;
+        bool has_more;
+        bool sure;
+    } cases[] = {
+        { &vmstate_returning, false, true },
+        /* What may not be sent is nothing, but a part that will be is */
+        { &vmstate_perhaps_returning, true, false },
+        { &vmstate_part_returning, false, false },
+        { &vmstate_part_returning, true, true },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        Thing thing = { .has_more = cases[i].has_more };
+        bool sure = cases[i].sure;
+        g_autoptr(GPtrArray) limits =
+            handshake_limits_collect(cases[i].vmsd, &thing, 2, NULL);
+        GHashTable *set = limit_of(limits, "disk-writable", NULL)->set;
+
+        g_assert(limit_of(limits, "vnet-hdr", NULL)->promised == sure);
+        g_assert(limit_of(limits, "ports", NULL)->promised == sure);
+        g_assert_false(limit_of(limits, "no-pic", NULL)->promised);
+        g_assert_false(limit_of(limits, "cpu", "vendor")->promised);
+        g_assert_cmpint(GPOINTER_TO_INT(g_hash_table_lookup(set, "0")), ==,
+                        HANDSHAKE_MEMBER_HERE |
+                        (sure ? HANDSHAKE_MEMBER_PROMISED : 0));
+        g_assert_cmpint(GPOINTER_TO_INT(g_hash_table_lookup(set, "1")), ==,
+                        HANDSHAKE_MEMBER_HERE);
+    }
+}
+
 /* What pre_load() may set up is not known before */
 static void test_pre_load(void)
 {
@@ -399,6 +461,7 @@ int main(int argc, char **argv)
     g_test_add_func("/migration/handshake/promises/destination",
                     test_destination);
     g_test_add_func("/migration/handshake/promises/pre-load", test_pre_load);
+    g_test_add_func("/migration/handshake/promises/return", test_return);
     g_test_add_func("/migration/handshake/promises/left-out", test_left_out);
     g_test_add_func("/migration/handshake/promises/bounds", test_bounds);
     g_test_add_func("/migration/handshake/promises/bytes", test_bytes);

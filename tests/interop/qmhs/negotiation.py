@@ -12,7 +12,9 @@ from itertools import chain, combinations
 from typing import Any, Optional
 
 from .frames import NO_SESSION
-from .messages import Accept, Bitmap, Declined, Hello, Issue, Parameter, Peer, Profile, RamBlock
+from .messages import (Accept, Bitmap, Declined, Hello, Issue, Parameter, Peer, Profile, RamBlock,
+                       Section)
+from .strictjson import Object
 
 RETURN_PATH = "return-path"
 NAMED_CHANNELS = "named-channels"
@@ -91,6 +93,7 @@ class Reader:
     version: int
     minimum: int = 0
     is_always_sent: bool = True
+    promises: Optional[Object] = None       # to a guest that nobody has told anything yet
 
 
 @dataclass
@@ -264,6 +267,22 @@ class _Judge:
                     self._issue("no-return", section_text(*key), "info",
                                 item and item.version, reader.version)
                     return
+        for key, reader in here.items():
+            item = sent.get(key)
+            if item and reader.is_always_sent and self._would_gain(item, reader):
+                self._issue("no-return", section_text(*key), "info")
+                return
+
+    def _would_gain(self, there: Section, here: Reader) -> bool:
+        """Whether a guest would be promised what a source of this version would speak of."""
+        theirs, ours = there.promises, here.promises
+        if not theirs or not ours or there.conditional or (
+                self._there.peer.qemu_version != self._here.peer.qemu_version):
+            return False
+        gains = {name for member in ("cpu-features", "disk-writable")
+                 for name in set(ours.get(member, [])) - set(theirs.get(member, []))}
+        return any(not name.startswith("vmx-") for name in gains) or (
+            bool(ours.get("vnet-hdr")) and not theirs.get("vnet-hdr"))
 
     def _compare_ram_blocks(self) -> None:
         if not self._there.ram_blocks or not self._here.ram_blocks:

@@ -207,6 +207,18 @@ static const PromiseTest tests[] = {
         .message = "*possible_cpus' is 1 on the source and 2 on *",
         .from = "-smp 1", .to = "-smp 2", .guest = use_modern_cpu_hotplug,
     }, {
+        .name = "timers", .code = "section-schema", .subject = "hpet",
+        .source = "3", .destination = "4",
+        .message = "the state of 'hpet' has 3 'timer' on the source and 4 *",
+        .from = "-machine q35,hpet=on",
+        .to = "-machine q35,hpet=on -global hpet.timers=4",
+    }, {
+        /* It is no loss as long as the guest is not under way */
+        .name = "no-pic", .code = "section-extra", .warning = true,
+        .subject = "i8259", .source = "missing", .destination = "present",
+        .message = "only the destination has 'i8259', *",
+        .from = "-machine q35,pic=off", .to = "-machine q35,pic=on",
+    }, {
         .name = "cpu-features", .code = "cpu", .subject = "cpu_common",
         .source = "avx2", .destination = "missing",
         .message = "the guest's CPU has avx2, which *",
@@ -539,6 +551,56 @@ static void test_twins_q35(void)
     test_twins(true);
 }
 
+/* What a guest gets on its way there, and loses on its way back */
+static const struct {
+    const char *subject;
+    const char *gain;           /* a pattern */
+    const char *less;
+    const char *more;
+} returns[] = {
+    { "cpu_common", "*, * and * more", "-cpu qemu64", "-cpu max" },
+    { "0000:00:04.0/virtio-blk", "0",
+      NULL_DISK("size=64M,read-only=on")
+      "-device virtio-blk-pci,drive=disk,addr=4",
+      NULL_DISK("size=64M") "-device virtio-blk-pci,drive=disk,addr=4" },
+};
+
+static void assert_check(const char *from_opts, const char *to_opts,
+                         const char *status, int i)
+{
+    QTestState *to = start_destination(to_opts);
+    QTestState *from = start_source(from_opts);
+    QDict *info = check_to(from, to, NULL);
+    QDict *issue = find_issue(info, "no-return");
+
+    g_assert_cmpstr(qdict_get_str(info, "status"), ==, status);
+    if (i < 0) {
+        g_assert_null(issue);
+    } else {
+        g_assert_cmpstr(qdict_get_str(issue, "severity"), ==, "info");
+        g_assert_cmpstr(qdict_get_str(issue, "subject"), ==,
+                        returns[i].subject);
+        g_assert_cmpstr(qdict_get_str(issue, "source"), ==, "missing");
+        g_assert_true(matches(issue, "destination", returns[i].gain));
+    }
+    qobject_unref(info);
+    stop_both(from, to);
+}
+
+static void test_return(void)
+{
+    for (int i = 0; i < ARRAY_SIZE(returns); i++) {
+        const char *less = returns[i].less;
+        const char *more = returns[i].more;
+
+        assert_check(less, more, "accepted", i);
+        assert_check(less, less, "accepted", -1);
+        assert_check(more, more, "accepted", -1);
+        /* So it is */
+        assert_check(more, less, "rejected", -1);
+    }
+}
+
 static void add_tests(const char *kind, void (*func)(const void *))
 {
     for (int i = 0; i < ARRAY_SIZE(tests); i++) {
@@ -560,6 +622,7 @@ void migration_test_add_handshake_promises(MigrationTestEnv *env)
     tmpfs = env->tmpfs;
     add_tests("", test_promise);
     add_tests("/same", test_same);
+    migration_test_add("/migration/handshake/promises/return", test_return);
     migration_test_add("/migration/handshake/promises/stream", test_stream);
     migration_test_add("/migration/handshake/promises/twins/pc", test_twins_pc);
     migration_test_add("/migration/handshake/promises/twins/q35",
