@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -43,18 +43,16 @@ log_outputs = "1:file:{log}"
 """
 
 # As root, since there is nothing to be protected from these guests.
-QEMU_CONF = """
-user = "root"
-group = "root"
-dynamic_ownership = 0
-remember_owner = 0
-security_driver = "none"
-namespaces = []
-cgroup_controllers = []
-stdio_handler = "file"
-default_tls_x509_cert_dir = "{keys}"
-migrate_tls_x509_cert_dir = "{keys}"
-"""
+QEMU_CONF: dict[str, Any] = {
+    "user": "root",
+    "group": "root",
+    "dynamic_ownership": 0,
+    "remember_owner": 0,
+    "security_driver": "none",
+    "namespaces": [],
+    "cgroup_controllers": [],
+    "stdio_handler": "file",
+}
 
 COMPLAINT = re.compile(r": (error|warning) :(?!.*/dev/kvm)")
 
@@ -124,6 +122,10 @@ class Running:
             self._kill()
             raise
 
+    def end(self) -> None:
+        """Of what would not end by itself."""
+        self._kill()
+
     def _kill(self) -> tuple[str, str]:
         self._process.kill()
         return self._process.communicate()
@@ -182,17 +184,25 @@ class Keeper:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class Setup(NamedTuple):
+    """What a host has that others do not."""
+
+    filters: str = FILTERS
+    conf: Mapping[str, Any] = {}    # of QEMU's driver
+    hook: str = ""                  # a script, called for what happens to guests
+
+
 class Host:
     """A libvirtd, and what is below its directory."""
 
     def __init__(self, name: str, keeper: Keeper, installation: Installation,
-                 filters: str = FILTERS) -> None:
+                 setup: Setup = Setup()) -> None:
         self.name = name
         self.installation = installation
         self._keeper = keeper
         self._directory = keeper.directory / name
         self.log = self._directory / "log/libvirtd.log"
-        self._configure(filters)
+        self._configure(setup)
         keeper.start(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C",
                       f"LIBVIRT_DRIVER_DIR={installation.drivers}",
                       "unshare", "--mount", "--uts", "--propagation", "private",
@@ -204,7 +214,12 @@ class Host:
     def cache(self) -> Path:
         return self._directory / "cache"
 
-    def _configure(self, filters: str) -> None:
+    @property
+    def status(self) -> Path:
+        """Where libvirt notes what its guests are doing."""
+        return self._directory / "run/libvirt/qemu"
+
+    def _configure(self, setup: Setup) -> None:
         for place in ("etc", "log"):
             (self._directory / place).mkdir(parents=True)
         # What QEMUs can do is known to all that have the same libvirt.
@@ -213,9 +228,17 @@ class Host:
         cache.mkdir(exist_ok=True)
         self.cache.symlink_to(cache)
         (self._directory / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF.format(
-            uuid=uuid.uuid4(), filters=filters, log=self.log))
+            uuid=uuid.uuid4(), filters=setup.filters, log=self.log))
+        keys = str(self._keeper.directory / "keys")
+        conf = {**QEMU_CONF, "default_tls_x509_cert_dir": keys, "migrate_tls_x509_cert_dir": keys,
+                **setup.conf}
         (self._directory / "etc/qemu.conf").write_text(
-            QEMU_CONF.format(keys=self._keeper.directory / "keys"))
+            "".join(f"{key} = {json.dumps(value)}\n" for key, value in conf.items()))
+        if setup.hook:
+            hook = self._directory / "etc/hooks/qemu"
+            hook.parent.mkdir()
+            hook.write_text(setup.hook)
+            hook.chmod(0o755)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_LIMIT
@@ -269,12 +292,15 @@ class Pair(NamedTuple):
 
 
 @contextlib.contextmanager
-def hosts(a: Installation, b: Optional[Installation] = None,
-          filters: str = FILTERS) -> Iterator[Pair]:
+def hosts(a: Installation, b: Optional[Installation] = None, filters: str = FILTERS,
+          setup: Callable[[str, Path], Setup] = lambda name, directory: Setup()) -> Iterator[Pair]:
+    """What is set up may depend on the host's name, and on the directory that all share."""
     keeper = Keeper()
     try:
         make_keys(keeper.directory / "keys")
-        yield Pair(Host("A", keeper, a, filters), Host("B", keeper, b or a, filters),
+        first, second = (setup(name, keeper.directory)._replace(filters=filters)
+                         for name in ("A", "B"))
+        yield Pair(Host("A", keeper, a, first), Host("B", keeper, b or a, second),
                    keeper.directory)
     finally:
         keeper.close()

@@ -193,10 +193,12 @@ class Lab:
         result.write_text(ET.tostring(domain, encoding="unicode"))
         return result
 
-    def begin(self, guest: Guest, way: Way, emulator: Optional[Path] = None) -> Running:
+    def begin(self, guest: Guest, way: Way, emulator: Optional[Path] = None,
+              *more: Any) -> Running:
         """A migration to the other host, and maybe another emulator."""
         source, destination = guest.host, self.other(guest.host)
-        command = ["migrate", "--live", "--persistent", "--undefinesource", *way.options]
+        command = ["migrate", "--live", "--persistent", "--undefinesource", *way.options,
+                   *map(str, more)]
         if way.p2p:
             command += ["--p2p"]
         if emulator and emulator != guest.emulator:
@@ -233,6 +235,15 @@ class Lab:
         if result.ok:
             guest.host, guest.emulator = self.other(guest.host), emulator or guest.emulator
         return result
+
+    def begin_check(self, guest: Guest, way: Way, *more: Any,
+                    emulator: Optional[Path] = None) -> Running:
+        """Whether it could migrate."""
+        return self.begin(guest, way, emulator, "--check-only", *more)
+
+    def check(self, guest: Guest, way: Way, *more: Any, emulator: Optional[Path] = None,
+              limit: float = MIGRATION_LIMIT) -> Result:
+        return self.begin_check(guest, way, *more, emulator=emulator).result(limit)
 
     def cancel(self, guest: Guest, way: Way, emulator: Optional[Path] = None,
                limit: float = MIGRATION_LIMIT) -> Result:
@@ -316,8 +327,8 @@ def assemble(directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def laboratory(a: Installation, b: Optional[Installation] = None,
-               filters: str = FILTERS) -> Iterator[Lab]:
+def laboratory(a: Installation, b: Optional[Installation] = None, filters: str = FILTERS,
+               **options: Any) -> Iterator[Lab]:
     """B's libvirt may be another one than A's. Skips the test where there can be none."""
-    with hosts(a, b, filters) as pair:
+    with hosts(a, b, filters, **options) as pair:
         yield Lab(pair)

@@ -15,13 +15,13 @@ from typing import Optional
 
 import pytest
 from conftest import QEMU, TOP
-from daemons import LIMIT, Installation, fetched, run
+from daemons import LIMIT, fetched, run
 from emulators import PATCHED, STOCK, emulator
 from journal import Conversation
 from lab import (DIRECT_UNIX, MACHINE, P2P_TCP, PARALLEL, POSTCOPY, QEMU_NAMESPACE, SLOW, TLS,
                  TUNNELLED, WAYS, Guest, Lab, Way, laboratory)
+from series import series
 
-BUILD_LIMIT = 580.0
 SERIES, UNCHANGED = "series", "unchanged"
 
 # What the two QEMUs are to agree on, besides the return path.
@@ -41,13 +41,6 @@ DISK = ("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
 RNG = ("-device", "virtio-rng-pci")
 BALLOON = ("-device", "virtio-balloon-pci")
 OTHER_MACHINE = "pc-i440fx-9.2"
-
-
-def series() -> Installation:
-    fetched("source")       # or it is skipped
-    done = run([TOP / "scripts/build-libvirt"], BUILD_LIMIT)
-    assert done.ok, done.stderr
-    return Installation(TOP / "build/libvirt")
 
 
 @pytest.fixture(name="lab", scope="module")
