@@ -130,14 +130,14 @@ class Lab:
     def __init__(self, pair: Pair) -> None:
         self.a = pair.a
         self.b = pair.b
-        self._directory = pair.directory
+        self.directory = pair.directory
         self._journals = {host.name: Journal(host.name, host.log) for host in (self.a, self.b)}
         self._numbers = itertools.count(1)
-        self._kernel = assemble(self._directory)
+        self._kernel = assemble(self.directory)
 
     def path(self, suffix: str) -> Path:
         """Of a file that is not there yet."""
-        return self._directory / f"{next(self._numbers)}{suffix}"
+        return self.directory / f"{next(self._numbers)}{suffix}"
 
     def other(self, host: Host) -> Host:
         return self.b if host is self.a else self.a
@@ -145,10 +145,10 @@ class Lab:
     # Guests
 
     def start(self, emulator: Path, arguments: Sequence[str] = (), machine: str = MACHINE,
-              host: Optional[Host] = None, devices: str = "") -> Guest:
+              host: Optional[Host] = None, devices: str = "", name: str = "") -> Guest:
         """A new one, on A unless told otherwise, once it works."""
         host = host or self.a
-        guest = Guest(f"guest-{next(self._numbers)}", host, emulator)
+        guest = Guest(name or f"guest-{next(self._numbers)}", host, emulator)
         definition = self.path(".xml")
         definition.write_text(DOMAIN.format(
             namespace=QEMU_NAMESPACE, name=guest.name, memory=MEMORY_MIB, kernel=self._kernel,
