@@ -86,9 +86,13 @@ class Installation(NamedTuple):
         return found
 
     @property
+    def environment(self) -> list[str]:
+        """Of its clients, and of other programs that are to use it."""
+        return ["env", f"LD_LIBRARY_PATH={self._find('libvirt.so.0').parent}"]
+
+    @property
     def virsh(self) -> list[str]:
-        libraries = self._find("libvirt.so.0").parent
-        return ["env", f"LD_LIBRARY_PATH={libraries}", str(self.root / "usr/bin/virsh"), "-q"]
+        return [*self.environment, str(self.root / "usr/bin/virsh"), "-q"]
 
     @property
     def drivers(self) -> Path:
@@ -289,18 +293,22 @@ class Pair(NamedTuple):
     a: Host
     b: Host
     directory: Path
+    more: tuple[Host, ...] = ()
 
 
 @contextlib.contextmanager
 def hosts(a: Installation, b: Optional[Installation] = None, filters: str = FILTERS,
-          setup: Callable[[str, Path], Setup] = lambda name, directory: Setup()) -> Iterator[Pair]:
-    """What is set up may depend on the host's name, and on the directory that all share."""
+          setup: Callable[[str, Path], Setup] = lambda name, directory: Setup(),
+          more: Sequence[str] = ()) -> Iterator[Pair]:
+    """What is set up may depend on the host's name, and on the directory that all share. There
+    may be more than two."""
     keeper = Keeper()
     try:
         make_keys(keeper.directory / "keys")
-        first, second = (setup(name, keeper.directory)._replace(filters=filters)
-                         for name in ("A", "B"))
-        yield Pair(Host("A", keeper, a, first), Host("B", keeper, b or a, second),
-                   keeper.directory)
+        first, second, *others = (
+            Host(name, keeper, b if b and name == "B" else a,
+                 setup(name, keeper.directory)._replace(filters=filters))
+            for name in ("A", "B", *more))
+        yield Pair(first, second, keeper.directory, tuple(others))
     finally:
         keeper.close()

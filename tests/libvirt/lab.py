@@ -130,6 +130,7 @@ class Lab:
     def __init__(self, pair: Pair) -> None:
         self.a = pair.a
         self.b = pair.b
+        self.more = pair.more
         self.directory = pair.directory
         self._journals = {host.name: Journal(host.name, host.log) for host in (self.a, self.b)}
         self._numbers = itertools.count(1)
@@ -138,6 +139,11 @@ class Lab:
     def path(self, suffix: str) -> Path:
         """Of a file that is not there yet."""
         return self.directory / f"{next(self._numbers)}{suffix}"
+
+    @property
+    def nowhere(self) -> str:
+        """The URI of a host that is not there."""
+        return f"qemu+unix:///system?mode=direct&socket={self.directory}/nowhere"
 
     def other(self, host: Host) -> Host:
         return self.b if host is self.a else self.a
