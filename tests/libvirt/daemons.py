@@ -207,12 +207,36 @@ class Host:
         self._directory = keeper.directory / name
         self.log = self._directory / "log/libvirtd.log"
         self._configure(setup)
-        keeper.start(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C",
-                      f"LIBVIRT_DRIVER_DIR={installation.drivers}",
-                      "unshare", "--mount", "--uts", "--propagation", "private",
-                      HERE / "libvirtd", name, self._directory, installation.root],
-                     self._directory / "output")
+        self.start()
+
+    def start(self) -> None:
+        """Once more, if it has been killed."""
+        self._keeper.start(
+            ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C",
+             f"LIBVIRT_DRIVER_DIR={self.installation.drivers}",
+             "unshare", "--mount", "--uts", "--propagation", "private",
+             HERE / "libvirtd", self.name, self._directory, self.installation.root],
+            self._directory / "output")
         self._wait()
+
+    def processes(self, *words: str) -> list[int]:
+        """Those that have all the words in their command line, and belong to this host."""
+        own, found = f"{self._directory}/", []
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (place / "cmdline").read_text(errors="replace").split("\0")
+                mounts = (place / "mountinfo").read_text(errors="replace")
+                # What is bound to /run tells whose mounts these are.
+                if all(word in command for word in words) and f" {own}run /run " in mounts:
+                    found.append(int(place.name))
+        return found
+
+    @property
+    def daemon(self) -> list[int]:
+        return self.processes("/usr/sbin/libvirtd")
+
+    def qemu(self, guest: str) -> list[int]:
+        return self.processes(f"guest={guest},debug-threads=on")
 
     @property
     def cache(self) -> Path:

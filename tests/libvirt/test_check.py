@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -389,7 +390,8 @@ def test_ignored(lab: Lab, way: Way) -> None:
             assert result.status == 1 and "machine-type" in result.stderr, result
         result = lab.begin(guest, way, None, "--xml", other).result(LIMIT)
         assert not result.ok and reason in result.stderr, result
-        result = lab.begin(guest, way, None, "--xml", other, "--ignore-issues", "disk").result(LIMIT)
+        result = lab.begin(guest, way, None, "--xml", other, "--ignore-issues", "disk"
+                           ).result(LIMIT)
         assert result.ok, result
         guest.host = lab.b
         lab.require_well(guest, before)
@@ -489,6 +491,41 @@ def test_client_gone(lab: Lab) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         require_yes(lab.check(guest, DIRECT_TCP))
+
+
+def kill(pids: list[int]) -> None:
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("victim", ["source", "destination", "QEMU"])
+def test_dies_meanwhile(lab: Lab, victim: str) -> None:
+    """A daemon, which then comes back, or the destination's QEMU: no QEMU is left over, and
+    nothing of it in the guest's."""
+    with lab.guest(emulator(PATCHED)) as guest:
+        before, state = seen(lab, guest), guest.state()
+        with holding(lab, lab.b, "started") as wait:
+            checking = lab.begin_check(guest, P2P_TCP)
+            wait(checking)
+            if victim == "QEMU":
+                kill(lab.b.qemu(guest.name))
+            else:
+                host = lab.a if victim == "source" else lab.b
+                kill(host.daemon)
+                result = checking.result(LIMIT)
+                host.start()
+        result = checking.result(LIMIT) if victim == "QEMU" else result
+        assert result.status == 1 and "Can migrate" not in result.stdout, result
+        deadline = time.monotonic() + LIMIT
+        while lab.b.qemu(guest.name) or guest.name in lab.b.ask("list", "--all", "--name"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        after = seen(lab, guest)
+        assert after._replace(status=None, xml="") == before._replace(status=None, xml="")
+        assert after.status and "<job " not in after.status
+        lab.require_well(guest, state)
+        require_yes(lab.check(guest, P2P_TCP))
 
 
 def test_hooks(lab: Lab) -> None:
