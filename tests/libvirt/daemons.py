@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -43,18 +43,16 @@ log_outputs = "1:file:{log}"
 """
 
 # As root, since there is nothing to be protected from these guests.
-QEMU_CONF = """
-user = "root"
-group = "root"
-dynamic_ownership = 0
-remember_owner = 0
-security_driver = "none"
-namespaces = []
-cgroup_controllers = []
-stdio_handler = "file"
-default_tls_x509_cert_dir = "{keys}"
-migrate_tls_x509_cert_dir = "{keys}"
-"""
+QEMU_CONF: dict[str, Any] = {
+    "user": "root",
+    "group": "root",
+    "dynamic_ownership": 0,
+    "remember_owner": 0,
+    "security_driver": "none",
+    "namespaces": [],
+    "cgroup_controllers": [],
+    "stdio_handler": "file",
+}
 
 COMPLAINT = re.compile(r": (error|warning) :(?!.*/dev/kvm)")
 
@@ -88,9 +86,13 @@ class Installation(NamedTuple):
         return found
 
     @property
+    def environment(self) -> list[str]:
+        """Of its clients, and of other programs that are to use it."""
+        return ["env", f"LD_LIBRARY_PATH={self._find('libvirt.so.0').parent}"]
+
+    @property
     def virsh(self) -> list[str]:
-        libraries = self._find("libvirt.so.0").parent
-        return ["env", f"LD_LIBRARY_PATH={libraries}", str(self.root / "usr/bin/virsh"), "-q"]
+        return [*self.environment, str(self.root / "usr/bin/virsh"), "-q"]
 
     @property
     def drivers(self) -> Path:
@@ -123,6 +125,10 @@ class Running:
         except BaseException:
             self._kill()
             raise
+
+    def end(self) -> None:
+        """Of what would not end by itself."""
+        self._kill()
 
     def _kill(self) -> tuple[str, str]:
         self._process.kill()
@@ -182,29 +188,66 @@ class Keeper:
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class Setup(NamedTuple):
+    """What a host has that others do not."""
+
+    filters: str = FILTERS
+    conf: Mapping[str, Any] = {}    # of QEMU's driver
+    hook: str = ""                  # a script, called for what happens to guests
+
+
 class Host:
     """A libvirtd, and what is below its directory."""
 
     def __init__(self, name: str, keeper: Keeper, installation: Installation,
-                 filters: str = FILTERS) -> None:
+                 setup: Setup = Setup()) -> None:
         self.name = name
         self.installation = installation
         self._keeper = keeper
         self._directory = keeper.directory / name
         self.log = self._directory / "log/libvirtd.log"
-        self._configure(filters)
-        keeper.start(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C",
-                      f"LIBVIRT_DRIVER_DIR={installation.drivers}",
-                      "unshare", "--mount", "--uts", "--propagation", "private",
-                      HERE / "libvirtd", name, self._directory, installation.root],
-                     self._directory / "output")
+        self._configure(setup)
+        self.start()
+
+    def start(self) -> None:
+        """Once more, if it has been killed."""
+        self._keeper.start(
+            ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C",
+             f"LIBVIRT_DRIVER_DIR={self.installation.drivers}",
+             "unshare", "--mount", "--uts", "--propagation", "private",
+             HERE / "libvirtd", self.name, self._directory, self.installation.root],
+            self._directory / "output")
         self._wait()
+
+    def processes(self, *words: str) -> list[int]:
+        """Those that have all the words in their command line, and belong to this host."""
+        own, found = f"{self._directory}/", []
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (place / "cmdline").read_text(errors="replace").split("\0")
+                mounts = (place / "mountinfo").read_text(errors="replace")
+                # What is bound to /run tells whose mounts these are.
+                if all(word in command for word in words) and f" {own}run /run " in mounts:
+                    found.append(int(place.name))
+        return found
+
+    @property
+    def daemon(self) -> list[int]:
+        return self.processes("/usr/sbin/libvirtd")
+
+    def qemu(self, guest: str) -> list[int]:
+        return self.processes(f"guest={guest},debug-threads=on")
 
     @property
     def cache(self) -> Path:
         return self._directory / "cache"
 
-    def _configure(self, filters: str) -> None:
+    @property
+    def status(self) -> Path:
+        """Where libvirt notes what its guests are doing."""
+        return self._directory / "run/libvirt/qemu"
+
+    def _configure(self, setup: Setup) -> None:
         for place in ("etc", "log"):
             (self._directory / place).mkdir(parents=True)
         # What QEMUs can do is known to all that have the same libvirt.
@@ -213,9 +256,17 @@ class Host:
         cache.mkdir(exist_ok=True)
         self.cache.symlink_to(cache)
         (self._directory / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF.format(
-            uuid=uuid.uuid4(), filters=filters, log=self.log))
+            uuid=uuid.uuid4(), filters=setup.filters, log=self.log))
+        keys = str(self._keeper.directory / "keys")
+        conf = {**QEMU_CONF, "default_tls_x509_cert_dir": keys, "migrate_tls_x509_cert_dir": keys,
+                **setup.conf}
         (self._directory / "etc/qemu.conf").write_text(
-            QEMU_CONF.format(keys=self._keeper.directory / "keys"))
+            "".join(f"{key} = {json.dumps(value)}\n" for key, value in conf.items()))
+        if setup.hook:
+            hook = self._directory / "etc/hooks/qemu"
+            hook.parent.mkdir()
+            hook.write_text(setup.hook)
+            hook.chmod(0o755)
 
     def _wait(self) -> None:
         deadline = time.monotonic() + START_LIMIT
@@ -266,15 +317,22 @@ class Pair(NamedTuple):
     a: Host
     b: Host
     directory: Path
+    more: tuple[Host, ...] = ()
 
 
 @contextlib.contextmanager
-def hosts(a: Installation, b: Optional[Installation] = None,
-          filters: str = FILTERS) -> Iterator[Pair]:
+def hosts(a: Installation, b: Optional[Installation] = None, filters: str = FILTERS,
+          setup: Callable[[str, Path], Setup] = lambda name, directory: Setup(),
+          more: Sequence[str] = ()) -> Iterator[Pair]:
+    """What is set up may depend on the host's name, and on the directory that all share. There
+    may be more than two."""
     keeper = Keeper()
     try:
         make_keys(keeper.directory / "keys")
-        yield Pair(Host("A", keeper, a, filters), Host("B", keeper, b or a, filters),
-                   keeper.directory)
+        first, second, *others = (
+            Host(name, keeper, b if b and name == "B" else a,
+                 setup(name, keeper.directory)._replace(filters=filters))
+            for name in ("A", "B", *more))
+        yield Pair(first, second, keeper.directory, tuple(others))
     finally:
         keeper.close()

@@ -130,14 +130,20 @@ class Lab:
     def __init__(self, pair: Pair) -> None:
         self.a = pair.a
         self.b = pair.b
-        self._directory = pair.directory
+        self.more = pair.more
+        self.directory = pair.directory
         self._journals = {host.name: Journal(host.name, host.log) for host in (self.a, self.b)}
         self._numbers = itertools.count(1)
-        self._kernel = assemble(self._directory)
+        self._kernel = assemble(self.directory)
 
     def path(self, suffix: str) -> Path:
         """Of a file that is not there yet."""
-        return self._directory / f"{next(self._numbers)}{suffix}"
+        return self.directory / f"{next(self._numbers)}{suffix}"
+
+    @property
+    def nowhere(self) -> str:
+        """The URI of a host that is not there."""
+        return f"qemu+unix:///system?mode=direct&socket={self.directory}/nowhere"
 
     def other(self, host: Host) -> Host:
         return self.b if host is self.a else self.a
@@ -145,10 +151,10 @@ class Lab:
     # Guests
 
     def start(self, emulator: Path, arguments: Sequence[str] = (), machine: str = MACHINE,
-              host: Optional[Host] = None, devices: str = "") -> Guest:
+              host: Optional[Host] = None, devices: str = "", name: str = "") -> Guest:
         """A new one, on A unless told otherwise, once it works."""
         host = host or self.a
-        guest = Guest(f"guest-{next(self._numbers)}", host, emulator)
+        guest = Guest(name or f"guest-{next(self._numbers)}", host, emulator)
         definition = self.path(".xml")
         definition.write_text(DOMAIN.format(
             namespace=QEMU_NAMESPACE, name=guest.name, memory=MEMORY_MIB, kernel=self._kernel,
@@ -193,10 +199,12 @@ class Lab:
         result.write_text(ET.tostring(domain, encoding="unicode"))
         return result
 
-    def begin(self, guest: Guest, way: Way, emulator: Optional[Path] = None) -> Running:
+    def begin(self, guest: Guest, way: Way, emulator: Optional[Path] = None,
+              *more: Any) -> Running:
         """A migration to the other host, and maybe another emulator."""
         source, destination = guest.host, self.other(guest.host)
-        command = ["migrate", "--live", "--persistent", "--undefinesource", *way.options]
+        command = ["migrate", "--live", "--persistent", "--undefinesource", *way.options,
+                   *map(str, more)]
         if way.p2p:
             command += ["--p2p"]
         if emulator and emulator != guest.emulator:
@@ -233,6 +241,15 @@ class Lab:
         if result.ok:
             guest.host, guest.emulator = self.other(guest.host), emulator or guest.emulator
         return result
+
+    def begin_check(self, guest: Guest, way: Way, *more: Any,
+                    emulator: Optional[Path] = None) -> Running:
+        """Whether it could migrate."""
+        return self.begin(guest, way, emulator, "--check-only", *more)
+
+    def check(self, guest: Guest, way: Way, *more: Any, emulator: Optional[Path] = None,
+              limit: float = MIGRATION_LIMIT) -> Result:
+        return self.begin_check(guest, way, *more, emulator=emulator).result(limit)
 
     def cancel(self, guest: Guest, way: Way, emulator: Optional[Path] = None,
                limit: float = MIGRATION_LIMIT) -> Result:
@@ -316,8 +333,8 @@ def assemble(directory: Path) -> Path:
 
 
 @contextlib.contextmanager
-def laboratory(a: Installation, b: Optional[Installation] = None,
-               filters: str = FILTERS) -> Iterator[Lab]:
+def laboratory(a: Installation, b: Optional[Installation] = None, filters: str = FILTERS,
+               **options: Any) -> Iterator[Lab]:
     """B's libvirt may be another one than A's. Skips the test where there can be none."""
-    with hosts(a, b, filters) as pair:
+    with hosts(a, b, filters, **options) as pair:
         yield Lab(pair)

@@ -15,13 +15,13 @@ from typing import Optional
 
 import pytest
 from conftest import QEMU, TOP
-from daemons import LIMIT, Installation, fetched, run
+from daemons import LIMIT, fetched, run
 from emulators import PATCHED, STOCK, emulator
 from journal import Conversation
 from lab import (DIRECT_UNIX, MACHINE, P2P_TCP, PARALLEL, POSTCOPY, QEMU_NAMESPACE, SLOW, TLS,
                  TUNNELLED, WAYS, Guest, Lab, Way, laboratory)
+from series import series
 
-BUILD_LIMIT = 580.0
 SERIES, UNCHANGED = "series", "unchanged"
 
 # What the two QEMUs are to agree on, besides the return path.
@@ -41,13 +41,6 @@ DISK = ("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/>"
 RNG = ("-device", "virtio-rng-pci")
 BALLOON = ("-device", "virtio-balloon-pci")
 OTHER_MACHINE = "pc-i440fx-9.2"
-
-
-def series() -> Installation:
-    fetched("source")       # or it is skipped
-    done = run([TOP / "scripts/build-libvirt"], BUILD_LIMIT)
-    assert done.ok, done.stderr
-    return Installation(TOP / "build/libvirt")
 
 
 @pytest.fixture(name="lab", scope="module")
@@ -217,8 +210,8 @@ def make_image(path: Path, *bitmaps: str) -> Path:
 
 
 def test_copied_disk(lab: Lab) -> None:
-    """That takes hours before the QEMUs talk, so Prepare sets everything, as ever, and what
-    the destination cannot do shows there."""
+    """That takes hours, so the QEMUs talk before it as well, and Prepare need not find out what
+    the destination cannot do."""
     here, there = make_image(lab.path(".here"), "kept"), make_image(lab.path(".there"))
     with lab.guest(emulator(PATCHED), devices=DISK.format(here)) as guest:
         options = ["--copy-storage-all"]
@@ -228,7 +221,8 @@ def test_copied_disk(lab: Lab) -> None:
             options += [option, str(path)]
         arrive(lab, guest, P2P_TCP._replace(options=tuple(options)))
         require_handshake(lab, guest, OTHERS | {"dirty-bitmaps"})
-        assert {"return-path", *OTHERS} <= capabilities_set(lab.conversation(guest, lab.b))[1]
+        assert capabilities_set(lab.conversation(guest, lab.b))[1] == {
+            "late-block-activate", "dirty-bitmaps"}
         nodes = guest.qmp("query-named-block-nodes")
         assert ["kept"] in [[one["name"] for one in node.get("dirty-bitmaps", [])]
                             for node in nodes]
