@@ -76,6 +76,14 @@ static const struct {
     { "cpu", "cpu",
       "the $I of the guest's CPU is $A on the source and $B on the "
       "destination" },
+    { "cpu-mode", "cpu",
+      "the guest's CPU works as $A, which CPUs of the destination cannot do" },
+    { "cpu-registers", "cpu",
+      "registers of the guest's CPU differ: $A on the source, $B on the "
+      "destination" },
+    { "machine-capabilities", "device",
+      "capability '$I' of the guest's machine is at level $A on the source, "
+      "and at $B on the destination" },
     { "disks", "disk",
       "disk $I of '$S' is a $A on the source and $B on the destination" },
     { "disk-sizes", "disk",
@@ -195,17 +203,28 @@ static void listing_add(Listing *listing, const char *name)
     }
 }
 
-static void listing_judge(const Judgement *j, const HandshakeLimit *limit,
-                          MigrationPromiseBreach breach, Listing *listing)
+static void listing_end(Listing *listing)
 {
     if (listing->n > LISTED_MAX) {
         g_string_append_printf(listing->text, " and %u more",
                                listing->n - LISTED_MAX);
     }
+}
+
+/* @here: what there is instead; NULL: nothing */
+static void listing_judge(const Judgement *j, const HandshakeLimit *limit,
+                          MigrationPromiseBreach breach, Listing *listing,
+                          Listing *here)
+{
+    listing_end(listing);
     if (listing->n) {
-        broken(j, limit, breach, NULL, listing->text->str, "missing");
+        broken(j, limit, breach, NULL, listing->text->str,
+               here ? here->text->str : "missing");
     }
     g_string_free(listing->text, TRUE);
+    if (here) {
+        g_string_free(here->text, TRUE);
+    }
 }
 
 /* Asked for whatever there is, each version of QEMU has its own */
@@ -245,8 +264,8 @@ static void judge_set(const Judgement *j, const HandshakeLimit *limit,
                         ? &changed : &lost, item);
         }
     }
-    listing_judge(j, limit, limit->breach, &lost);
-    listing_judge(j, limit, MIGRATION_BREACH_CHANGE, &changed);
+    listing_judge(j, limit, limit->breach, &lost, NULL);
+    listing_judge(j, limit, MIGRATION_BREACH_CHANGE, &changed, NULL);
 }
 
 static void judge_bits(const Judgement *j, const HandshakeLimit *limit,
@@ -271,7 +290,7 @@ static void judge_bits(const Judgement *j, const HandshakeLimit *limit,
             listing_add(&listing, name);
         }
     }
-    listing_judge(j, limit, limit->breach, &listing);
+    listing_judge(j, limit, limit->breach, &listing, NULL);
 }
 
 /* The first difference is told: those that follow are often its consequences */
@@ -300,6 +319,55 @@ static void judge_masked(const Judgement *j, const HandshakeLimit *limit,
     }
 }
 
+static gint register_order(gconstpointer a, gconstpointer b)
+{
+    uint64_t x = ((const MigrationRegister *)a)->number;
+    uint64_t y = ((const MigrationRegister *)b)->number;
+
+    return x < y ? -1 : x > y;
+}
+
+/*
+ * Those that are missing, and then those of another value.  What can be changed
+ * on either side is no promise, nor is there a loader that compares it.
+ */
+static void judge_registers(const Judgement *j, const HandshakeLimit *limit,
+                            const QObject *value)
+{
+    g_autoptr(GArray) registers =
+        handshake_registers_from_text(
+            qstring_get_str(qobject_to(QString, value)));
+    Listing lost = { g_string_new(NULL) };
+    Listing there = { g_string_new(NULL) };
+    Listing here = { g_string_new(NULL) };
+
+    for (guint i = 0; registers && i < registers->len; i++) {
+        const MigrationRegister *r =
+            &g_array_index(registers, MigrationRegister, i);
+        const MigrationRegister *own =
+            bsearch(r, limit->registers->data, limit->registers->len,
+                    sizeof(*r), register_order);
+        g_autofree char *name = NULL;
+
+        if (own && !(r->fixed && own->fixed && r->value != own->value)) {
+            continue;
+        }
+        name = limit->describe_register(limit->opaque, r->number);
+        if (own) {
+            g_autofree char *a = g_strdup_printf("%s=0x%" PRIx64, name,
+                                                 r->value);
+            g_autofree char *b = g_strdup_printf("0x%" PRIx64, own->value);
+
+            listing_add(&there, a);
+            listing_add(&here, b);
+        } else {
+            listing_add(&lost, name);
+        }
+    }
+    listing_judge(j, limit, limit->breach, &lost, NULL);
+    listing_judge(j, limit, limit->breach, &there, &here);
+}
+
 static void judge(const Judgement *j, const HandshakeLimit *limit,
                   const QObject *value)
 {
@@ -324,6 +392,9 @@ static void judge(const Judgement *j, const HandshakeLimit *limit,
         break;
     case HANDSHAKE_RULE_MASKED:
         judge_masked(j, limit, value);
+        break;
+    case HANDSHAKE_RULE_REGISTERS:
+        judge_registers(j, limit, value);
         break;
     }
 }
