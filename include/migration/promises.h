@@ -139,7 +139,7 @@ typedef struct MigrationRegister {
 
 /**
  * migration_promise_registers: no other registers are sent than there are,
- *                              and what cannot be set is what it is here
+ *                              and what cannot be set is sent as it is here
  * @p: the promises of a section
  * @name: of the promise
  * @breach: what becomes of it if not

@@ -203,27 +203,27 @@ static void listing_add(Listing *listing, const char *name)
     }
 }
 
-static void listing_end(Listing *listing)
-{
-    if (listing->n > LISTED_MAX) {
-        g_string_append_printf(listing->text, " and %u more",
-                               listing->n - LISTED_MAX);
-    }
-}
-
-/* @here: what there is instead; NULL: nothing */
+/* What is on only one side, or other things that are on each */
 static void listing_judge(const Judgement *j, const HandshakeLimit *limit,
-                          MigrationPromiseBreach breach, Listing *listing,
+                          MigrationPromiseBreach breach, Listing *there,
                           Listing *here)
 {
-    listing_end(listing);
-    if (listing->n) {
-        broken(j, limit, breach, NULL, listing->text->str,
+    Listing *both[] = { there, here };
+
+    for (int i = 0; i < ARRAY_SIZE(both); i++) {
+        if (both[i] && both[i]->n > LISTED_MAX) {
+            g_string_append_printf(both[i]->text, " and %u more",
+                                   both[i]->n - LISTED_MAX);
+        }
+    }
+    if ((there && there->n) || (here && here->n)) {
+        broken(j, limit, breach, NULL, there ? there->text->str : "missing",
                here ? here->text->str : "missing");
     }
-    g_string_free(listing->text, TRUE);
-    if (here) {
-        g_string_free(here->text, TRUE);
+    for (int i = 0; i < ARRAY_SIZE(both); i++) {
+        if (both[i]) {
+            g_string_free(both[i]->text, TRUE);
+        }
     }
 }
 
@@ -327,9 +327,37 @@ static gint register_order(gconstpointer a, gconstpointer b)
     return x < y ? -1 : x > y;
 }
 
+static const MigrationRegister *register_find(const GArray *registers,
+                                              const MigrationRegister *like)
+{
+    return bsearch(like, registers->data, registers->len, sizeof(*like),
+                   register_order);
+}
+
+/* @r: of the source; @own: of this machine; one of them may be NULL */
+static void register_add(const HandshakeLimit *limit, Listing *there,
+                         Listing *here, const MigrationRegister *r,
+                         const MigrationRegister *own)
+{
+    g_autofree char *name = limit->describe_register(limit->opaque,
+                                                     (r ?: own)->number);
+    g_autofree char *a = g_strdup_printf("%s=0x%" PRIx64, name,
+                                         r ? r->value : 0);
+    g_autofree char *b = g_strdup_printf("%s=0x%" PRIx64, name,
+                                         own ? own->value : 0);
+
+    if (r) {
+        listing_add(there, own ? a : name);
+    }
+    if (own) {
+        listing_add(here, b);
+    }
+}
+
 /*
- * Those that are missing, and then those of another value.  What can be changed
- * on either side is no promise, nor is there a loader that compares it.
+ * Those that are missing here, those of another value, and those that would
+ * have to be set to the value that they have and are not sent.  What can be
+ * changed on either side is no promise, nor is there a loader that compares it.
  */
 static void judge_registers(const Judgement *j, const HandshakeLimit *limit,
                             const QObject *value)
@@ -340,32 +368,30 @@ static void judge_registers(const Judgement *j, const HandshakeLimit *limit,
     Listing lost = { g_string_new(NULL) };
     Listing there = { g_string_new(NULL) };
     Listing here = { g_string_new(NULL) };
+    Listing more = { g_string_new(NULL) };
 
     for (guint i = 0; registers && i < registers->len; i++) {
         const MigrationRegister *r =
             &g_array_index(registers, MigrationRegister, i);
-        const MigrationRegister *own =
-            bsearch(r, limit->registers->data, limit->registers->len,
-                    sizeof(*r), register_order);
-        g_autofree char *name = NULL;
+        const MigrationRegister *own = register_find(limit->registers, r);
 
-        if (own && !(r->fixed && own->fixed && r->value != own->value)) {
-            continue;
+        if (!own) {
+            register_add(limit, &lost, NULL, r, NULL);
+        } else if (r->fixed && own->fixed && r->value != own->value) {
+            register_add(limit, &there, &here, r, own);
         }
-        name = limit->describe_register(limit->opaque, r->number);
-        if (own) {
-            g_autofree char *a = g_strdup_printf("%s=0x%" PRIx64, name,
-                                                 r->value);
-            g_autofree char *b = g_strdup_printf("0x%" PRIx64, own->value);
+    }
+    for (guint i = 0; registers && i < limit->registers->len; i++) {
+        const MigrationRegister *own =
+            &g_array_index(limit->registers, MigrationRegister, i);
 
-            listing_add(&there, a);
-            listing_add(&here, b);
-        } else {
-            listing_add(&lost, name);
+        if (own->fixed && own->value && !register_find(registers, own)) {
+            register_add(limit, NULL, &more, NULL, own);
         }
     }
     listing_judge(j, limit, limit->breach, &lost, NULL);
     listing_judge(j, limit, limit->breach, &there, &here);
+    listing_judge(j, limit, limit->breach, NULL, &more);
 }
 
 static void judge(const Judgement *j, const HandshakeLimit *limit,

@@ -1139,6 +1139,7 @@ static GHashTable *limits_new(void)
     static const uint8_t soft[] = { 0, 0, 0, 0xf0 };
     static const MigrationRegister registers[] = {
         { 0x10, 0xa, true }, { 0x12 }, { 0x20, UINT64_MAX, true },
+        { 0x30, 0, true },
     };
     GPtrArray *limits = g_ptr_array_new_with_free_func(g_free);
     GHashTable *all = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
@@ -1313,20 +1314,25 @@ static void test_promise_masked(void)
 
 static void test_promise_registers(void)
 {
-    check_promise("'cpu-registers': '10=a,2,e=ffffffffffffffff'", NULL);
-    check_promise("'cpu-registers': '12'", NULL);
-    /* What can be set on one of the sides */
+    check_promise("'cpu-registers': '10=a,2,e=ffffffffffffffff,10=0'", NULL);
+    /* What can be set on one of the sides, or need not be sent */
     check_promise("'cpu-registers': '10,2=5,e'", NULL);
-    check_promise("'cpu-registers': '10=b'", "error cpu dev: R16=0xb -> 0xa\n");
-    check_promise("'cpu-registers': '10=b,10=0'",
-                  "error cpu dev: R16=0xb, R32=0x0 -> "
-                  "0xa, 0xffffffffffffffff\n");
-    check_promise("'cpu-registers': 'f=1,1=a,1,1,ffffffffffffffed'",
+    check_promise("'cpu-registers': '10,10'", NULL);
+    check_promise("'cpu-registers': '10=b,10'",
+                  "error cpu dev: R16=0xb -> R16=0xa\n");
+    check_promise("'cpu-registers': '10=b,10=0,10=1'",
+                  "error cpu dev: R16=0xb, R32=0x0, R48=0x1 -> "
+                  "R16=0xa, R32=0xffffffffffffffff, R48=0x0\n");
+    check_promise("'cpu-registers': 'f=1,1=a,1,1,e,ffffffffffffffdf'",
                   "error cpu dev: R15, R17, R18446744073709551615 "
                   "-> missing\n");
-    check_promise("'cpu-registers': 'f,1=0'", "error cpu dev: R15 -> missing\n"
-                  "error cpu dev: R16=0x0 -> 0xa\n");
-    check_promise("'cpu-registers': '0,1,1,1,1,1,1,1,1,1'",
+    check_promise("'cpu-registers': '12'", "error cpu dev: missing -> "
+                  "R16=0xa, R32=0xffffffffffffffff\n");
+    check_promise("'cpu-registers': 'f,1=0'",
+                  "error cpu dev: R15 -> missing\n"
+                  "error cpu dev: R16=0x0 -> R16=0xa\n"
+                  "error cpu dev: missing -> R32=0xffffffffffffffff\n");
+    check_promise("'cpu-registers': '0,1,1,1,1,1,1,1,1,1,7,10'",
                   "error cpu dev: R0, R1, R2, R3, R4, R5, R6, R7 and 2 more "
                   "-> missing\n");
 }
