@@ -431,7 +431,7 @@ static void test_registers(void)
             g_string_append(many, ",1");
         }
         array = handshake_registers_from_text(many->str);
-        g_assert_true(!array == more);
+        g_assert_true((array == NULL) == more);
     }
 }
 
