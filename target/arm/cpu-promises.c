@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/bitops.h"
 #include "cpu.h"
 #include "cpregs.h"
 #include "kvm-consts.h"
@@ -21,15 +22,25 @@ static char *register_text(void *opaque, uint64_t id)
     ARMCPU *cpu = opaque;
     const ARMCPRegInfo *ri = get_arm_cp_reginfo(cpu->cp_regs,
                                                 kvm_to_cpreg_id(id));
+    unsigned coprocessor = extract64(id, CP_REG_ARM_COPROC_SHIFT, 12);
 
     if (ri) {
         return g_strdup(ri->name);
     }
-    if ((id & (CP_REG_ARCH_MASK | CP_REG_ARM_COPROC_MASK)) ==
-        (CP_REG_ARM64 | CP_REG_ARM64_SYSREG)) {
+    if ((id & CP_REG_ARCH_MASK) == CP_REG_ARM64 &&
+        coprocessor == CP_REG_ARM64_SYSREG_CP) {
         return g_strdup_printf("S%d_%d_C%d_C%d_%d", (int)FIELD_OF(id, OP0),
                                (int)FIELD_OF(id, OP1), (int)FIELD_OF(id, CRN),
                                (int)FIELD_OF(id, CRM), (int)FIELD_OF(id, OP2));
+    }
+    if ((id & (CP_REG_ARCH_MASK | CP_REG_SIZE_MASK)) ==
+        (CP_REG_ARM | CP_REG_SIZE_U32) && coprocessor < 16) {
+        /* As ENCODE_CP_REG() has it */
+        return g_strdup_printf("p%u_%d_c%d_c%d_%d", coprocessor,
+                               (int)extract64(id, 3, 4),
+                               (int)extract64(id, 11, 4),
+                               (int)extract64(id, 7, 4),
+                               (int)extract64(id, 0, 3));
     }
     return g_strdup_printf("0x%" PRIx64, id);
 }
