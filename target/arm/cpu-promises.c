@@ -28,7 +28,7 @@ static char *register_text(void *opaque, uint64_t id)
         return g_strdup(ri->name);
     }
     if ((id & CP_REG_ARCH_MASK) == CP_REG_ARM64 &&
-        coprocessor == CP_REG_ARM64_SYSREG_CP) {
+        (id & CP_REG_ARM_COPROC_MASK) == CP_REG_ARM64_SYSREG) {
         return g_strdup_printf("S%d_%d_C%d_C%d_%d", (int)FIELD_OF(id, OP0),
                                (int)FIELD_OF(id, OP1), (int)FIELD_OF(id, CRN),
                                (int)FIELD_OF(id, CRM), (int)FIELD_OF(id, OP2));
