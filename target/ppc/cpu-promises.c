@@ -49,7 +49,7 @@ static bool compatible_promises(VMStatePromises *p, PowerPCCPU *cpu)
 /*
  * As cpu_post_load() sees it: a CPU that works as itself takes one that is
  * alike, which its class knows; else any will do that can work as the same.
- * Several models may have the same PVR, and KVM may have one that is no model's.
+ * Several models may have the same PVR, and KVM one that is no model's.
  */
 void ppc_cpu_promises(VMStatePromises *p, void *opaque)
 {
