@@ -16,6 +16,8 @@ static const char *const others[] = {
     "realized", "hotplugged", "hotpluggable", "migration-safe", "static",
     /* It depends on the accelerator and on QEMU's version */
     "pmu",
+    /* How KVM keeps the time is no feature */
+    "kvm-no-adjvtime",
     /* They follow from the topology */
     "ht", "cmp-legacy",
     NULL
@@ -68,8 +70,7 @@ static void cpu_feature_promises(VMStatePromises *p, Object *obj)
     }
 }
 
-/* As a rule, all of a type are alike, and there may be hundreds */
-static bool is_first_of_type(CPUState *cpu)
+bool cpu_is_first_of_type(CPUState *cpu)
 {
     CPUState *other;
 
@@ -87,7 +88,7 @@ void cpu_promises(VMStatePromises *p, void *opaque)
 
     migration_promise_text(p, "cpu-model", NULL, MIGRATION_BREACH_CHANGE,
                            object_get_typename(obj));
-    if (!is_first_of_type(opaque)) {
+    if (!cpu_is_first_of_type(opaque)) {
         return;
     }
     cpu_feature_promises(p, obj);

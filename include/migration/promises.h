@@ -130,6 +130,32 @@ void migration_promise_masked(VMStatePromises *p, const char *name,
                               char *(*describe)(void *opaque, unsigned offset),
                               void *opaque);
 
+/* One of those that have numbers, as registers of a CPU do */
+typedef struct MigrationRegister {
+    uint64_t number;
+    uint64_t value;         /* if it is @fixed */
+    bool fixed;             /* it cannot be set to any other value */
+} MigrationRegister;
+
+/**
+ * migration_promise_registers: no other registers are sent than there are,
+ *                              and what cannot be set is sent as it is here
+ * @p: the promises of a section
+ * @name: of the promise
+ * @breach: what becomes of it if not
+ * @registers: those that there are, in ascending order of their numbers
+ * @n: how many these are, at most 4096; of more nothing is promised
+ * @describe: the name of a register, which may be one that only the other side
+ *            has, to be freed by the caller
+ * @opaque: for @describe, which is called while the device lives
+ */
+void migration_promise_registers(VMStatePromises *p, const char *name,
+                                 MigrationPromiseBreach breach,
+                                 const MigrationRegister *registers, size_t n,
+                                 char *(*describe)(void *opaque,
+                                                   uint64_t number),
+                                 void *opaque);
+
 /**
  * migration_promise_value: the loader wants a number to be the one that is here
  * @p: the promises of a section

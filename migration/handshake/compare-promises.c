@@ -103,6 +103,15 @@ static const struct Promise {
     PROMISE(PROMISE_TEXTS, "cpu", cpu, "cpu",
       "the $I of the guest's CPU is $A on the source and $B on the "
       "destination"),
+    PROMISE(PROMISE_SET, "cpu-mode", cpu_mode, "cpu",
+      "the guest's CPU works as $A, which CPUs of the destination cannot do"),
+    PROMISE(PROMISE_TEXT, "cpu-registers", cpu_registers, "cpu",
+      "registers of the guest's CPU differ: $A on the source, $B on the "
+      "destination"),
+    PROMISE(PROMISE_NUMBERS, "machine-capabilities", machine_capabilities,
+      "device",
+      "capability '$I' of the guest's machine is at level $A on the source, "
+      "and at $B on the destination"),
     PROMISE(PROMISE_TEXTS, "disks", disks, "disk",
       "disk $I of '$S' is a $A on the source and $B on the destination"),
     PROMISE(PROMISE_NUMBERS, "disk-sizes", disk_sizes, "disk",
@@ -238,14 +247,27 @@ static void listing_end(Listing *listing)
     }
 }
 
+/* What is on only one side, or other things that are on each */
 static void listing_judge(const Judgement *j, const HandshakeLimit *limit,
-                          MigrationPromiseBreach breach, Listing *listing)
+                          MigrationPromiseBreach breach, Listing *there,
+                          Listing *here)
 {
-    listing_end(listing);
-    if (listing->n) {
-        broken(j, limit, breach, NULL, listing->text->str, "missing");
+    Listing *both[] = { there, here };
+
+    for (int i = 0; i < ARRAY_SIZE(both); i++) {
+        if (both[i]) {
+            listing_end(both[i]);
+        }
     }
-    g_string_free(listing->text, TRUE);
+    if ((there && there->n) || (here && here->n)) {
+        broken(j, limit, breach, NULL, there ? there->text->str : "missing",
+               here ? here->text->str : "missing");
+    }
+    for (int i = 0; i < ARRAY_SIZE(both); i++) {
+        if (both[i]) {
+            g_string_free(both[i]->text, TRUE);
+        }
+    }
 }
 
 /* Asked for whatever there is, each version of QEMU has its own */
@@ -283,8 +305,8 @@ static void judge_set(const Judgement *j, const HandshakeLimit *limit,
                         ? &changed : &lost, item);
         }
     }
-    listing_judge(j, limit, limit->breach, &lost);
-    listing_judge(j, limit, MIGRATION_BREACH_CHANGE, &changed);
+    listing_judge(j, limit, limit->breach, &lost, NULL);
+    listing_judge(j, limit, MIGRATION_BREACH_CHANGE, &changed, NULL);
 }
 
 static void judge_bits(const Judgement *j, const HandshakeLimit *limit,
@@ -308,7 +330,7 @@ static void judge_bits(const Judgement *j, const HandshakeLimit *limit,
             listing_add(&listing, name);
         }
     }
-    listing_judge(j, limit, limit->breach, &listing);
+    listing_judge(j, limit, limit->breach, &listing, NULL);
 }
 
 /* The first difference is told: those that follow are often its consequences */
@@ -336,6 +358,79 @@ static void judge_masked(const Judgement *j, const HandshakeLimit *limit,
     }
 }
 
+static gint register_order(gconstpointer a, gconstpointer b)
+{
+    uint64_t x = ((const MigrationRegister *)a)->number;
+    uint64_t y = ((const MigrationRegister *)b)->number;
+
+    return x < y ? -1 : x > y;
+}
+
+static const MigrationRegister *register_find(const GArray *registers,
+                                              const MigrationRegister *like)
+{
+    return bsearch(like, registers->data, registers->len, sizeof(*like),
+                   register_order);
+}
+
+/* @r: of the source; @own: of this machine; one of them may be NULL */
+static void register_add(const HandshakeLimit *limit, Listing *there,
+                         Listing *here, const MigrationRegister *r,
+                         const MigrationRegister *own)
+{
+    g_autofree char *name = limit->describe_register(limit->opaque,
+                                                     (r ?: own)->number);
+    g_autofree char *a = g_strdup_printf("%s=0x%" PRIx64, name,
+                                         r ? r->value : 0);
+    g_autofree char *b = g_strdup_printf("%s=0x%" PRIx64, name,
+                                         own ? own->value : 0);
+
+    if (r) {
+        listing_add(there, own ? a : name);
+    }
+    if (own) {
+        listing_add(here, b);
+    }
+}
+
+/*
+ * Those that are missing here, those of another value, and those that would
+ * have to be set to the value that they have and are not sent.  What can be
+ * changed on either side is no promise, nor is there a loader that compares it.
+ */
+static void judge_registers(const Judgement *j, const HandshakeLimit *limit,
+                            const char *text)
+{
+    g_autoptr(GArray) registers = handshake_registers_from_text(text);
+    Listing lost = { g_string_new(NULL) };
+    Listing there = { g_string_new(NULL) };
+    Listing here = { g_string_new(NULL) };
+    Listing more = { g_string_new(NULL) };
+
+    for (guint i = 0; registers && i < registers->len; i++) {
+        const MigrationRegister *r =
+            &g_array_index(registers, MigrationRegister, i);
+        const MigrationRegister *own = register_find(limit->registers, r);
+
+        if (!own) {
+            register_add(limit, &lost, NULL, r, NULL);
+        } else if (r->fixed && own->fixed && r->value != own->value) {
+            register_add(limit, &there, &here, r, own);
+        }
+    }
+    for (guint i = 0; registers && i < limit->registers->len; i++) {
+        const MigrationRegister *own =
+            &g_array_index(limit->registers, MigrationRegister, i);
+
+        if (own->fixed && own->value && !register_find(registers, own)) {
+            register_add(limit, NULL, &more, NULL, own);
+        }
+    }
+    listing_judge(j, limit, limit->breach, &lost, NULL);
+    listing_judge(j, limit, limit->breach, &there, &here);
+    listing_judge(j, limit, limit->breach, NULL, &more);
+}
+
 static void judge(const Judgement *j, const HandshakeLimit *limit,
                   const Value *value)
 {
@@ -360,6 +455,9 @@ static void judge(const Judgement *j, const HandshakeLimit *limit,
         break;
     case HANDSHAKE_RULE_MASKED:
         judge_masked(j, limit, value->text);
+        break;
+    case HANDSHAKE_RULE_REGISTERS:
+        judge_registers(j, limit, value->text);
         break;
     }
 }
@@ -458,13 +556,15 @@ static void judge_return(const Judgement *j, const HandshakeLimit *limit,
         }
         break;
     case HANDSHAKE_RULE_SET:
-        if (tells) {
+        /* What a CPU works as comes with the guest */
+        if (tells && strcmp(limit->name, "cpu-mode")) {
             judge_set_return(j, limit, value->set);
         }
         break;
     case HANDSHAKE_RULE_AT_MOST:
     case HANDSHAKE_RULE_BITS:
     case HANDSHAKE_RULE_MASKED:
+    case HANDSHAKE_RULE_REGISTERS:
         /* The guest may use no more than now; what the source has is unknown */
         break;
     }

@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/host-utils.h"
 #include "promises.h"
 
 static const char digits[] = "0123456789abcdef";
@@ -109,4 +110,67 @@ GArray *handshake_bits_from_text(const char *text)
         g_array_index(bits, uint64_t, i / 16) |= (uint64_t)value << i % 16 * 4;
     }
     return len ? g_steal_pointer(&bits) : NULL;
+}
+
+char *handshake_registers_to_text(const MigrationRegister *registers, size_t n)
+{
+    GString *text = g_string_new(NULL);
+    uint64_t before = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        g_string_append_printf(text, "%s%" PRIx64, i ? "," : "",
+                               registers[i].number - before);
+        if (registers[i].fixed) {
+            g_string_append_printf(text, "=%" PRIx64, registers[i].value);
+        }
+        before = registers[i].number;
+    }
+    return g_string_free(text, FALSE);
+}
+
+/* Returns: the first byte after the number, or NULL */
+static const char *get_number(const char *p, uint64_t *number)
+{
+    const char *begin = p;
+
+    for (*number = 0; digit_value(*p) >= 0; p++) {
+        /* One that begins with zeros could be longer than it looks */
+        if (p - begin == 16 || (p > begin && *begin == '0')) {
+            return NULL;
+        }
+        *number = *number << 4 | digit_value(*p);
+    }
+    return p > begin ? p : NULL;
+}
+
+GArray *handshake_registers_from_text(const char *text)
+{
+    g_autoptr(GArray) registers = g_array_new(false, true,
+                                              sizeof(MigrationRegister));
+    MigrationRegister next = {};
+    const char *p = text;
+
+    while (true) {
+        uint64_t before = next.number;
+
+        p = get_number(p, &next.number);
+        if (!p || (registers->len && !next.number) ||
+            uadd64_overflow(next.number, before, &next.number) ||
+            registers->len == HANDSHAKE_PROMISE_ITEMS_MAX) {
+            return NULL;
+        }
+        next.fixed = *p == '=';
+        next.value = 0;
+        p = next.fixed ? get_number(p + 1, &next.value) : p;
+        if (!p) {
+            return NULL;
+        }
+        g_array_append_val(registers, next);
+        if (!*p) {
+            return g_steal_pointer(&registers);
+        }
+        if (*p++ != ',') {
+            return NULL;
+        }
+    }
 }

@@ -653,15 +653,19 @@ static bool check_profile(const MigrationProfile *profile, Error **errp)
 static bool promise_is_well_formed(const char *name, const char *text)
 {
     g_autoptr(GByteArray) bytes = NULL;
-    g_autoptr(GArray) bits = NULL;
+    g_autoptr(GArray) items = NULL;
 
     if (!strcmp(name, "pci-config") || !strcmp(name, "pci-status")) {
         bytes = handshake_bytes_from_text(text);
         return bytes;
     }
     if (!strcmp(name, "virtio-features")) {
-        bits = handshake_bits_from_text(text);
-        return bits;
+        items = handshake_bits_from_text(text);
+        return items;
+    }
+    if (!strcmp(name, "cpu-registers")) {
+        items = handshake_registers_from_text(text);
+        return items;
     }
     return true;
 }

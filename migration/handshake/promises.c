@@ -141,6 +141,7 @@ static void limit_free(void *opaque)
     g_clear_pointer(&limit->set, g_hash_table_unref);
     g_clear_pointer(&limit->bytes, g_byte_array_unref);
     g_clear_pointer(&limit->mask, g_byte_array_unref);
+    g_clear_pointer(&limit->registers, g_array_unref);
     g_free(limit);
 }
 
@@ -318,6 +319,35 @@ void migration_promise_masked(VMStatePromises *p, const char *name,
         l->mask = g_byte_array_new();
         g_byte_array_append(l->mask, mask, size);
         l->describe = describe;
+        l->opaque = opaque;
+    }
+}
+
+void migration_promise_registers(VMStatePromises *p, const char *name,
+                                 MigrationPromiseBreach breach,
+                                 const MigrationRegister *registers, size_t n,
+                                 char *(*describe)(void *opaque,
+                                                   uint64_t number),
+                                 void *opaque)
+{
+    HandshakeLimit *l;
+
+    if (!n || n > HANDSHAKE_PROMISE_ITEMS_MAX) {
+        return;
+    }
+    if (p->promised) {
+        g_autofree char *text = handshake_registers_to_text(registers, n);
+
+        if (strlen(text) <= HANDSHAKE_PROMISE_TEXT_MAX) {
+            promise_put(p, name, NULL, QOBJECT(qstring_from_str(text)));
+        }
+        return;
+    }
+    l = limit_new(p, name, NULL, HANDSHAKE_RULE_REGISTERS, breach);
+    if (l) {
+        l->registers = g_array_sized_new(false, false, sizeof(*registers), n);
+        g_array_append_vals(l->registers, registers, n);
+        l->describe_register = describe;
         l->opaque = opaque;
     }
 }

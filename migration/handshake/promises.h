@@ -28,6 +28,7 @@ typedef enum HandshakeRule {
     HANDSHAKE_RULE_SET,
     HANDSHAKE_RULE_BITS,
     HANDSHAKE_RULE_MASKED,
+    HANDSHAKE_RULE_REGISTERS,
 } HandshakeRule;
 
 /* Of what is known, and may not be here */
@@ -51,7 +52,9 @@ typedef struct HandshakeLimit {
     GHashTable *set;        /* SET: what is known, as HandshakeMember */
     GByteArray *bytes;      /* BITS: words; MASKED: the values, */
     GByteArray *mask;       /* and which bits of these count */
+    GArray *registers;      /* REGISTERS: of MigrationRegister */
     char *(*describe)(void *opaque, unsigned index);
+    char *(*describe_register)(void *opaque, uint64_t number);
     void *opaque;
 } HandshakeLimit;
 
@@ -110,5 +113,26 @@ GByteArray *handshake_bytes_from_text(const char *text);
  * Returns: words of 64 bits, bit 0 first, NULL if @text is malformed
  */
 GArray *handshake_bits_from_text(const char *text);
+
+/**
+ * handshake_registers_to_text: as they are told
+ * @registers: in ascending order
+ * @n: how many these are, no more than HANDSHAKE_PROMISE_ITEMS_MAX
+ *
+ * Of each register its distance from the one before, and "=value" if that
+ * cannot be changed, separated by commas, in lower-case hexadecimal.
+ *
+ * Returns: to be freed by the caller
+ */
+char *handshake_registers_to_text(const MigrationRegister *registers, size_t n);
+
+/**
+ * handshake_registers_from_text: the way back
+ * @text: what a peer has told
+ *
+ * Returns: of MigrationRegister, in ascending order, no more than
+ *          HANDSHAKE_PROMISE_ITEMS_MAX, NULL if @text is malformed
+ */
+GArray *handshake_registers_from_text(const char *text);
 
 #endif

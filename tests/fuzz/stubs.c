@@ -189,6 +189,7 @@ static void limits_free(void *opaque)
         g_clear_pointer(&limit->set, g_hash_table_unref);
         g_clear_pointer(&limit->bytes, g_byte_array_unref);
         g_clear_pointer(&limit->mask, g_byte_array_unref);
+        g_clear_pointer(&limit->registers, g_array_unref);
         g_free(limit);
     }
     g_ptr_array_unref(limits);
@@ -208,11 +209,19 @@ static HandshakeLimit *limits_add(GPtrArray *limits, const char *name,
     return limit;
 }
 
+static char *register_text(void *opaque, uint64_t number)
+{
+    return g_strdup_printf("register %" PRIu64, number);
+}
+
 /* What each section could keep: one of each kind */
 static GPtrArray *section_limits(void)
 {
     static const uint64_t words[2] = { 0x130000054 };
     static const uint8_t mask[64] = { 0xff, 0xff, 0x10, 0, 0xff };
+    static const MigrationRegister registers[] = {
+        { 1, 0, true }, { 2 }, { 0x41, 7, true },
+    };
     GPtrArray *limits = g_ptr_array_new();
     HandshakeLimit *limit;
 
@@ -237,6 +246,10 @@ static GPtrArray *section_limits(void)
     limit = limits_add(limits, "pci-config", NULL, HANDSHAKE_RULE_MASKED);
     limit->bytes = g_byte_array_append(g_byte_array_new(), mask, sizeof(mask));
     limit->mask = g_byte_array_append(g_byte_array_new(), mask, sizeof(mask));
+    limit = limits_add(limits, "cpu-registers", NULL, HANDSHAKE_RULE_REGISTERS);
+    limit->registers = g_array_new(false, false, sizeof(*registers));
+    g_array_append_vals(limit->registers, registers, ARRAY_SIZE(registers));
+    limit->describe_register = register_text;
     return limits;
 }
 

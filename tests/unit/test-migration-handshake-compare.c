@@ -1120,6 +1120,17 @@ static GByteArray *byte_array(const void *bytes, size_t size)
     return g_byte_array_append(g_byte_array_new(), bytes, size);
 }
 
+static GArray *register_array(const MigrationRegister *registers, guint n)
+{
+    return g_array_append_vals(g_array_new(false, false, sizeof(*registers)),
+                               registers, n);
+}
+
+static char *describe_register(void *opaque, uint64_t number)
+{
+    return g_strdup_printf("%s%" PRIu64, (const char *)opaque, number);
+}
+
 /* What sections "dev", "dev 1" and "net-user" could keep */
 static GHashTable *limits_new(void)
 {
@@ -1127,6 +1138,10 @@ static GHashTable *limits_new(void)
     static const uint8_t bytes[] = { 0x12, 0x34, 0, 0xff };
     static const uint8_t mask[] = { 0xff, 0x0f, 0xff, 0 };
     static const uint8_t soft[] = { 0, 0, 0, 0xf0 };
+    static const MigrationRegister registers[] = {
+        { 0x10, 0xa, true }, { 0x12 }, { 0x20, UINT64_MAX, true },
+        { 0x30, 0, true },
+    };
     GPtrArray *limits = g_ptr_array_new_with_free_func(g_free);
     GHashTable *all = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
                                             (GDestroyNotify)g_ptr_array_unref);
@@ -1178,6 +1193,16 @@ static GHashTable *limits_new(void)
         "cpu-features", NULL, HANDSHAKE_RULE_SET, MIGRATION_BREACH_LOSS,
         .set = set_from("sse,sse2", "avx,avx2,vmx-ept,"
                         "f1,f2,f3,f4,f5,f6,f7,f8,f9,f10") });
+    limits_add(limits, (HandshakeLimit) {
+        "cpu-registers", NULL, HANDSHAKE_RULE_REGISTERS, MIGRATION_BREACH_LOAD,
+        .registers = register_array(registers, ARRAY_SIZE(registers)),
+        .describe_register = describe_register, .opaque = (void *)"R" });
+    limits_add(limits, (HandshakeLimit) {
+        "cpu-mode", NULL, HANDSHAKE_RULE_SET, MIGRATION_BREACH_LOAD,
+        .set = set_from("power8,power9", NULL) });
+    limits_add(limits, (HandshakeLimit) {
+        "machine-capabilities", (char *)"htm", HANDSHAKE_RULE_AT_MOST,
+        MIGRATION_BREACH_LOAD, .number = 1 });
     limits_add(few, (HandshakeLimit) {
         "virtio-queues", NULL, HANDSHAKE_RULE_AT_MOST, MIGRATION_BREACH_LOSS,
         .promised = true, .number = 1 });
@@ -1299,6 +1324,42 @@ static void test_promise_masked(void)
                   "warning device dev: 00 -> ff\n");
     check_promise("'pci-config': '0:123401f0'",
                   "error device dev: 01 -> 00\n");
+}
+
+static void test_promise_registers(void)
+{
+    check_promise("'cpu-registers': '10=a,2,e=ffffffffffffffff,10=0'", NULL);
+    /* What can be set on one of the sides, or need not be sent */
+    check_promise("'cpu-registers': '10,2=5,e'", NULL);
+    check_promise("'cpu-registers': '10,10'", NULL);
+    check_promise("'cpu-registers': '10=b,10'",
+                  "error cpu dev: R16=0xb -> R16=0xa\n");
+    check_promise("'cpu-registers': '10=b,10=0,10=1'",
+                  "error cpu dev: R16=0xb, R32=0x0, R48=0x1 -> "
+                  "R16=0xa, R32=0xffffffffffffffff, R48=0x0\n");
+    check_promise("'cpu-registers': 'f=1,1=a,1,1,e,ffffffffffffffdf'",
+                  "error cpu dev: R15, R17, R18446744073709551615 "
+                  "-> missing\n");
+    check_promise("'cpu-registers': '12'", "error cpu dev: missing -> "
+                  "R16=0xa, R32=0xffffffffffffffff\n");
+    check_promise("'cpu-registers': 'f,1=0'",
+                  "error cpu dev: R15 -> missing\n"
+                  "error cpu dev: R16=0x0 -> R16=0xa\n"
+                  "error cpu dev: missing -> R32=0xffffffffffffffff\n");
+    check_promise("'cpu-registers': '0,1,1,1,1,1,1,1,1,1,7,10'",
+                  "error cpu dev: R0, R1, R2, R3, R4, R5, R6, R7 and 2 more "
+                  "-> missing\n");
+}
+
+static void test_promise_machine(void)
+{
+    check_promise("'cpu-mode': [ 'power9' ]", NULL);
+    check_promise("'cpu-mode': [ 'power10' ]",
+                  "error cpu dev: power10 -> missing\n");
+    check_promise("'machine-capabilities': [ { 'name': 'htm', 'value': 1 },"
+                  " { 'name': 'later', 'value': 2 } ]", NULL);
+    check_promise("'machine-capabilities': [ { 'name': 'htm', 'value': 2 } ]",
+                  "error device dev: 2 -> 1\n");
 }
 
 static void test_promise_cpu(void)
@@ -1502,6 +1563,8 @@ int main(int argc, char **argv)
         { "promise/bits", test_promise_bits },
         { "promise/masked", test_promise_masked },
         { "promise/cpu", test_promise_cpu },
+        { "promise/registers", test_promise_registers },
+        { "promise/machine", test_promise_machine },
         { "promise/sections", test_promise_sections },
         { "promise/return", test_promise_return },
         { "promise/speed", test_promise_speed },

@@ -728,11 +728,13 @@ static void test_promises(void)
         "\"cpu-features\": []", "\"pci-configs\": \"what\"",
         "\"counts\": [ { \"name\": \"\", \"value\": 1, \"x\": 2 } ]",
         "\"values\": [ { \"name\": \"a\", \"value\": 18446744073709551615 } ]",
+        "\"cpu-registers\": \"0\"", "\"cpu-registers\": \"1=0,1,ff=a\"",
     };
     static const char *const bad[] = {
         "\"pci-config\": \"0:1\"", "\"pci-config\": \"1000:01\"",
         "\"pci-status\": \"zz\"", "\"virtio-features\": \"\"",
-        "\"virtio-features\": \"0x1\"",
+        "\"virtio-features\": \"0x1\"", "\"cpu-registers\": \"\"",
+        "\"cpu-registers\": \"1,0\"",
     };
     static const char *const wrong[] = {
         "\"pci-config\": 1", "\"virtio-features\": 1",
@@ -741,6 +743,8 @@ static void test_promises(void)
         "\"counts\": [ { \"name\": \"x\" } ]",
         "\"counts\": [ { \"name\": 1, \"value\": 1 } ]",
         "\"cpu-features\": [ 1 ]", "\"cpu-features\": \"avx\"",
+        "\"cpu-registers\": [ \"1\" ]", "\"cpu-mode\": \"power9\"",
+        "\"machine-capabilities\": [ { \"name\": \"htm\", \"value\": true } ]",
         "\"cpu\": [ { \"name\": \"family\", \"value\": 6 } ]",
         "\"vnet-hdr\": 1", "\"disk-sizes\": null",
     };

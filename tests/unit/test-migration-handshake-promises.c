@@ -452,6 +452,107 @@ static void test_bits(void)
     }
 }
 
+static void test_registers(void)
+{
+    static const MigrationRegister registers[] = {
+        { 0 }, { 1, 0, true }, { 0x11, 0xab, true }, { 0x12, 7 },
+        { UINT64_MAX, UINT64_MAX, true },
+    };
+    static const char *const bad[] = {
+        "", ",", "1,", ",1", "=", "=1", "1=", "1=,2", "1,0", "0,0", "1,00",
+        "01", "1=00", "1=01", "1,01", "x", "A", "0x1", "-1", "1;2", "1 ,2",
+        "1==1", "1=1=1", "1=1,,2", "11111111111111111", "1=11111111111111111",
+        "ffffffffffffffff,1", "8000000000000000,8000000000000000",
+    };
+    g_autofree char *text =
+        handshake_registers_to_text(registers, ARRAY_SIZE(registers));
+    g_autofree char *none = handshake_registers_to_text(registers, 0);
+    g_autofree char *first = handshake_registers_to_text(&registers[2], 1);
+    g_autoptr(GArray) back = handshake_registers_from_text(text);
+
+    g_assert_cmpstr(text, ==, "0,1=0,10=ab,1,ffffffffffffffed="
+                    "ffffffffffffffff");
+    g_assert_cmpstr(none, ==, "");
+    g_assert_cmpstr(first, ==, "11=ab");
+    g_assert_cmpuint(back->len, ==, ARRAY_SIZE(registers));
+    for (guint i = 0; i < back->len; i++) {
+        const MigrationRegister *r = &g_array_index(back, MigrationRegister, i);
+
+        g_assert_cmphex(r->number, ==, registers[i].number);
+        g_assert_true(r->fixed == registers[i].fixed);
+        g_assert_cmphex(r->value, ==, r->fixed ? registers[i].value : 0);
+    }
+    for (int i = 0; i < ARRAY_SIZE(bad); i++) {
+        g_assert_null(handshake_registers_from_text(bad[i]));
+    }
+    for (int more = 0; more < 2; more++) {
+        g_autoptr(GString) many = g_string_new("0");
+        g_autoptr(GArray) array = NULL;
+
+        for (int i = 1; i < HANDSHAKE_PROMISE_ITEMS_MAX + more; i++) {
+            g_string_append(many, ",1");
+        }
+        array = handshake_registers_from_text(many->str);
+        g_assert_true((array == NULL) == more);
+    }
+}
+
+static char *name_of_register(void *opaque, uint64_t number)
+{
+    return g_strdup("R");
+}
+
+/* The first @n_local of them can be set; the others are what they are */
+static void register_promises(VMStatePromises *p, void *opaque)
+{
+    const Thing *thing = opaque;
+    g_autofree MigrationRegister *registers =
+        g_new0(MigrationRegister, HANDSHAKE_PROMISE_ITEMS_MAX + 1);
+
+    for (int i = 0; i <= HANDSHAKE_PROMISE_ITEMS_MAX; i++) {
+        registers[i].number = i ? i * 16 : 5;
+        registers[i].fixed = i >= 2;
+        registers[i].value = UINT64_MAX;
+    }
+    migration_promise_registers(p, "cpu-registers", MIGRATION_BREACH_LOAD,
+                                registers, thing->n_local, name_of_register,
+                                opaque);
+    migration_promise_registers(p, "cpu-registers", MIGRATION_BREACH_LOAD,
+                                registers, 1, name_of_register, opaque);
+}
+
+static const VMStateDescription vmstate_registers = {
+    .name = "thing", .promises = register_promises,
+};
+
+static void test_registers_collected(void)
+{
+    Thing thing = thing_new(NULL);
+    g_autoptr(GPtrArray) limits = NULL;
+    const HandshakeLimit *limit;
+
+    thing.n_local = 3;
+    assert_promised(&vmstate_registers, &thing,
+        "{ \"cpu-registers\": \"5,b,10=ffffffffffffffff\" }");
+    limits = handshake_limits_collect(&vmstate_registers, &thing, 0, NULL);
+    g_assert_cmpuint(limits->len, ==, 1);
+    limit = g_ptr_array_index(limits, 0);
+    g_assert_cmpint(limit->rule, ==, HANDSHAKE_RULE_REGISTERS);
+    g_assert_cmpuint(limit->registers->len, ==, 3);
+    g_assert_true(limit->describe_register == name_of_register);
+    g_assert_true(limit->opaque == &thing);
+    /* There are none, or more than are told, or the text is too long */
+    for (int i = 0; i < 3; i++) {
+        static const uint32_t n[] = {
+            0, HANDSHAKE_PROMISE_ITEMS_MAX + 1, HANDSHAKE_PROMISE_ITEMS_MAX,
+        };
+
+        thing.n_local = n[i];
+        assert_promised(&vmstate_registers, &thing,
+                        "{ \"cpu-registers\": \"5\" }");
+    }
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -466,5 +567,8 @@ int main(int argc, char **argv)
     g_test_add_func("/migration/handshake/promises/bounds", test_bounds);
     g_test_add_func("/migration/handshake/promises/bytes", test_bytes);
     g_test_add_func("/migration/handshake/promises/bits", test_bits);
+    g_test_add_func("/migration/handshake/promises/registers", test_registers);
+    g_test_add_func("/migration/handshake/promises/registers/collected",
+                    test_registers_collected);
     return g_test_run();
 }

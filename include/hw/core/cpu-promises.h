@@ -18,4 +18,12 @@
  */
 void cpu_promises(VMStatePromises *p, void *opaque);
 
+/**
+ * cpu_is_first_of_type: whether a CPU is to speak for all of its type
+ * @cpu: the CPU
+ *
+ * As a rule, all of a type are alike, and there may be hundreds.
+ */
+bool cpu_is_first_of_type(CPUState *cpu);
+
 #endif

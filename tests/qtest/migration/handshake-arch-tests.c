@@ -1,0 +1,283 @@
+/*
+ * QTest testcases for the migration handshake: what the machines of other
+ * architectures than x86 have promised
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qobject/qjson.h"
+#include "qobject/qlist.h"
+#include "libqtest.h"
+#include "migration/framework.h"
+#include "migration/handshake-util.h"
+#include "migration/migration-qmp.h"
+#include "migration/migration-util.h"
+
+/* A promise that the destination cannot keep, with patterns of * and ? */
+typedef struct ArchTest {
+    const char *name;
+    const char *code;
+    bool warning;
+    const char *source;
+    const char *destination;
+    const char *message;
+    const char *from;
+    const char *to;
+} ArchTest;
+
+typedef struct Arch {
+    const char *name;
+    const char *machine;        /* of which all tests are */
+    const char *bus;            /* what devices are plugged into */
+    const ArchTest *tests;
+} Arch;
+
+static const ArchTest arm_tests[] = {
+    {
+        .name = "registers", .code = "cpu", .source = "*S3_3_C9_C12_0*",
+        .destination = "missing",
+        .message = "registers of the guest's CPU differ: * on the source, "
+                   "missing on the destination",
+        .from = "-cpu max", .to = "-cpu max,pmu=off",
+    }, {
+        .name = "registers-more", .code = "cpu", .source = "missing",
+        .destination = "*=0x*",
+        .message = "registers of the guest's CPU differ: missing on the "
+                   "source, * on the destination",
+        .from = "-cpu max,pmu=off", .to = "-cpu max",
+    }, {
+        .name = "register-values", .code = "cpu", .source = "*=0x*",
+        .destination = "*=0x*",
+        .message = "registers of the guest's CPU differ: * on the source, * on "
+                   "the destination",
+        .from = "-cpu cortex-a57", .to = "-cpu cortex-a72",
+    }, {
+        .name = "cpu-features", .code = "cpu", .source = "sve*",
+        .destination = "missing", .message = "the guest's CPU has *sve*",
+        .from = "-cpu max", .to = "-cpu max,sve=off",
+    }, {
+        .name = "pauth", .code = "cpu", .source = "pauth",
+        .destination = "missing", .message = "the guest's CPU has pauth, *",
+        .from = "-cpu max", .to = "-cpu max,pauth=off",
+    }, {
+        .name = "cpu-model", .code = "cpu", .warning = true,
+        .source = "cortex-a57-*", .destination = "max-*",
+        .message = "the guest's CPU is a cortex-a57-* and a max-*",
+        .from = "-cpu cortex-a57", .to = "-cpu max",
+    },
+    { }
+};
+
+static const ArchTest s390x_tests[] = {
+    {
+        .name = "cpu-features", .code = "cpu", .source = "*",
+        .destination = "missing", .message = "the guest's CPU has *",
+        .from = "-cpu qemu", .to = "-cpu qemu,msa4=off",
+    },
+    { }
+};
+
+static const ArchTest ppc64_tests[] = {
+    {
+        .name = "machine-capabilities", .code = "device", .source = "1",
+        .destination = "0",
+        .message = "capability 'cfpc' of the guest's machine is at level 1 on "
+                   "the source, and at 0 on the destination",
+        .from = "-machine cap-cfpc=workaround",
+        .to = "-machine cap-cfpc=broken",
+    }, {
+        .name = "cpu-mode", .code = "cpu", .source = "power9*",
+        .destination = "missing",
+        .message = "the guest's CPU works as power9*, which *",
+        .from = "-cpu power9", .to = "-cpu power8",
+    },
+    { }
+};
+
+static const Arch archs[] = {
+    { "aarch64", "-machine virt,gic-version=3 ", "pcie.0", arm_tests },
+    { "s390x", "-machine s390-ccw-virtio ", NULL, s390x_tests },
+    {
+        "ppc64", "-machine pseries,vsmt=8 "
+        "-machine cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,"
+        "cap-ccf-assist=off ", "pci.0", ppc64_tests
+    },
+};
+
+static const Arch *arch;
+
+static QTestState *start(const char *opts, bool incoming)
+{
+    QTestState *who = qtest_initf("%s -m 256 -nodefaults %s %s", arch->machine,
+                                  incoming ? "-incoming defer" : "", opts);
+
+    if (incoming) {
+        listen_for_handshake(who);
+    }
+    return who;
+}
+
+static bool matches(const QDict *issue, const char *member, const char *pattern)
+{
+    return g_pattern_match_simple(pattern,
+                                  qdict_get_try_str(issue, member) ?: "");
+}
+
+/* Takes @info */
+static void assert_issue(QDict *info, const ArchTest *t)
+{
+    const QListEntry *entry;
+    bool found = false;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(info, "issues"), entry) {
+        const QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
+
+        found |= matches(issue, "code", t->code) &&
+            matches(issue, "severity", t->warning ? "warning" : "error") &&
+            matches(issue, "source", t->source) &&
+            matches(issue, "destination", t->destination) &&
+            matches(issue, "message", t->message);
+    }
+    if (!found) {
+        g_test_message("%s", qobject_to_json_pretty(QOBJECT(info), true)->str);
+        g_assert_not_reached();
+    }
+    qobject_unref(info);
+}
+
+/* Takes @info */
+static void assert_no_issue(QDict *info)
+{
+    if (!qlist_empty(qdict_get_qlist(info, "issues"))) {
+        g_test_message("%s", qobject_to_json_pretty(QOBJECT(info), true)->str);
+        g_assert_not_reached();
+    }
+    qobject_unref(info);
+}
+
+static void test_promise(const void *opaque)
+{
+    const ArchTest *t = opaque;
+    QTestState *to = start(t->to, true);
+    QTestState *from = start(t->from, false);
+    QDict *rsp, *ram;
+
+    assert_issue(check_to(from, to, NULL), t);
+    assert_issue(check_profile(to, query_profile(from), NULL), t);
+    migrate_to(from, to, "{ 'warnings-as-errors': true }");
+    rsp = wait_status(from, "failed");
+    ram = qdict_get_qdict(rsp, "ram");
+    g_assert_true(!ram || qdict_get_int(ram, "transferred") == 0);
+    qobject_unref(rsp);
+    g_assert_true(is_running(from));
+    assert_issue(wait_handshake(from, "rejected"), t);
+    assert_issue(wait_handshake(to, "rejected"), t);
+    assert_listening(to);
+    stop_both(from, to);
+}
+
+/* It is for that one difference */
+static void test_same(const void *opaque)
+{
+    const char *opts = opaque;
+    QTestState *to = start(opts, true);
+    QTestState *from = start(opts, false);
+
+    assert_no_issue(check_to(from, to, NULL));
+    migrate_to(from, to, "{ 'warnings-as-errors': true }");
+    wait_completed(from, to);
+    stop_both(from, to);
+}
+
+/* Devices that stand in one machine */
+#define TWINS_MAX   16
+
+static QList *device_types(QTestState *who)
+{
+    QDict *rsp = qtest_qmp(who,
+        "{ 'execute': 'qom-list-types', 'arguments': {"
+        "  'implements': 'device', 'abstract': false } }");
+    QList *types = qobject_ref(qdict_get_qlist(rsp, "return"));
+
+    qobject_unref(rsp);
+    return types;
+}
+
+static bool add_device(QTestState *who, const char *type, int n)
+{
+    g_autofree char *id = g_strdup_printf("twin%d", n);
+    QDict *rsp = qtest_qmp(who, "{ 'execute': 'device_add', 'arguments': {"
+                           "  'driver': %s, 'id': %s } }", type, id);
+    bool added = qdict_haskey(rsp, "return");
+
+    qobject_unref(rsp);
+    return added;
+}
+
+static void assert_twins(QTestState *from, QTestState *to)
+{
+    QDict *info = check_to(from, to, NULL);
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(info, "issues"), entry) {
+        QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (strcmp(qdict_get_str(issue, "code"), "unmigratable")) {
+            g_test_message("%s", qdict_get_str(issue, "message"));
+            g_assert_not_reached();
+        }
+    }
+    qobject_unref(info);
+    stop_both(from, to);
+}
+
+/* Each device that there is, against its like: there is nothing to be said */
+static void test_twins(void)
+{
+    QTestState *to = start("", true);
+    QTestState *from = start("", false);
+    QList *types = device_types(from);
+    const QListEntry *entry;
+    int added = 0, all = 0;
+
+    QLIST_FOREACH_ENTRY(types, entry) {
+        QDict *dict = qobject_to(QDict, qlist_entry_obj(entry));
+        const char *type = qdict_get_str(dict, "name");
+        bool there = add_device(from, type, added);
+
+        g_assert_true(add_device(to, type, added) == there);
+        all += there;
+        added += there;
+        if (added == TWINS_MAX) {
+            assert_twins(from, to);
+            to = start("", true);
+            from = start("", false);
+            added = 0;
+        }
+    }
+    assert_twins(from, to);
+    g_test_message("%d devices", all);
+    g_assert_cmpint(all, >, 10);
+    qobject_unref(types);
+}
+
+void migration_test_add_handshake_arch(MigrationTestEnv *env)
+{
+    for (int i = 0; i < ARRAY_SIZE(archs); i++) {
+        if (!strcmp(env->arch, archs[i].name)) {
+            arch = &archs[i];
+        }
+    }
+    for (const ArchTest *t = arch ? arch->tests : NULL; t && t->name; t++) {
+        g_autofree char *path =
+            g_strdup_printf("/migration/handshake/arch/%s", t->name);
+        g_autofree char *same = g_strdup_printf("%s/same", path);
+
+        qtest_add_data_func(path, t, test_promise);
+        qtest_add_data_func(same, t->from, test_same);
+    }
+    if (arch) {
+        migration_test_add("/migration/handshake/arch/twins", test_twins);
+    }
+}
