@@ -487,24 +487,30 @@ static void judge_gain(const Judgement *j, const HandshakeLimit *limit,
                                   set ? limit->name : "", set ? ")" : ""));
 }
 
+static int name_order(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
 static void judge_set_return(const Judgement *j, const HandshakeLimit *limit,
                              const strList *there)
 {
     g_autoptr(GHashTable) theirs = g_hash_table_new(g_str_hash, g_str_equal);
-    g_autoptr(GList) names = g_list_sort(g_hash_table_get_keys(limit->set),
-                                         (GCompareFunc)strcmp);
+    guint n;
+    g_autofree gpointer *names = g_hash_table_get_keys_as_array(limit->set, &n);
     Listing gain = { g_string_new(NULL) };
 
     for (; there; there = there->next) {
         g_hash_table_add(theirs, there->value);
     }
-    for (GList *l = names; l; l = l->next) {
-        void *member = g_hash_table_lookup(limit->set, l->data);
+    qsort(names, n, sizeof(*names), name_order);
+    for (guint i = 0; i < n; i++) {
+        void *member = g_hash_table_lookup(limit->set, names[i]);
 
         if (GPOINTER_TO_INT(member) & HANDSHAKE_MEMBER_PROMISED &&
-            !g_str_has_prefix(l->data, "vmx-") &&
-            !g_hash_table_contains(theirs, l->data)) {
-            listing_add(&gain, l->data);
+            !g_str_has_prefix(names[i], "vmx-") &&
+            !g_hash_table_contains(theirs, names[i])) {
+            listing_add(&gain, names[i]);
         }
     }
     listing_end(&gain);
