@@ -13,7 +13,6 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/aio.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-yank.h"
 #include "qemu/coroutine.h"
@@ -629,10 +628,11 @@ static HandshakeIssues loader_take_said(HandshakeLoader *loader,
 /* Whether the source is gone; what was heard then is but a consequence */
 static bool loader_lost_source(MigrationIncomingState *mis, Error **errp)
 {
-    g_autoptr(Error) err = NULL;
+    Error *err = NULL;
 
     if (mis->loader->loaded ||
         qemu_file_get_error_obj(mis->from_src_file, &err) != -EIO) {
+        error_free(err);
         return false;
     }
     if (strstart(error_get_pretty(err), "Channel error", NULL)) {
@@ -642,6 +642,7 @@ static bool loader_lost_source(MigrationIncomingState *mis, Error **errp)
         error_setg(errp, "the connection to the source broke: %s",
                    error_get_pretty(err));
     }
+    error_free(err);
     return true;
 }
 
@@ -660,7 +661,7 @@ static HandshakeIssues loader_explain(MigrationIncomingState *mis,
     HandshakeIssues said = loader_take_said(mis->loader, HANDSHAKE_ERROR);
     HandshakeIssues why = { 0 };
     const char *cause = loader_cause(error_get_pretty(err));
-    g_autoptr(Error) lost = NULL;
+    Error *lost = NULL;
 
     if (migrate_has_error(s)) {
         /* Of another thread, and the first one */
@@ -668,6 +669,7 @@ static HandshakeIssues loader_explain(MigrationIncomingState *mis,
         loader_add(&why, NULL, error_get_pretty(s->error));
     } else if (loader_lost_source(mis, &lost)) {
         loader_add(&why, NULL, error_get_pretty(lost));
+        error_free(lost);
         handshake_issues_free(&said);
         cause = NULL;
     }

@@ -8,9 +8,7 @@
 #include "qemu-version.h"
 #include "exec/cpu-common.h"
 #include "exec/target_page.h"
-#include "hw/boards.h"
 #include "hw/core/cpu.h"
-#include "hw/qdev-core.h"
 #include "migration/migration.h"
 #include "migration/ram.h"
 #include "migration/register.h"
@@ -462,12 +460,15 @@ static void profile_add_blockers(MigrationProfile *profile)
 
 static void profile_identify(MigrationProfile *profile)
 {
+    const char *machine = object_get_typename(qdev_get_machine());
+
+    /* As the user has named it: what TYPE_MACHINE_SUFFIX is has no part in it */
     profile->qemu_version = g_strdup(QEMU_VERSION);
     if (*QEMU_PKGVERSION) {
         profile->package = g_strdup(QEMU_PKGVERSION);
     }
     profile->arch = g_strdup(target_name());
-    profile->machine = g_strdup(MACHINE_GET_CLASS(qdev_get_machine())->name);
+    profile->machine = g_strndup(machine, strlen(machine) - strlen("-machine"));
 }
 
 MigrationProfile *handshake_profile_new(MigrationHandshakeRole role)
