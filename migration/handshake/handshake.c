@@ -51,7 +51,11 @@ static bool validate_transport(const MigrationAddress *addr, bool incoming,
 
     if (addr->transport != MIGRATION_ADDRESS_TYPE_SOCKET) {
         error_setg(errp, "Channel type 'handshake' needs a bidirectional "
-                   "socket, which transport '%s' is not", transport);
+                   "socket, which transport '%s' is not%s", transport,
+                   addr->transport == MIGRATION_ADDRESS_TYPE_RDMA
+                   ? ": it agrees on its own settings as it connects; set all "
+                     "others alike on both sides, and use channel type 'main'"
+                   : "");
         return false;
     }
     if (incoming && addr->u.socket.type == SOCKET_ADDRESS_TYPE_FD) {

@@ -378,6 +378,8 @@ static void test_again(void)
 #define ADDR_FILE   "'addr': { 'transport': 'file', 'filename': '/dev/null'," \
                     "          'offset': 0 }"
 #define ADDR_EXEC   "'addr': { 'transport': 'exec', 'args': [ '/bin/true' ] }"
+#define ADDR_RDMA   "'addr': { 'transport': 'rdma', 'host': '127.0.0.1'," \
+                    "          'port': '4444' }"
 #define HANDSHAKE(addr) "{ 'channel-type': 'handshake', " addr " }"
 #define MAIN(addr)      "{ 'channel-type': 'main', " addr " }"
 #define CPR(addr)       "{ 'channel-type': 'cpr', " addr " }"
@@ -397,6 +399,9 @@ static const struct {
       "Channel type 'handshake' needs a bidirectional socket, which "
       "transport 'file' is not" },
     { "{ 'channels': [ " HANDSHAKE(ADDR_EXEC) " ] }", "'exec' is not" },
+    { "{ 'channels': [ " HANDSHAKE(ADDR_RDMA) " ] }",
+      "'rdma' is not: it agrees on its own settings as it connects; set all "
+      "others alike on both sides, and use channel type 'main'" },
     { "{ 'channels': [ " HANDSHAKE(ADDR_TCP) " ], 'resume': true }",
       "Channel type 'handshake' cannot resume" },
     { "{ 'channels': [ " MAIN(ADDR_TCP) " ], 'handshake': {} }",
