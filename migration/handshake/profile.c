@@ -51,6 +51,7 @@ static const struct {
                     multifd_clean_tls_termination),
     STREAM_PROPERTY("x-preempt-pre-7-2", x_preempt_pre_7_2),
     STREAM_PROPERTY("suppress-vmdesc", suppress_vmdesc),
+    STREAM_PROPERTY("switchover-ack-legacy", switchover_ack_legacy),
 };
 
 static MigrationProfileStream *profile_stream(void)
@@ -64,7 +65,7 @@ static MigrationProfileStream *profile_stream(void)
         const char *name = stream_properties[i].name;
 
         for (int j = 0; j < ARRAY_SIZE(owners); j++) {
-            /* A later QEMU may have dropped it: then it is not compared */
+            /* An earlier QEMU lacks it, a later one may have dropped it */
             if (object_property_find(owners[j], name)) {
                 *(bool *)((char *)stream + stream_properties[i].has) = true;
                 *(bool *)((char *)stream + stream_properties[i].value) =

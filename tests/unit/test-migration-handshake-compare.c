@@ -27,6 +27,7 @@ static const char base[] =
     "              'suppress-vmdesc': true, 'store-global-state': true,"
     "              'multifd-flush-after-each-section': true,"
     "              'x-preempt-pre-7-2': true, 'send-switchover-start': true,"
+    "              'switchover-ack-legacy': true,"
     "              'multifd-clean-tls-termination': true },"
     "  'sections': [ { 'name': 'timer', 'version': 2,"
     "                  'minimum-version': 2 } ],"
@@ -344,6 +345,7 @@ static void test_stream(void)
         { "suppress-vmdesc" },
         { "multifd-flush-after-each-section", "multifd" },
         { "x-preempt-pre-7-2", "postcopy-preempt" },
+        { "switchover-ack-legacy", "switchover-ack" },
     };
 
     for (int i = 0; i < ARRAY_SIZE(properties); i++) {

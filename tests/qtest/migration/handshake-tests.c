@@ -416,8 +416,7 @@ static const struct {
     const char *arguments;
     const char *error;
 } refused_incoming[] = {
-    { "{ 'channels': [ " CPR(ADDR_TCP) " ] }",
-      "for type 'main' or 'handshake'" },
+    { "{ 'channels': [ " CPR(ADDR_TCP) " ] }", "Channel list " },
     { "{ 'channels': [ " HANDSHAKE(ADDR_TCP) ", " MAIN(ADDR_TCP) " ] }",
       "must have only one entry" },
     { "{ 'channels': [ " HANDSHAKE(ADDR_FILE) " ] }", "'file' is not" },
