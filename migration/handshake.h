@@ -49,7 +49,8 @@ migration_handshake_validate_outgoing(const MigrationChannelList *channels,
  * @options: the argument 'handshake' of 'migrate', or NULL
  *
  * Both have been validated.  Unless it is a check, a migration has been
- * prepared, and migration_connect() is called at the end.
+ * prepared, and migration_start_outgoing() is called at the end, or
+ * migration_connect_error_propagate().
  *
  * Returns: true if it has begun, false with @errp set if not
  */
@@ -58,12 +59,18 @@ bool migration_handshake_start(SocketAddress *addr,
                                Error **errp);
 
 /**
+ * migration_handshake_not_started: what query-migrate shows if it has not
+ * @err: why
+ */
+void migration_handshake_not_started(const Error *err);
+
+/**
  * migration_handshake_resume: connect again after a pause
  * @addr: where to
  * @errp: set if that cannot begin
  *
  * If the session knows headers there, each new channel begins with one, and is
- * answered.  migration_connect() is called at the end, within 30 seconds.
+ * answered.  What has begun has ended within 30 seconds, as above.
  *
  * Returns: whether it takes care of it, well or with @errp set
  */

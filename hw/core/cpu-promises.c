@@ -7,8 +7,7 @@
 #include "qemu/osdep.h"
 #include "hw/core/cpu.h"
 #include "hw/core/cpu-promises.h"
-#include "hw/qdev-core.h"
-#include "hw/qdev-properties.h"
+#include "hw/core/qdev-properties.h"
 #include "qom/object.h"
 
 /* They are true or false, and no features */

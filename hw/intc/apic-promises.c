@@ -5,7 +5,7 @@
  */
 
 #include "qemu/osdep.h"
-#include "hw/boards.h"
+#include "hw/core/boards.h"
 #include "hw/i386/apic_internal.h"
 #include "hw/i386/x86.h"
 #include "hw/intc/apic-promises.h"

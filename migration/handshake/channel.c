@@ -5,7 +5,6 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/aio.h"
 #include "io/channel-tls.h"
 #include "io/task.h"
 #include "qapi/error.h"
@@ -253,8 +252,8 @@ static bool coroutine_fn channel_negotiate_tls(HandshakeChannel *channel,
                                                Error **errp)
 {
     ERRP_GUARD();
-    QIOChannelTLS *tls = migration_tls_client_create(channel->raw, hostname,
-                                                     errp);
+    QIOChannelTLS *tls = migration_tls_client_create_for(channel->raw,
+                                                         hostname, errp);
 
     if (!tls) {
         return false;

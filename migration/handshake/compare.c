@@ -121,6 +121,9 @@ static const struct {
                     multifd_flush_after_each_section, "multifd"),
     STREAM_PROPERTY("x-preempt-pre-7-2", x_preempt_pre_7_2,
                     "postcopy-preempt"),
+    /* The source waits for more than is sent, or for less */
+    STREAM_PROPERTY("switchover-ack-legacy", switchover_ack_legacy,
+                    "switchover-ack"),
     /*
      * A loader that wants a description of the device state waits for it for
      * ever, and the source for the loader.  One that does not want it leaves it

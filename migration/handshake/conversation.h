@@ -44,7 +44,8 @@ typedef struct MigrationHandshake {
  *           follows the verdict, and no migration notices.
  *
  * migrate_get_current()->handshake->source is the attempt until it has ended.
- * Unless it is a check, migration_connect() is called then.
+ * Unless it is a check, migration_start_outgoing() is called then, or
+ * migration_connect_error_propagate().
  */
 void handshake_source_start(SocketAddress *addr, QIOChannel *ioc,
                             const MigrationHandshakeOptions *options);

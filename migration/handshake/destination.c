@@ -13,7 +13,6 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/aio.h"
 #include "io/channel-tls.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-migration-handshake.h"
@@ -27,6 +26,7 @@
 #include "qemu/timer.h"
 #include "conversation.h"
 #include "machine.h"
+#include "migration/channel.h"
 #include "migration/migration.h"
 #include "migration/multifd.h"
 #include "migration/options.h"
@@ -268,7 +268,7 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
     HandshakeVerdict *verdict = handshake_verdict_new(true);
     HandshakeIssues *issues = &verdict->issues;
     g_autoptr(MigrationHandshakeIssue) back = NULL;
-    g_autoptr(Error) err = NULL;
+    Error *err = NULL;
 
     verdict->message->peer = handshake_peer_new(local);
     verdict->message->has_features = true;
@@ -281,6 +281,7 @@ handshake_destination_verdict(const MigrationHandshakeHello *hello)
         handshake_issue_add(issues, "capability-conflict", HANDSHAKE_ERROR,
                             "destination", "wants a handshake", "excludes it",
                             "%s", error_get_pretty(err));
+        error_free(err);
     }
     handshake_negotiate(hello, local, verdict);
     handshake_compare(hello->profile, local, verdict->message->capabilities,
@@ -700,7 +701,9 @@ static void dest_hand_over(HandshakeDestination *hd, QIOChannel *ioc,
         object_unref(OBJECT(channel));
     }
     migration_ioc_register_yank(ioc);
-    migration_fd_process_incoming(qemu_file_new_input(ioc));
+    if (migration_incoming_setup(ioc, CH_MAIN, NULL)) {
+        migration_start_incoming();
+    }
 }
 
 /* Closes a connection that leads to nothing, once the peer could read */
@@ -851,7 +854,7 @@ static void coroutine_fn conn_co(void *opaque)
 {
     DestConn *conn = opaque;
     HandshakeDestination *hd = conn->hd;
-    g_autoptr(Error) err = NULL;
+    Error *err = NULL;
     bool is_channel = false;
 
     if (conn_talk(conn, &is_channel, &err)) {
@@ -870,6 +873,7 @@ static void coroutine_fn conn_co(void *opaque)
     }
     trace_migration_handshake_destination_end(
         conn->raw, conn->timed_out ? "timed out" : error_get_pretty(err));
+    error_free(err);
     conn_end(conn);
 }
 

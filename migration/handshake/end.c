@@ -13,7 +13,6 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/aio.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-yank.h"
 #include "qemu/coroutine.h"
@@ -644,10 +643,11 @@ static void loader_take_said(HandshakeLoader *loader,
 /* Whether the source is gone; what was heard then is but a consequence */
 static bool loader_lost_source(MigrationIncomingState *mis, Error **errp)
 {
-    g_autoptr(Error) err = NULL;
+    Error *err = NULL;
 
     if (mis->loader->loaded ||
         qemu_file_get_error_obj(mis->from_src_file, &err) != -EIO) {
+        error_free(err);
         return false;
     }
     if (strstart(error_get_pretty(err), "Channel error", NULL)) {
@@ -657,6 +657,7 @@ static bool loader_lost_source(MigrationIncomingState *mis, Error **errp)
         error_setg(errp, "the connection to the source broke: %s",
                    error_get_pretty(err));
     }
+    error_free(err);
     return true;
 }
 
@@ -667,7 +668,7 @@ static HandshakeIssues loader_explain(MigrationIncomingState *mis,
     MigrationState *s = migrate_get_current();
     HandshakeIssues why = { 0 };
     const char *cause = loader_cause(error_get_pretty(err));
-    g_autoptr(Error) lost = NULL;
+    Error *lost = NULL;
 
     if (migrate_has_error(s) && !mis->have_listen_thread) {
         /* Of another thread, and the first one; that of postcopy is none */
@@ -675,6 +676,7 @@ static HandshakeIssues loader_explain(MigrationIncomingState *mis,
         loader_add(&why, HANDSHAKE_ERROR, NULL, error_get_pretty(s->error));
     } else if (loader_lost_source(mis, &lost)) {
         loader_add(&why, HANDSHAKE_ERROR, NULL, error_get_pretty(lost));
+        error_free(lost);
         return why;
     }
     loader_take_said(mis->loader, HANDSHAKE_ERROR, &why);

@@ -8,7 +8,6 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/aio.h"
 #include "io/channel-command.h"
 #include "io/channel-socket.h"
 #include "io/channel-util.h"
@@ -20,7 +19,6 @@
 #include "qemu/bswap.h"
 #include "qemu/main-loop.h"
 #include "qemu/sockets.h"
-#include "qemu/yank.h"
 #include "conversation.h"
 #include "migration/handshake.h"
 #include "migration/options.h"
@@ -53,7 +51,11 @@ static bool validate_transport(const MigrationAddress *addr, bool incoming,
 
     if (addr->transport != MIGRATION_ADDRESS_TYPE_SOCKET) {
         error_setg(errp, "Channel type 'handshake' needs a bidirectional "
-                   "socket, which transport '%s' is not", transport);
+                   "socket, which transport '%s' is not%s", transport,
+                   addr->transport == MIGRATION_ADDRESS_TYPE_RDMA
+                   ? ": it agrees on its own settings as it connects; set all "
+                     "others alike on both sides, and use channel type 'main'"
+                   : "");
         return false;
     }
     if (incoming && addr->u.socket.type == SOCKET_ADDRESS_TYPE_FD) {
@@ -151,7 +153,7 @@ static QIOChannel *channel_from_fd(const char *name, Error **errp)
 }
 
 /* An earlier handshake must not be taken for that of this migration */
-static void report_no_handshake(const Error *err)
+void migration_handshake_not_started(const Error *err)
 {
     g_autoptr(MigrationHandshakeInfo) info =
         handshake_info_new(MIGRATION_HANDSHAKE_ROLE_SOURCE, false);
@@ -175,13 +177,12 @@ bool migration_handshake_start(SocketAddress *addr,
     if (addr->type == SOCKET_ADDRESS_TYPE_FD) {
         ioc = channel_from_fd(addr->u.fd.str, errp);
     }
-    if (!*errp &&
-        (check_only || yank_register_instance(MIGRATION_YANK_INSTANCE, errp))) {
+    if (!*errp) {
         handshake_source_start(addr, ioc, options);
         return true;
     }
     if (!check_only) {
-        report_no_handshake(*errp);
+        migration_handshake_not_started(*errp);
     }
     return false;
 }
@@ -191,17 +192,16 @@ static void resume_main_done(MigrationState *s, QIOChannel *ioc, Error *err)
 {
     /* QEMU may be about to quit */
     if (s->state == MIGRATION_STATUS_POSTCOPY_RECOVER_SETUP) {
-        if (!err) {
-            QEMUFile *f = qemu_file_new_output(ioc);
-
+        if (err) {
+            migration_connect_error_propagate(s, err);
+        } else {
             migration_ioc_register_yank(ioc);
-            WITH_QEMU_LOCK_GUARD(&s->qemu_file_lock) {
-                s->to_dst_file = f;
-            }
+            migration_outgoing_setup(ioc);
+            migration_start_outgoing(s);
         }
-        migration_connect(s, err);
+    } else {
+        error_free(err);
     }
-    error_free(err);
 }
 
 static QIOChannel *channel_from_command(strList *command, Error **errp)

@@ -33,8 +33,6 @@ static const struct {
     [MIGRATION_CAPABILITY_XBZRLE] = { HANDSHAKE_POLICY_SOURCE },
     [MIGRATION_CAPABILITY_RDMA_PIN_ALL] = { HANDSHAKE_POLICY_SOURCE },
     [MIGRATION_CAPABILITY_AUTO_CONVERGE] = { HANDSHAKE_POLICY_SOURCE },
-    /* Without effect since QEMU 2.11 */
-    [MIGRATION_CAPABILITY_ZERO_BLOCKS] = { HANDSHAKE_POLICY_LOCAL },
     /* Whether a QEMU sends QMP events is between it and its client */
     [MIGRATION_CAPABILITY_EVENTS] = { HANDSHAKE_POLICY_LOCAL },
     [MIGRATION_CAPABILITY_POSTCOPY_RAM] = { HANDSHAKE_POLICY_NEGOTIATED },
@@ -64,7 +62,8 @@ static const struct {
 
 /*
  * The parameters that are negotiated.  All others are one side's business:
- * they are neither sent nor taken from a peer.
+ * they are neither sent nor taken from a peer.  Only x-rdma-chunk-size has to
+ * be the same on both sides besides, and over RDMA there is no handshake.
  */
 static const struct PolicyParameter {
     MigrationParameter parameter;
@@ -87,7 +86,14 @@ HandshakePolicy handshake_policy_capability(const char *name)
 {
     int i = policy_parse(name);
 
-    return i < 0 ? HANDSHAKE_POLICY_UNKNOWN : policy_capabilities[i].policy;
+    if (i < 0) {
+        return HANDSHAKE_POLICY_UNKNOWN;
+    }
+    /* Without effect since QEMU 2.11, and gone in 11.0 */
+    if (!strcmp(name, "zero-blocks")) {
+        return HANDSHAKE_POLICY_LOCAL;
+    }
+    return policy_capabilities[i].policy;
 }
 
 const char *handshake_policy_channels(const char *capability)
@@ -270,7 +276,7 @@ static bool policy_check_parameters(const PolicyNegotiation *n,
         const MigrationHandshakeParameter *p = l->value;
         const struct PolicyParameter *known = policy_find_parameter(p);
         const uint64_t bit = known ? BIT_ULL(known->parameter) : 0;
-        g_autoptr(Error) err = NULL;
+        Error *err = NULL;
 
         if (strcmp(p->capability, capability)) {
             continue;
@@ -292,6 +298,7 @@ static bool policy_check_parameters(const PolicyNegotiation *n,
                                 HANDSHAKE_ERROR, p->name, p->value,
                                 known ? "not possible" : "unknown", "%s",
                                 error_get_pretty(err));
+            error_free(err);
         }
     }
     return ok;
@@ -346,7 +353,7 @@ static void policy_add_required(PolicyNegotiation *n)
 
     /* They may have needed one that came later in the list */
     for (int i = 0; i < count; i++) {
-        g_autoptr(Error) err = NULL;
+        Error *err = NULL;
 
         if (!policy_add(n, pending[i], &err)) {
             bool alone = policy_works(RETURN_PATH | policy_bit(pending[i]), 0,
@@ -359,6 +366,7 @@ static void policy_add_required(PolicyNegotiation *n)
                                 "capability '%s' is set on the source and not "
                                 "possible on the destination: %s", pending[i],
                                 error_get_pretty(err));
+            error_free(err);
         }
     }
 }
@@ -366,7 +374,7 @@ static void policy_add_required(PolicyNegotiation *n)
 static void policy_add_optional(PolicyNegotiation *n, const char *name)
 {
     HandshakeIssues issues = { 0 };
-    g_autoptr(Error) err = NULL;
+    Error *err = NULL;
 
     if (!policy_check_capability(n, name, &issues)) {
         error_setg(&err, "%s", issues.list->value->message);
@@ -378,6 +386,7 @@ static void policy_add_optional(PolicyNegotiation *n, const char *name)
     }
     if (err) {
         handshake_declined_add(n->declined, name, error_get_pretty(err));
+        error_free(err);
     } else {
         n->droppable |= policy_with_channels(policy_bit(name));
     }

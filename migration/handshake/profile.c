@@ -8,10 +8,8 @@
 #include "qemu-version.h"
 #include "exec/cpu-common.h"
 #include "exec/target_page.h"
-#include "hw/boards.h"
 #include "hw/core/cpu.h"
-#include "hw/qdev-core.h"
-#include "hw/sysbus.h"
+#include "hw/core/sysbus.h"
 #include "migration/migration.h"
 #include "migration/ram.h"
 #include "migration/register.h"
@@ -54,6 +52,7 @@ static const struct {
                     multifd_clean_tls_termination),
     STREAM_PROPERTY("x-preempt-pre-7-2", x_preempt_pre_7_2),
     STREAM_PROPERTY("suppress-vmdesc", suppress_vmdesc),
+    STREAM_PROPERTY("switchover-ack-legacy", switchover_ack_legacy),
 };
 
 static MigrationProfileStream *profile_stream(void)
@@ -67,7 +66,7 @@ static MigrationProfileStream *profile_stream(void)
         const char *name = stream_properties[i].name;
 
         for (int j = 0; j < ARRAY_SIZE(owners); j++) {
-            /* A later QEMU may have dropped it: then it is not compared */
+            /* An earlier QEMU lacks it, a later one may have dropped it */
             if (object_property_find(owners[j], name)) {
                 *(bool *)((char *)stream + stream_properties[i].has) = true;
                 *(bool *)((char *)stream + stream_properties[i].value) =
@@ -456,12 +455,15 @@ static void profile_add_blockers(MigrationProfile *profile)
 
 static void profile_identify(MigrationProfile *profile)
 {
+    const char *machine = object_get_typename(qdev_get_machine());
+
+    /* As the user has named it: what TYPE_MACHINE_SUFFIX is has no part in it */
     profile->qemu_version = g_strdup(QEMU_VERSION);
     if (*QEMU_PKGVERSION) {
         profile->package = g_strdup(QEMU_PKGVERSION);
     }
     profile->arch = g_strdup(target_name());
-    profile->machine = g_strdup(MACHINE_GET_CLASS(qdev_get_machine())->name);
+    profile->machine = g_strndup(machine, strlen(machine) - strlen("-machine"));
 }
 
 MigrationProfile *handshake_profile_new(MigrationHandshakeRole role)

@@ -428,6 +428,7 @@ static uint64_t field_elements(const VMStateField *field, char *opaque,
     uint64_t n = 1;
 
     *at = number;
+    /* Where the number is in the state, @num is what it is multiplied by */
     if (field->flags & VMS_VARRAY_INT32) {
         n = MAX(*(int32_t *)number, 0);
     } else if (field->flags & VMS_VARRAY_UINT32) {
@@ -438,9 +439,9 @@ static uint64_t field_elements(const VMStateField *field, char *opaque,
         n = *(uint8_t *)number;
     } else {
         *at = NULL;
-        n = field->flags & VMS_ARRAY ? field->num : 1;
+        return field->flags & VMS_ARRAY ? field->num : 1;
     }
-    return field->flags & VMS_MULTIPLY_ELEMENTS ? n * field->num : n;
+    return n * MAX(field->num, 1);
 }
 
 static uint64_t field_size(const VMStateField *field, char *opaque,
@@ -450,7 +451,8 @@ static uint64_t field_size(const VMStateField *field, char *opaque,
 
     *at = NULL;
     if (!(field->flags & VMS_VBUFFER)) {
-        return field->size;
+        return field->flags & VMS_ARRAY_OF_POINTER ? sizeof(void *)
+                                                   : field->size;
     }
     *at = opaque + field->size_offset;
     size = MAX(*(int32_t *)*at, 0);

@@ -17,7 +17,7 @@
 MigrationHandshakeHello *qmp_query_migrate_profile(Error **errp)
 {
     MigrationHandshakeHello *hello;
-    g_autoptr(Error) err = NULL;
+    Error *err = NULL;
 
     if (runstate_check(RUN_STATE_INMIGRATE) ||
         runstate_check(RUN_STATE_POSTMIGRATE)) {
@@ -35,6 +35,7 @@ MigrationHandshakeHello *qmp_query_migrate_profile(Error **errp)
         hello->profile->has_blockers = true;
         QAPI_LIST_PREPEND(hello->profile->blockers,
                           g_strdup(error_get_pretty(err)));
+        error_free(err);
     }
     return hello;
 }

@@ -9,7 +9,6 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/aio.h"
 #include "io/channel-tls.h"
 #include "qapi/clone-visitor.h"
 #include "qapi/error.h"
@@ -23,6 +22,7 @@
 #include "qemu/timer.h"
 #include "qemu/yank.h"
 #include "conversation.h"
+#include "migration/channel.h"
 #include "migration/migration.h"
 #include "migration/options.h"
 #include "migration/postcopy-ram.h"
@@ -386,7 +386,9 @@ static void reader_take_main(ResumeReader *reader,
     ioc = QIO_CHANNEL(object_ref(OBJECT(reader->ioc)));
     reader_remove(reader);
     migration_ioc_register_yank(ioc);
-    migration_fd_process_incoming(qemu_file_new_input(ioc));
+    if (migration_incoming_setup(ioc, CH_MAIN, NULL)) {
+        migration_start_incoming();
+    }
 }
 
 static void reader_take_preempt(ResumeReader *reader,
@@ -430,7 +432,7 @@ static void reader_judge(ResumeReader *reader, HandshakeHeader *header)
 static void reader_read(ResumeReader *reader)
 {
     HandshakeHeader header;
-    g_autoptr(Error) err = NULL;
+    Error *err = NULL;
     ssize_t len = qio_channel_read(reader->ioc,
                                    (char *)reader->buf + reader->len,
                                    reader->missing, &err);
@@ -441,6 +443,7 @@ static void reader_read(ResumeReader *reader)
     }
     if (len <= 0) {
         reader_drop(reader, err ? error_get_pretty(err) : "closed");
+        error_free(err);
         return;
     }
     reader->len += len;
@@ -451,6 +454,7 @@ static void reader_read(ResumeReader *reader)
     missing = handshake_header_get(reader->buf, reader->len, &header, &err);
     if (missing < 0) {
         reader_drop(reader, error_get_pretty(err));
+        error_free(err);
     } else if (missing) {
         reader->missing = missing;
     } else {
@@ -501,7 +505,7 @@ static void reader_watch(ResumeReader *reader)
 static void reader_tls_done(QIOTask *task, gpointer opaque)
 {
     ResumeReader *reader = opaque;
-    g_autoptr(Error) err = NULL;
+    Error *err = NULL;
 
     QEMU_LOCK_GUARD(&reader->hr->lock);
     if (reader->gone) {
@@ -509,6 +513,7 @@ static void reader_tls_done(QIOTask *task, gpointer opaque)
     }
     if (qio_task_propagate_error(task, &err)) {
         reader_drop(reader, error_get_pretty(err));
+        error_free(err);
     } else {
         reader_watch(reader);
     }
@@ -536,7 +541,7 @@ static QIOChannel *resume_channel(QIOChannel *ioc, Error **errp)
 
 void handshake_resume_accept(HandshakeResume *hr, QIOChannel *ioc)
 {
-    g_autoptr(Error) err = NULL;
+    Error *err = NULL;
     QIOChannel *channel;
     ResumeReader *reader;
     bool tls;
@@ -547,6 +552,7 @@ void handshake_resume_accept(HandshakeResume *hr, QIOChannel *ioc)
     channel = resume_channel(ioc, &err);
     if (!channel) {
         trace_migration_handshake_resume_drop(ioc, error_get_pretty(err));
+        error_free(err);
         qio_channel_shutdown(ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
         return;
     }

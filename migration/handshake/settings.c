@@ -9,7 +9,6 @@
 #include "qemu/timer.h"
 #include "crypto/tlscredspsk.h"
 #include "crypto/tlscredsx509.h"
-#include "exec/ramlist.h"
 #include "qapi/error.h"
 #include "qapi/util.h"
 #include "system/system.h"
@@ -131,10 +130,15 @@ bool handshake_settings_try_capabilities(const strList *names,
                                          Error **errp)
 {
     bool caps[MIGRATION_CAPABILITY__MAX];
+    /* QEMU 11.0 has it no more */
+    int zero_blocks = qapi_enum_parse(&MigrationCapability_lookup,
+                                      "zero-blocks", -1, NULL);
 
     settings_merge(names, role, caps);
-    /* It means nothing, and each question would print a warning */
-    caps[MIGRATION_CAPABILITY_ZERO_BLOCKS] = false;
+    if (zero_blocks >= 0) {
+        /* It means nothing, and each question would print a warning */
+        caps[zero_blocks] = false;
+    }
     if (role == MIGRATION_HANDSHAKE_ROLE_DESTINATION &&
         caps[MIGRATION_CAPABILITY_POSTCOPY_RAM] &&
         !settings_probe_postcopy(errp)) {

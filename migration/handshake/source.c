@@ -11,7 +11,6 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/aio.h"
 #include "io/channel-util.h"
 #include "qapi/clone-visitor.h"
 #include "qapi/error.h"
@@ -447,13 +446,14 @@ static void coroutine_fn source_worker_co(void *opaque)
     while (hs->opening_next < hs->opening_count) {
         SourceOpening *opening = &hs->openings[hs->opening_next++];
         HandshakeChannel *channel = opening->channel;
-        g_autoptr(Error) err = NULL;
+        Error *err = NULL;
 
         if (!handshake_channel_connect(channel, hs->addr, NULL, &err) ||
             !handshake_channel_greet(channel, &hs->session, &err) ||
             !handshake_places_add(hs->places, &opening->header,
                                   handshake_channel_ioc(channel), &err)) {
             source_opening_failed(opening, err);
+            error_free(err);
         } else {
             source_answered(hs);
         }
@@ -701,7 +701,6 @@ static void source_begin_stream(HandshakeSource *hs, MigrationState *s)
     g_autoptr(MigrationHandshakeEffective) effective =
         handshake_policy_effective(message->capabilities, message->parameters);
     QIOChannel *ioc = handshake_channel_ioc(hs->channel);
-    QEMUFile *f = qemu_file_new_output(ioc);
 
     handshake_settings_apply(message->capabilities, effective);
     s->handshake->in_session = true;
@@ -717,10 +716,8 @@ static void source_begin_stream(HandshakeSource *hs, MigrationState *s)
     if (qatomic_read(&hs->yanked)) {
         qio_channel_shutdown(ioc, QIO_CHANNEL_SHUTDOWN_BOTH, NULL);
     }
-    WITH_QEMU_LOCK_GUARD(&s->qemu_file_lock) {
-        s->to_dst_file = f;
-    }
-    migration_connect(s, NULL);
+    migration_outgoing_setup(ioc);
+    migration_start_outgoing(s);
 }
 
 /* Outside of the coroutine, because the whole migration starts from here */
@@ -745,7 +742,7 @@ static void source_finish_bh(void *opaque)
         /* Nothing of a migration notices */
     } else if (hs->err) {
         yank_unregister_function(MIGRATION_YANK_INSTANCE, source_yank, hs);
-        migration_connect(s, hs->err);
+        migration_connect_error_propagate(s, g_steal_pointer(&hs->err));
     } else {
         source_begin_stream(hs, s);
     }

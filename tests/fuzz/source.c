@@ -39,7 +39,7 @@ static struct {
     bool slow;                  /* only op_connected() ends a connect() */
     bool check_only;
     bool warnings_as_errors;
-    bool ended;                 /* migration_connect() was called, */
+    bool ended;                 /* the migration was started or has failed, */
     bool agreed;                /* ... without an error */
 } world;
 

@@ -16,6 +16,7 @@
 #include "hw/qdev-properties.h"
 #include "io/channel-socket.h"
 #include "io/task.h"
+#include "migration/channel.h"
 #include "migration/colo.h"
 #include "migration/cpr.h"
 #include "migration/handshake.h"
@@ -434,14 +435,32 @@ MigrationIncomingState *migration_incoming_get_current(void)
     return &incoming;
 }
 
-void migration_connect(MigrationState *s, Error *error_in)
+void migration_outgoing_setup(QIOChannel *ioc)
 {
-    stubs.connected(s, error_in);
+    outgoing.to_dst_file = qemu_file_new_output(ioc);
 }
 
-void migration_fd_process_incoming(QEMUFile *f)
+void migration_start_outgoing(MigrationState *s)
 {
-    stubs.start(f);
+    stubs.connected(s, NULL);
+}
+
+void migration_connect_error_propagate(MigrationState *s, Error *error)
+{
+    stubs.connected(s, error);
+    error_free(error);
+}
+
+bool migration_incoming_setup(QIOChannel *ioc, uint8_t channel, Error **errp)
+{
+    g_assert_cmpint(channel, ==, CH_MAIN);
+    stubs.start(qemu_file_new_input(ioc));
+    return true;
+}
+
+void migration_start_incoming(void)
+{
+    /* stubs.start() has */
 }
 
 int multifd_recv_setup(Error **errp)

@@ -21,13 +21,13 @@ extern struct Stubs {
 
     /* A source connects; once that is settled, complete and free @task */
     void (*connect)(QIOChannelSocket *ioc, QIOTask *task);
-    /* migration_connect() */
+    /* migration_start_outgoing(), migration_connect_error_propagate() */
     void (*connected)(MigrationState *s, Error *err);
 
     /* multifd_recv_setup(), multifd_recv_attach() */
     bool (*recv_setup)(Error **errp);
     void (*recv_attach)(QIOChannel *ioc, unsigned id);
-    /* postcopy_preempt_new_channel(), migration_fd_process_incoming() */
+    /* postcopy_preempt_new_channel(), migration_incoming_setup() */
     void (*preempt)(QEMUFile *file);
     void (*start)(QEMUFile *file);
 } stubs;

@@ -69,8 +69,9 @@ QIOChannelTLS *migration_tls_server_create(QIOChannel *ioc, Error **errp)
     return tls_create(ioc, errp);
 }
 
-QIOChannelTLS *migration_tls_client_create(QIOChannel *ioc,
-                                           const char *hostname, Error **errp)
+QIOChannelTLS *migration_tls_client_create_for(QIOChannel *ioc,
+                                               const char *hostname,
+                                               Error **errp)
 {
     return tls_create(ioc, errp);
 }

@@ -48,8 +48,9 @@ bool migrate_zero_copy_send(void)
     return use_zero_copy;
 }
 
-QIOChannelTLS *migration_tls_client_create(QIOChannel *ioc,
-                                           const char *hostname, Error **errp)
+QIOChannelTLS *migration_tls_client_create_for(QIOChannel *ioc,
+                                               const char *hostname,
+                                               Error **errp)
 {
     if (!client_creds) {
         error_setg(errp, "No TLS credentials with id 'tls0'");

@@ -27,6 +27,7 @@ static const char base[] =
     "              'suppress-vmdesc': true, 'store-global-state': true,"
     "              'multifd-flush-after-each-section': true,"
     "              'x-preempt-pre-7-2': true, 'send-switchover-start': true,"
+    "              'switchover-ack-legacy': true,"
     "              'multifd-clean-tls-termination': true },"
     "  'sections': [ { 'name': 'timer', 'version': 2,"
     "                  'minimum-version': 2 } ],"
@@ -179,13 +180,14 @@ static void check_capabilities(const MigrationProfile *src,
     for (int i = 0; i < ARRAY_SIZE(capabilities); i++) {
         strList one = { .value = (char *)capabilities[i] };
         unsigned with = count_errors(src, dst, &one);
-        g_autoptr(Error) err = NULL;
+        Error *err = NULL;
         bool ok = handshake_compare_capability(src, dst, capabilities[i],
                                                &err);
 
         g_assert_cmpuint(with, >=, errors);
         g_assert(ok == (with == errors));
         g_assert(ok == !err);
+        error_free(err);
     }
 }
 
@@ -343,6 +345,7 @@ static void test_stream(void)
         { "suppress-vmdesc" },
         { "multifd-flush-after-each-section", "multifd" },
         { "x-preempt-pre-7-2", "postcopy-preempt" },
+        { "switchover-ack-legacy", "switchover-ack" },
     };
 
     for (int i = 0; i < ARRAY_SIZE(properties); i++) {
@@ -921,11 +924,12 @@ static void test_capability(void)
     };
 
     for (int i = 0; i < ARRAY_SIZE(reasons); i++) {
-        g_autoptr(Error) err = NULL;
+        Error *err = NULL;
 
         g_assert_false(handshake_compare_capability(src, dst, reasons[i][0],
                                                     &err));
         g_assert_nonnull(strstr(error_get_pretty(err), reasons[i][1]));
+        error_free(err);
     }
     g_assert_true(handshake_compare_capability(src, dst, "multifd",
                                                &error_abort));

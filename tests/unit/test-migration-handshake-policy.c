@@ -319,6 +319,12 @@ static void test_all_capabilities(void)
         g_autoptr(strList) names = names_from(policies[policy]);
 
         for (strList *l = names; l; l = l->next) {
+            /* QEMU 11.0 has it no more */
+            if (!strcmp(l->value, "zero-blocks") &&
+                qapi_enum_parse(&MigrationCapability_lookup, l->value, -1,
+                                NULL) < 0) {
+                continue;
+            }
             g_assert_cmpint(handshake_policy_capability(l->value), ==, policy);
             count++;
         }
@@ -338,7 +344,7 @@ static void test_all_parameters(void)
         "multifd-zlib-level multifd-qatzip-level multifd-zstd-level "
         "xbzrle-cache-size block-bitmap-mapping x-vcpu-dirty-limit-period "
         "vcpu-dirty-limit mode zero-page-detection direct-io "
-        "cpr-exec-command");
+        "cpr-exec-command x-rdma-chunk-size");
 
     for (int i = 0; i < MIGRATION_PARAMETER__MAX; i++) {
         if (!handshake_has_name(considered, MigrationParameter_str(i))) {
@@ -1247,7 +1253,7 @@ static void check_drop(const char *without, const char *expected,
     g_autoptr(strList) names = names_from(without + (required ? 9 : 0));
     g_autoptr(MigrationHandshakeDeclinedList) list = NULL;
     g_autoptr(HandshakeVerdict) verdict = NULL;
-    g_autoptr(Error) err = NULL;
+    Error *err = NULL;
     bool ok;
 
     host_reset();
@@ -1261,6 +1267,7 @@ static void check_drop(const char *without, const char *expected,
     g_assert_true(ok == !expected);
     if (expected) {
         g_assert_nonnull(strstr(error_get_pretty(err), expected));
+        error_free(err);
     } else {
         for (strList *l = names; l; l = l->next) {
             assert_declined(verdict->message->declined, l->value,

@@ -33,6 +33,11 @@ typedef struct Thing {
     unsigned hooked;
 } Thing;
 
+/* As VMSTATE_UINT8_EQUAL(), which differs from QEMU to QEMU */
+#define EQUAL(field, state, bits) \
+    VMSTATE_SINGLE(field, state, 0, vmstate_info_uint ## bits ## _equal, \
+                   uint ## bits ## _t)
+
 static bool has_more(void *opaque)
 {
     return ((Thing *)opaque)->has_more;
@@ -56,7 +61,7 @@ static void part_promises(VMStatePromises *p, void *opaque)
 static const VMStateDescription vmstate_part = {
     .name = "part", .version_id = 3, .promises = part_promises,
     .fields = (const VMStateField[]) {
-        VMSTATE_UINT8_EQUAL(fixed, Part, NULL),
+        EQUAL(fixed, Part, 8),
         VMSTATE_END_OF_LIST()
     },
 };
@@ -64,7 +69,7 @@ static const VMStateDescription vmstate_part = {
 static const VMStateDescription vmstate_more = {
     .name = "thing/more", .version_id = 1, .needed = has_more,
     .fields = (const VMStateField[]) {
-        VMSTATE_UINT64_EQUAL(more, Thing, NULL),
+        EQUAL(more, Thing, 64),
         VMSTATE_VARRAY_UINT32(numbers, Thing, n_local, 0, vmstate_info_uint16,
                               uint16_t),
         VMSTATE_END_OF_LIST()
@@ -81,7 +86,7 @@ static const VMStateDescription vmstate_thing = {
         VMSTATE_VARRAY_UINT32(numbers, Thing, n_local, 0, vmstate_info_uint16,
                               uint16_t),
         VMSTATE_VBUFFER(buffer, Thing, 0, NULL, size_local),
-        VMSTATE_UINT64_EQUAL(wanted, Thing, NULL),
+        EQUAL(wanted, Thing, 64),
         VMSTATE_STRUCT_ARRAY(parts, Thing, 3, 0, vmstate_part, Part),
         VMSTATE_STRUCT_POINTER(pointed, Thing, vmstate_part, Part),
         VMSTATE_ARRAY_OF_POINTER_TO_STRUCT(pointers, Thing, 2, 0, vmstate_part,
@@ -100,7 +105,7 @@ static const VMStateDescription vmstate_prepared = {
     .fields = (const VMStateField[]) {
         VMSTATE_VARRAY_UINT32(numbers, Thing, n_local, 0, vmstate_info_uint16,
                               uint16_t),
-        VMSTATE_UINT64_EQUAL(wanted, Thing, NULL),
+        EQUAL(wanted, Thing, 64),
         VMSTATE_END_OF_LIST()
     },
 };
@@ -122,7 +127,7 @@ typedef struct Temporary {
 static const VMStateDescription vmstate_temporary = {
     .name = "temporary", .pre_save = pre_load,
     .fields = (const VMStateField[]) {
-        VMSTATE_UINT64_EQUAL(much[0], Temporary, NULL),
+        EQUAL(much[0], Temporary, 64),
         VMSTATE_END_OF_LIST()
     },
 };

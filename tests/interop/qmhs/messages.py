@@ -19,7 +19,8 @@ SEVERITIES = ("error", "warning", "info")
 NOT_STARTED = "not-started"
 PROPERTIES = ("send-configuration", "send-section-footer", "send-switchover-start",
               "store-global-state", "multifd-flush-after-each-section",
-              "multifd-clean-tls-termination", "x-preempt-pre-7-2", "suppress-vmdesc")
+              "multifd-clean-tls-termination", "x-preempt-pre-7-2", "suppress-vmdesc",
+              "switchover-ack-legacy")
 
 _IS: dict[str, Callable[[Any], bool]] = {
     "integer": is_integer,

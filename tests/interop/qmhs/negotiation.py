@@ -32,6 +32,7 @@ STREAM_PROPERTIES: dict[str, Optional[str]] = {
     "suppress-vmdesc": None,
     "multifd-flush-after-each-section": "multifd",
     "x-preempt-pre-7-2": "postcopy-preempt",
+    "switchover-ack-legacy": "switchover-ack",
 }
 
 RELATED_ARCHS = (("i386", "x86_64"), ("arm", "aarch64"), ("ppc", "ppc64"),

@@ -278,6 +278,6 @@ void migration_test_add_handshake_arch(MigrationTestEnv *env)
         qtest_add_data_func(same, t->from, test_same);
     }
     if (arch) {
-        migration_test_add("/migration/handshake/arch/twins", test_twins);
+        handshake_test_add("/migration/handshake/arch/twins", test_twins);
     }
 }

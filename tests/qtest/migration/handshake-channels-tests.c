@@ -919,45 +919,45 @@ void migration_test_add_handshake_channels(MigrationTestEnv *env)
     tmpfs = env->tmpfs;
 
     if (env->has_uffd) {
-        migration_test_add("/migration/handshake/channels/multifd/postcopy",
+        handshake_test_add("/migration/handshake/channels/multifd/postcopy",
                            test_multifd_postcopy);
     }
-    migration_test_add("/migration/handshake/channels/legacy-index",
+    handshake_test_add("/migration/handshake/channels/legacy-index",
                        test_legacy_index);
-    migration_test_add("/migration/handshake/channels/multifd/1",
+    handshake_test_add("/migration/handshake/channels/multifd/1",
                        test_multifd_1);
-    migration_test_add("/migration/handshake/channels/multifd/2",
+    handshake_test_add("/migration/handshake/channels/multifd/2",
                        test_multifd_2);
-    migration_test_add("/migration/handshake/channels/multifd/16",
+    handshake_test_add("/migration/handshake/channels/multifd/16",
                        test_multifd_16);
-    migration_test_add("/migration/handshake/channels/multifd/255",
+    handshake_test_add("/migration/handshake/channels/multifd/255",
                        test_multifd_255);
-    migration_test_add("/migration/handshake/channels/destination",
+    handshake_test_add("/migration/handshake/channels/destination",
                        test_set_on_destination);
-    migration_test_add("/migration/handshake/channels/declined",
+    handshake_test_add("/migration/handshake/channels/declined",
                        test_declined);
-    migration_test_add("/migration/handshake/channels/routing", test_routing);
-    migration_test_add("/migration/handshake/channels/commit-early",
+    handshake_test_add("/migration/handshake/channels/routing", test_routing);
+    handshake_test_add("/migration/handshake/channels/commit-early",
                        test_commit_too_early);
-    migration_test_add("/migration/handshake/channels/without", test_without);
+    handshake_test_add("/migration/handshake/channels/without", test_without);
 #ifdef CONFIG_LINUX
-    migration_test_add("/migration/handshake/channels/no-memory",
+    handshake_test_add("/migration/handshake/channels/no-memory",
                        test_no_memory);
 #endif
-    migration_test_add("/migration/handshake/channels/others",
+    handshake_test_add("/migration/handshake/channels/others",
                        test_others_meanwhile);
-    migration_test_add("/migration/handshake/channels/hellos", test_hellos);
-    migration_test_add("/migration/handshake/channels/ignored",
+    handshake_test_add("/migration/handshake/channels/hellos", test_hellos);
+    handshake_test_add("/migration/handshake/channels/ignored",
                        test_ignored_parameters);
-    migration_test_add("/migration/handshake/channels/accepts", test_accepts);
-    migration_test_add("/migration/handshake/channels/cancel",
+    handshake_test_add("/migration/handshake/channels/accepts", test_accepts);
+    handshake_test_add("/migration/handshake/channels/cancel",
                        test_cancel_channels);
-    migration_test_add("/migration/handshake/channels/cancel-any",
+    handshake_test_add("/migration/handshake/channels/cancel-any",
                        test_cancel_any_moment);
-    migration_test_add("/migration/handshake/channels/cancel-stopped",
+    handshake_test_add("/migration/handshake/channels/cancel-stopped",
                        test_cancel_stopped);
-    migration_test_add("/migration/handshake/channels/end",
+    handshake_test_add("/migration/handshake/channels/end",
                        test_channels_end);
-    migration_test_add("/migration/handshake/channels/forwarder",
+    handshake_test_add("/migration/handshake/channels/forwarder",
                        test_single_forwarder);
 }

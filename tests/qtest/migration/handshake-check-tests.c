@@ -288,11 +288,11 @@ void migration_test_add_handshake_check(MigrationTestEnv *env)
     if (!handshake_machine_or_null()) {
         return;
     }
-    migration_test_add("/migration/handshake/check/again", test_again);
-    migration_test_add("/migration/handshake/check/event", test_event);
-    migration_test_add("/migration/handshake/check/cancel", test_cancel);
-    migration_test_add("/migration/handshake/check/timeout", test_timeout);
-    migration_test_add("/migration/handshake/check/blocker", test_blocker);
-    migration_test_add("/migration/handshake/check/malformed", test_malformed);
-    migration_test_add("/migration/handshake/check/busy", test_busy);
+    handshake_test_add("/migration/handshake/check/again", test_again);
+    handshake_test_add("/migration/handshake/check/event", test_event);
+    handshake_test_add("/migration/handshake/check/cancel", test_cancel);
+    handshake_test_add("/migration/handshake/check/timeout", test_timeout);
+    handshake_test_add("/migration/handshake/check/blocker", test_blocker);
+    handshake_test_add("/migration/handshake/check/malformed", test_malformed);
+    handshake_test_add("/migration/handshake/check/busy", test_busy);
 }

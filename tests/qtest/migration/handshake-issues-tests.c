@@ -567,7 +567,7 @@ static char *test_name(int i)
 
 #define ISSUE_PATH  "/migration/handshake/issue/"
 
-static void test_issue(void *opaque)
+static void test_issue(const void *opaque)
 {
     const char *path = opaque;
     const IssueTest *t = NULL;
@@ -1392,7 +1392,7 @@ void migration_test_add_handshake_issues(MigrationTestEnv *env)
     if (!handshake_machine_or_null()) {
         return;
     }
-    migration_test_add("/migration/handshake/issues/machine-property",
+    handshake_test_add("/migration/handshake/issues/machine-property",
                        test_machine_property);
     has_uffd = env->has_uffd;
     is_x86 = env->is_x86;
@@ -1400,32 +1400,32 @@ void migration_test_add_handshake_issues(MigrationTestEnv *env)
     for (int i = 0; i < ARRAY_SIZE(tests); i++) {
         g_autofree char *name = test_name(i);
 
-        migration_test_add_suffix(ISSUE_PATH, name, test_issue);
+        handshake_test_add_data(ISSUE_PATH, name, test_issue);
     }
-    migration_test_add("/migration/handshake/issues/coverage", test_coverage);
-    migration_test_add("/migration/handshake/issues/all", test_all);
-    migration_test_add("/migration/handshake/issues/ignored", test_ignored);
-    migration_test_add("/migration/handshake/issues/ignored-warning",
+    handshake_test_add("/migration/handshake/issues/coverage", test_coverage);
+    handshake_test_add("/migration/handshake/issues/all", test_all);
+    handshake_test_add("/migration/handshake/issues/ignored", test_ignored);
+    handshake_test_add("/migration/handshake/issues/ignored-warning",
                        test_ignored_warning);
-    migration_test_add("/migration/handshake/issues/ignored-words",
+    handshake_test_add("/migration/handshake/issues/ignored-words",
                        test_ignored_words);
-    migration_test_add("/migration/handshake/issues/ignored-anyway",
+    handshake_test_add("/migration/handshake/issues/ignored-anyway",
                        test_ignored_anyway);
-    migration_test_add("/migration/handshake/issues/no-return", test_no_return);
-    migration_test_add("/migration/handshake/issues/no-return-version",
+    handshake_test_add("/migration/handshake/issues/no-return", test_no_return);
+    handshake_test_add("/migration/handshake/issues/no-return-version",
                        test_no_return_version);
-    migration_test_add("/migration/handshake/issues/bitmap", test_bitmap);
-    migration_test_add("/migration/handshake/issues/bitmap-alias",
+    handshake_test_add("/migration/handshake/issues/bitmap", test_bitmap);
+    handshake_test_add("/migration/handshake/issues/bitmap-alias",
                        test_bitmap_alias);
-    migration_test_add("/migration/handshake/issues/bitmap-device",
+    handshake_test_add("/migration/handshake/issues/bitmap-device",
                        test_bitmap_device);
-    migration_test_add("/migration/handshake/issues/idle", test_idle);
-    migration_test_add("/migration/handshake/issues/machines",
+    handshake_test_add("/migration/handshake/issues/idle", test_idle);
+    handshake_test_add("/migration/handshake/issues/machines",
                        test_every_machine);
-    migration_test_add("/migration/handshake/issues/length", test_length);
-    migration_test_add("/migration/handshake/issues/many-devices",
+    handshake_test_add("/migration/handshake/issues/length", test_length);
+    handshake_test_add("/migration/handshake/issues/many-devices",
                        test_many_devices);
-    migration_test_add("/migration/handshake/issues/failover", test_failover);
-    migration_test_add("/migration/handshake/issues/failover-rom",
+    handshake_test_add("/migration/handshake/issues/failover", test_failover);
+    handshake_test_add("/migration/handshake/issues/failover-rom",
                        test_failover_rom);
 }

@@ -617,24 +617,24 @@ void migration_test_add_handshake_peer(MigrationTestEnv *env)
     }
     tmpfs = env->tmpfs;
 
-    migration_test_add("/migration/handshake/cancel", test_cancel);
-    migration_test_add("/migration/handshake/cancel-connecting",
+    handshake_test_add("/migration/handshake/cancel", test_cancel);
+    handshake_test_add("/migration/handshake/cancel-connecting",
                        test_cancel_connecting);
 #ifdef CONFIG_GNUTLS
-    migration_test_add("/migration/handshake/cancel-tls", test_cancel_tls);
+    handshake_test_add("/migration/handshake/cancel-tls", test_cancel_tls);
 #endif
-    migration_test_add("/migration/handshake/yank", test_yank);
-    migration_test_add("/migration/handshake/not-connected",
+    handshake_test_add("/migration/handshake/yank", test_yank);
+    handshake_test_add("/migration/handshake/not-connected",
                        test_not_connected);
-    migration_test_add("/migration/handshake/timeout", test_timeout);
-    migration_test_add("/migration/handshake/grease", test_grease);
-    migration_test_add("/migration/handshake/bad/answer", test_bad_answer);
-    migration_test_add("/migration/handshake/bad/hello",
+    handshake_test_add("/migration/handshake/timeout", test_timeout);
+    handshake_test_add("/migration/handshake/grease", test_grease);
+    handshake_test_add("/migration/handshake/bad/answer", test_bad_answer);
+    handshake_test_add("/migration/handshake/bad/hello",
                        test_unacceptable_hello);
-    migration_test_add("/migration/handshake/bad/frame", test_bad_frame);
-    migration_test_add("/migration/handshake/bad/strangers", test_strangers);
-    migration_test_add("/migration/handshake/bad/commit", test_bad_commit);
-    migration_test_add("/migration/handshake/bad/silence", test_silence);
-    migration_test_add("/migration/handshake/busy", test_busy);
-    migration_test_add("/migration/handshake/refused/many", test_refused_many);
+    handshake_test_add("/migration/handshake/bad/frame", test_bad_frame);
+    handshake_test_add("/migration/handshake/bad/strangers", test_strangers);
+    handshake_test_add("/migration/handshake/bad/commit", test_bad_commit);
+    handshake_test_add("/migration/handshake/bad/silence", test_silence);
+    handshake_test_add("/migration/handshake/busy", test_busy);
+    handshake_test_add("/migration/handshake/refused/many", test_refused_many);
 }

@@ -622,9 +622,9 @@ void migration_test_add_handshake_promises(MigrationTestEnv *env)
     tmpfs = env->tmpfs;
     add_tests("", test_promise);
     add_tests("/same", test_same);
-    migration_test_add("/migration/handshake/promises/return", test_return);
-    migration_test_add("/migration/handshake/promises/stream", test_stream);
-    migration_test_add("/migration/handshake/promises/twins/pc", test_twins_pc);
-    migration_test_add("/migration/handshake/promises/twins/q35",
+    handshake_test_add("/migration/handshake/promises/return", test_return);
+    handshake_test_add("/migration/handshake/promises/stream", test_stream);
+    handshake_test_add("/migration/handshake/promises/twins/pc", test_twins_pc);
+    handshake_test_add("/migration/handshake/promises/twins/q35",
                        test_twins_q35);
 }

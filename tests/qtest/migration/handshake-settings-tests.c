@@ -250,16 +250,16 @@ void migration_test_add_handshake_settings(MigrationTestEnv *env)
     if (!handshake_machine_or_null()) {
         return;
     }
-    migration_test_add("/migration/handshake/settings/destination",
+    handshake_test_add("/migration/handshake/settings/destination",
                        test_destination);
-    migration_test_add("/migration/handshake/settings/mapped-ram",
+    handshake_test_add("/migration/handshake/settings/mapped-ram",
                        test_destination_refused);
-    migration_test_add("/migration/handshake/settings/source", test_source);
-    migration_test_add("/migration/handshake/settings/profile-of-main",
+    handshake_test_add("/migration/handshake/settings/source", test_source);
+    handshake_test_add("/migration/handshake/settings/profile-of-main",
                        test_profile_of_main);
 #ifdef CONFIG_LINUX
     if (env->has_uffd) {
-        migration_test_add("/migration/handshake/settings/postcopy-probe",
+        handshake_test_add("/migration/handshake/settings/postcopy-probe",
                            test_postcopy_probe);
     }
 #endif

@@ -377,6 +377,8 @@ static void test_again(void)
 #define ADDR_FILE   "'addr': { 'transport': 'file', 'filename': '/dev/null'," \
                     "          'offset': 0 }"
 #define ADDR_EXEC   "'addr': { 'transport': 'exec', 'args': [ '/bin/true' ] }"
+#define ADDR_RDMA   "'addr': { 'transport': 'rdma', 'host': '127.0.0.1'," \
+                    "          'port': '4444' }"
 #define HANDSHAKE(addr) "{ 'channel-type': 'handshake', " addr " }"
 #define MAIN(addr)      "{ 'channel-type': 'main', " addr " }"
 #define CPR(addr)       "{ 'channel-type': 'cpr', " addr " }"
@@ -396,6 +398,9 @@ static const struct {
       "Channel type 'handshake' needs a bidirectional socket, which "
       "transport 'file' is not" },
     { "{ 'channels': [ " HANDSHAKE(ADDR_EXEC) " ] }", "'exec' is not" },
+    { "{ 'channels': [ " HANDSHAKE(ADDR_RDMA) " ] }",
+      "'rdma' is not: it agrees on its own settings as it connects; set all "
+      "others alike on both sides, and use channel type 'main'" },
     { "{ 'channels': [ " HANDSHAKE(ADDR_TCP) " ], 'resume': true }",
       "Channel type 'handshake' cannot resume" },
     { "{ 'channels': [ " MAIN(ADDR_TCP) " ], 'handshake': {} }",
@@ -410,8 +415,7 @@ static const struct {
     const char *arguments;
     const char *error;
 } refused_incoming[] = {
-    { "{ 'channels': [ " CPR(ADDR_TCP) " ] }",
-      "for type 'main' or 'handshake'" },
+    { "{ 'channels': [ " CPR(ADDR_TCP) " ] }", "Channel list " },
     { "{ 'channels': [ " HANDSHAKE(ADDR_TCP) ", " MAIN(ADDR_TCP) " ] }",
       "must have only one entry" },
     { "{ 'channels': [ " HANDSHAKE(ADDR_FILE) " ] }", "'file' is not" },
@@ -935,53 +939,53 @@ void migration_test_add_handshake(MigrationTestEnv *env)
     if (!handshake_machine_or_null()) {
         return;
     }
-    migration_test_add("/migration/handshake/precopy/live", test_precopy_live);
+    handshake_test_add("/migration/handshake/precopy/live", test_precopy_live);
     if (env->has_uffd) {
-        migration_test_add("/migration/handshake/precopy/source-capability",
+        handshake_test_add("/migration/handshake/precopy/source-capability",
                            test_source_capability);
     }
-    migration_test_add("/migration/handshake/info", test_info);
-    migration_test_add("/migration/handshake/event", test_event);
-    migration_test_add("/migration/handshake/settings", test_settings);
-    migration_test_add("/migration/handshake/unix/incoming-json",
+    handshake_test_add("/migration/handshake/info", test_info);
+    handshake_test_add("/migration/handshake/event", test_event);
+    handshake_test_add("/migration/handshake/settings", test_settings);
+    handshake_test_add("/migration/handshake/unix/incoming-json",
                        test_unix_incoming_json);
-    migration_test_add("/migration/handshake/fd", test_fd);
-    migration_test_add("/migration/handshake/schema", test_schema);
-    migration_test_add("/migration/handshake/over/dirty-bitmaps",
+    handshake_test_add("/migration/handshake/fd", test_fd);
+    handshake_test_add("/migration/handshake/schema", test_schema);
+    handshake_test_add("/migration/handshake/over/dirty-bitmaps",
                        test_dirty_bitmaps);
-    migration_test_add("/migration/handshake/over/ignore-shared",
+    handshake_test_add("/migration/handshake/over/ignore-shared",
                        test_ignore_shared);
-    migration_test_add("/migration/handshake/over/source-only",
+    handshake_test_add("/migration/handshake/over/source-only",
                        test_source_only);
-    migration_test_add("/migration/handshake/over/zero-copy", test_zero_copy);
-    migration_test_add("/migration/handshake/over/again", test_again);
-    migration_test_add("/migration/handshake/mismatch/impossible",
+    handshake_test_add("/migration/handshake/over/zero-copy", test_zero_copy);
+    handshake_test_add("/migration/handshake/over/again", test_again);
+    handshake_test_add("/migration/handshake/mismatch/impossible",
                        test_impossible);
-    migration_test_add("/migration/handshake/refused/outgoing",
+    handshake_test_add("/migration/handshake/refused/outgoing",
                        test_refused_outgoing);
-    migration_test_add("/migration/handshake/refused/incoming",
+    handshake_test_add("/migration/handshake/refused/incoming",
                        test_refused_incoming);
-    migration_test_add("/migration/handshake/refused/capability",
+    handshake_test_add("/migration/handshake/refused/capability",
                        test_refused_capability);
-    migration_test_add("/migration/handshake/refused/fd", test_refused_fd);
-    migration_test_add("/migration/handshake/mismatch/machine",
+    handshake_test_add("/migration/handshake/refused/fd", test_refused_fd);
+    handshake_test_add("/migration/handshake/mismatch/machine",
                        test_mismatch_machine);
-    migration_test_add("/migration/handshake/mismatch/configuration",
+    handshake_test_add("/migration/handshake/mismatch/configuration",
                        test_mismatch_configuration);
-    migration_test_add("/migration/handshake/mismatch/footer",
+    handshake_test_add("/migration/handshake/mismatch/footer",
                        test_mismatch_footer);
-    migration_test_add("/migration/handshake/mismatch/none", test_no_mismatch);
-    migration_test_add("/migration/handshake/mismatch/warning", test_warning);
-    migration_test_add("/migration/handshake/mismatch/destination",
+    handshake_test_add("/migration/handshake/mismatch/none", test_no_mismatch);
+    handshake_test_add("/migration/handshake/mismatch/warning", test_warning);
+    handshake_test_add("/migration/handshake/mismatch/destination",
                        test_conflict_on_destination);
-    migration_test_add("/migration/handshake/legacy/destination",
+    handshake_test_add("/migration/handshake/legacy/destination",
                        test_legacy_destination);
-    migration_test_add("/migration/handshake/legacy/source",
+    handshake_test_add("/migration/handshake/legacy/source",
                        test_legacy_source);
-    migration_test_add("/migration/handshake/kill-destination",
+    handshake_test_add("/migration/handshake/kill-destination",
                        test_kill_destination);
     if (env->is_x86) {
-        migration_test_add("/migration/handshake/late-failure",
+        handshake_test_add("/migration/handshake/late-failure",
                            test_late_failure);
     }
 }

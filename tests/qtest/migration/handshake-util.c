@@ -93,6 +93,29 @@ uint64_t used_memory(void)
     return handshake_machine()->memory_start + 16 * 1024 * 1024;
 }
 
+/* Those of ours say themselves what they want: see handshake-mode.h */
+static bool has_mode(void)
+{
+    return getenv("QTEST_MIGRATION_HANDSHAKE");
+}
+
+void handshake_test_add(const char *path, void (*fn)(void))
+{
+    if (!has_mode()) {
+        qtest_add_func(path, fn);
+    }
+}
+
+void handshake_test_add_data(const char *path, const char *suffix,
+                             void (*fn)(const void *))
+{
+    if (!has_mode()) {
+        char *name = g_strconcat(path, suffix, NULL);
+
+        qtest_add_data_func_full(name, name, fn, g_free);
+    }
+}
+
 void listen_for_handshake(QTestState *to)
 {
     qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"

@@ -47,6 +47,14 @@ uint64_t used_memory(void);
 /* Milliseconds; what is waited for takes a few of them */
 #define PATIENCE    30000
 
+/*
+ * As migration_test_add(), which differs from QEMU to QEMU.  With a suffix, @fn
+ * gets the whole path.
+ */
+void handshake_test_add(const char *path, void (*fn)(void));
+void handshake_test_add_data(const char *path, const char *suffix,
+                             void (*fn)(const void *));
+
 /* Lets one that was started with '-incoming defer' listen */
 void listen_for_handshake(QTestState *to);
 
