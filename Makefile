@@ -6,8 +6,9 @@ comma := ,
 empty :=
 # Where it is built, below build/: a base, or the user's own tree.
 PLACE := $(if $(QEMU_SRC),custom,$(BASE))
-# All bases, unless the user says which; the one that is built first.
-OTHERS := $(filter-out $(BASE),$(sort $(notdir $(wildcard patches/[0-9]*))))
+# All bases, unless the user says which; the one that is built first. Of what Debian
+# calls 11.1 nobody has seen whether the patches fit: it takes trees of one's own.
+OTHERS := $(filter-out $(BASE) $(if $(QMHS_TREES),,11.%),$(sort $(notdir $(wildcard patches/[0-9]*))))
 PLACES := $(subst $(empty) ,$(comma),$(strip $(PLACE) \
     $(if $(QEMU_SRC)$(filter-out file,$(origin BASE)),,$(OTHERS))))
 export QEMU_SRC REFRESH
