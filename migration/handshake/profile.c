@@ -457,7 +457,7 @@ static void profile_identify(MigrationProfile *profile)
 {
     const char *machine = object_get_typename(qdev_get_machine());
 
-    /* As the user has named it: what TYPE_MACHINE_SUFFIX is has no part in it */
+    /* As the user has named it, without TYPE_MACHINE_SUFFIX */
     profile->qemu_version = g_strdup(QEMU_VERSION);
     if (*QEMU_PKGVERSION) {
         profile->package = g_strdup(QEMU_PKGVERSION);
