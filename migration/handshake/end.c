@@ -347,6 +347,7 @@ static void end_explain(HandshakeEnd *end, const uint32_t *shut, Error **errp)
 void migration_handshake_return_path_ended(MigrationState *s,
                                            const uint32_t *shut, Error **errp)
 {
+    ERRP_GUARD();
     HandshakeEnd *end = s->handshake->end;
 
     if (!end) {
@@ -369,7 +370,7 @@ void migration_handshake_return_path_ended(MigrationState *s,
         /* It knows better than whatever has happened to our channels */
         QEMU_LOCK_GUARD(&s->error_mutex);
         error_free(s->error);
-        s->error = error_copy(*errp);
+        s->error = *errp ? error_copy(*errp) : NULL;
     } else {
         end_explain(end, shut, errp);
     }

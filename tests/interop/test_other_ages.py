@@ -78,7 +78,9 @@ async def test_an_older_source_lacks_something() -> None:
                 ("features",): ["return-path", "switchover-ack"],
                 ("optional-capabilities",): ["return-path"]}
             assert accept.capabilities == expected.get(path, whole.capabilities), path
-            assert accept.issues == ([] if path in expected else whole.issues), path
+            # What one of the same version would have told is missing on the way back.
+            issues = [issue for issue in accept.issues if issue.code != "no-return"]
+            assert issues == ([] if path in expected else whole.issues), path
             lacking += 1
         assert lacking > 20
 
