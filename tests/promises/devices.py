@@ -134,6 +134,7 @@ EXCLUDED = {
     **dict.fromkeys(("usb-mtp", "usb-serial", "usb-braille", "usb-audio", "usb-wacom-tablet", "usb-net",
                      "usb-uas"), _UNMIGRATABLE),
     "ivshmem-doorbell": "it takes a server", "hv-syndbg": "it takes KVM",
+    "guest-loader": "it is no device, and has no state",
     "loader": "it is no device, and has no state",
     "sd-card-spi": "there is no SPI bus on a PC",
     "uefi-vars-sysbus": "it is for other machines",
