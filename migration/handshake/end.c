@@ -175,7 +175,8 @@ static bool end_was_yanked(HandshakeEnd *end)
     /* A yank that goes from channel to channel has come to all by then */
     yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank, end);
     yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, end);
-    return qatomic_read(&end->yanked);
+    /* A migration that is paused by it may go on, and fail in another way */
+    return qatomic_xchg(&end->yanked, false);
 }
 
 void handshake_end_note_error(MigrationState *s, Error **errp)
