@@ -25,6 +25,7 @@ SLOW = 4 << 10          # bytes a second: it must not be over before it is inter
 SILENCE = 5.0           # of a connection that a paused destination bears
 READERS = 8             # how many of them
 ANSWER = 30.0           # how long a source waits
+QUICK = 1 << 23         # bytes a second
 LATE = 10.0             # a busy machine
 
 RESUME = "resume-header"
@@ -61,7 +62,8 @@ async def begin_postcopy(source: Machine, port: int, *capabilities: str) -> None
     await begin(source, inet(port), {"optional-capabilities": []})
     await wait_status(source, "active")
     await source.execute("migrate-start-postcopy")
-    await source.execute("migrate-set-parameters", {"max-bandwidth": 0})
+    # Without a limit, what is sent in one turn could be all that there is.
+    await source.execute("migrate-set-parameters", {"max-bandwidth": QUICK})
     await wait_status(source, "postcopy-active")
 
 
