@@ -20,7 +20,6 @@ BASES = sorted(path.name for path in (TOP / "patches").glob("[0-9]*"))
 LIMIT = 200.0
 
 
-
 def _qmp_library() -> Path:
     """QEMU's own for its monitor; from 11.0 on its configure installs it."""
     done = subprocess.run(["bash", "-c", '. "$0/scripts/lib.sh"; qmp_path "$1"', TOP,

@@ -12,7 +12,6 @@ import hashlib
 import os
 import signal
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -21,7 +20,7 @@ import pytest
 from conftest import QEMU
 from daemons import LIMIT, Failed, Host, Result, Running, Setup, fetched, run
 from emulators import PATCHED, STOCK, emulator
-from lab import (DIRECT_TCP, DIRECT_UNIX, P2P_TCP, PARALLEL, POSTCOPY, QEMU_NAMESPACE, SLOW, TLS,
+from lab import (DIRECT_TCP, DIRECT_UNIX, P2P_TCP, PARALLEL, POSTCOPY, SLOW, TLS,
                  TUNNELLED, WAYS, Guest, Lab, Way, laboratory)
 from series import series
 
@@ -198,25 +197,12 @@ def test_yes(lab: Lab, way: Way) -> None:
             require_yes(lab.check(guest, way), AGREED.get(way.name, OTHERS))
 
 
-def definition(lab: Lab, guest: Guest, *arguments: str) -> Path:
-    """Of the same guest, but for what libvirt passes on without understanding it."""
-    domain = ET.fromstring(guest.host.ask("dumpxml", "--migratable", guest.name))
-    for old in domain.findall(f"{{{QEMU_NAMESPACE}}}commandline"):
-        domain.remove(old)
-    new = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
-    for value in arguments:
-        ET.SubElement(new, f"{{{QEMU_NAMESPACE}}}arg", {"value": value})
-    result = lab.path(".xml")
-    result.write_text(ET.tostring(domain, encoding="unicode"))
-    return result
-
-
 @pytest.mark.parametrize("way", [DIRECT_UNIX, P2P_TCP, PARALLEL, POSTCOPY, TLS],
                          ids=lambda way: way.name)
 def test_no(lab: Lab, way: Way) -> None:
     """Every reason, with both values, for people and for programs; and warnings."""
     with lab.guest(emulator(PATCHED), [*RNG, "-device", "virtio-serial-pci"]) as guest:
-        other = definition(lab, guest, "-machine", "pc-i440fx-9.2", *RNG, *BALLOON)
+        other = lab.passing(guest, "-machine", "pc-i440fx-9.2", *RNG, *BALLOON)
         with nothing_happens(lab, guest):
             result = lab.check(guest, way, "--xml", other)
             require_no(result, "machine type is 'pc-i440fx-10.0' on the source and "
@@ -278,7 +264,7 @@ def test_shared_storage(lab: Lab, way: Way) -> None:
         with nothing_happens(lab, guest):
             require_yes(lab.check(guest, way))
             assert [image(path) for path in paths] == before
-            other = definition(lab, guest)
+            other = lab.passing(guest)
             require_no(lab.check(guest, way, "--xml", other), "virtio-rng")
         assert [image(path) for path in paths] == before
         assert sorted(shared.iterdir()) == there
@@ -289,7 +275,7 @@ def test_shared_storage(lab: Lab, way: Way) -> None:
 
 def copied(lab: Lab, guest: Guest, here: Path, there: Path, *arguments: str) -> list[str]:
     """Options to copy a disk to another place."""
-    path = definition(lab, guest, *arguments)
+    path = lab.passing(guest, *arguments)
     path.write_text(path.read_text().replace(str(here), str(there)))
     return ["--copy-storage-all", "--xml", str(path)]
 
@@ -377,7 +363,7 @@ def test_ignored(lab: Lab, way: Way) -> None:
     reason = "can be written on the source, and not on the destination"
     agreed = AGREED.get(way.name, OTHERS)
     with lab.guest(emulator(PATCHED), raw_disk(disk, True)) as guest:
-        other = definition(lab, guest, *raw_disk(disk, False))
+        other = lab.passing(guest, *raw_disk(disk, False))
         before = guest.state()
         with nothing_happens(lab, guest):
             require_no(lab.check(guest, way, "--xml", other), reason)
@@ -411,7 +397,7 @@ def test_last_words(lab: Lab) -> None:
     """Why the destination could not load what it was not to refuse."""
     with lab.guest(emulator(PATCHED), RNG) as guest:
         before = guest.state()
-        result = lab.begin(guest, P2P_TCP, None, "--xml", definition(lab, guest),
+        result = lab.begin(guest, P2P_TCP, None, "--xml", lab.passing(guest),
                            "--ignore-issues", "section-missing").result(LIMIT)
         assert not result.ok, result
         told = parameters(guest)

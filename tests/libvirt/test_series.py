@@ -8,7 +8,6 @@ be it libvirt or QEMU, the migration is the one that it has always been.
 from __future__ import annotations
 
 import time
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
@@ -18,7 +17,7 @@ from conftest import QEMU, TOP
 from daemons import LIMIT, fetched, run
 from emulators import PATCHED, STOCK, emulator
 from journal import Conversation
-from lab import (DIRECT_UNIX, MACHINE, P2P_TCP, PARALLEL, POSTCOPY, QEMU_NAMESPACE, SLOW, TLS,
+from lab import (DIRECT_UNIX, MACHINE, P2P_TCP, PARALLEL, POSTCOPY, SLOW, TLS,
                  TUNNELLED, WAYS, Guest, Lab, Way, laboratory)
 from series import series
 
@@ -242,23 +241,6 @@ def test_cancel(lab: Lab) -> None:
 
 # Refused
 
-def definition(lab: Lab, guest: Guest, machine: str = MACHINE,
-               arguments: tuple[str, ...] = ()) -> Path:
-    """Of the same guest, but for what libvirt passes on without understanding it."""
-    domain = ET.fromstring(lab.a.ask("dumpxml", "--migratable", guest.name))
-    kind = domain.find("os/type")
-    assert kind is not None
-    kind.set("machine", machine)
-    for old in domain.findall(f"{{{QEMU_NAMESPACE}}}commandline"):
-        domain.remove(old)
-    new = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
-    for value in arguments:
-        ET.SubElement(new, f"{{{QEMU_NAMESPACE}}}arg", {"value": value})
-    result = lab.path(".xml")
-    result.write_text(ET.tostring(domain, encoding="unicode"))
-    return result
-
-
 REFUSED = {
     "device": ((), ["the state of '0000:00:02.0/virtio-rng', which the destination does not"]),
     "machine": (("-machine", OTHER_MACHINE, *RNG, *BALLOON),
@@ -277,7 +259,7 @@ def test_refused(lab: Lab, case: str, direct: bool) -> None:
     with lab.guest(emulator(PATCHED), [*RNG, *BALLOON]) as guest:
         before = guest.state()
         settings = guest.qmp("query-migrate-parameters")
-        way = P2P_TCP._replace(options=("--xml", str(definition(lab, guest, arguments=arguments))),
+        way = P2P_TCP._replace(options=("--xml", str(lab.passing(guest, *arguments))),
                                p2p=not direct)
         result = lab.migrate(guest, way)
         assert not result.ok
@@ -300,7 +282,7 @@ def test_machine_type_of_libvirt(lab: Lab) -> None:
     """What libvirt itself can see it refuses itself, as ever."""
     with lab.guest(emulator(PATCHED)) as guest:
         before = guest.state()
-        other = definition(lab, guest, machine=OTHER_MACHINE)
+        other = lab.passing(guest, machine=OTHER_MACHINE)
         result = lab.migrate(guest, P2P_TCP._replace(options=("--xml", str(other))))
         assert not result.ok
         assert OTHER_MACHINE in result.stderr and MACHINE in result.stderr

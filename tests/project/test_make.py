@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import BASES
 
 TOP = Path(__file__).resolve().parents[2]
-BASES = sorted(path.name for path in (TOP / "patches").glob("[0-9]*"))
 
 
 def make(*arguments: str, limit: int = 60) -> subprocess.CompletedProcess[str]:
