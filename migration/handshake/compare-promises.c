@@ -239,12 +239,14 @@ static void listing_add(Listing *listing, const char *name)
     }
 }
 
-static void listing_end(Listing *listing)
+/* Returns: what is listed, or NULL, to be freed by the caller */
+static char *listing_take(Listing *listing)
 {
     if (listing->n > LISTED_MAX) {
         g_string_append_printf(listing->text, " and %u more",
                                listing->n - LISTED_MAX);
     }
+    return g_string_free(listing->text, !listing->n);
 }
 
 /* What is on only one side, or other things that are on each */
@@ -252,21 +254,11 @@ static void listing_judge(const Judgement *j, const HandshakeLimit *limit,
                           MigrationPromiseBreach breach, Listing *there,
                           Listing *here)
 {
-    Listing *both[] = { there, here };
+    g_autofree char *a = there ? listing_take(there) : NULL;
+    g_autofree char *b = here ? listing_take(here) : NULL;
 
-    for (int i = 0; i < ARRAY_SIZE(both); i++) {
-        if (both[i]) {
-            listing_end(both[i]);
-        }
-    }
-    if ((there && there->n) || (here && here->n)) {
-        broken(j, limit, breach, NULL, there ? there->text->str : "missing",
-               here ? here->text->str : "missing");
-    }
-    for (int i = 0; i < ARRAY_SIZE(both); i++) {
-        if (both[i]) {
-            g_string_free(both[i]->text, TRUE);
-        }
+    if (a || b) {
+        broken(j, limit, breach, NULL, a ?: "missing", b ?: "missing");
     }
 }
 
@@ -499,6 +491,7 @@ static void judge_set_return(const Judgement *j, const HandshakeLimit *limit,
     guint n;
     g_autofree gpointer *names = g_hash_table_get_keys_as_array(limit->set, &n);
     Listing gain = { g_string_new(NULL) };
+    g_autofree char *text = NULL;
 
     for (; there; there = there->next) {
         g_hash_table_add(theirs, there->value);
@@ -513,11 +506,10 @@ static void judge_set_return(const Judgement *j, const HandshakeLimit *limit,
             listing_add(&gain, names[i]);
         }
     }
-    listing_end(&gain);
-    if (gain.n) {
-        judge_gain(j, limit, gain.text->str);
+    text = listing_take(&gain);
+    if (text) {
+        judge_gain(j, limit, text);
     }
-    g_string_free(gain.text, TRUE);
 }
 
 static void judge_equal_return(const Judgement *j, const HandshakeLimit *limit,

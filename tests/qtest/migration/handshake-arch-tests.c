@@ -179,17 +179,6 @@ static void test_same(const void *opaque)
 /* Devices that stand in one machine */
 #define TWINS_MAX   16
 
-static QList *device_types(QTestState *who)
-{
-    QDict *rsp = qtest_qmp(who,
-        "{ 'execute': 'qom-list-types', 'arguments': {"
-        "  'implements': 'device', 'abstract': false } }");
-    QList *types = qobject_ref(qdict_get_qlist(rsp, "return"));
-
-    qobject_unref(rsp);
-    return types;
-}
-
 static QTestState *start_twin(bool incoming)
 {
     g_autoptr(GString) ports = g_string_new("");
@@ -201,67 +190,32 @@ static QTestState *start_twin(bool incoming)
     return start(ports->str, incoming);
 }
 
-static bool add_device(QTestState *who, const char *type, int n)
-{
-    g_autofree char *id = g_strdup_printf("twin%d", n);
-    g_autofree char *port = g_strdup_printf("port%d", n);
-    QDict *args = qdict_new();
-    QDict *rsp;
-    bool added;
-
-    qdict_put_str(args, "driver", type);
-    qdict_put_str(args, "id", id);
-    if (arch->root_ports) {
-        qdict_put_str(args, "bus", port);
-    }
-    rsp = qtest_qmp(who, "{ 'execute': 'device_add', 'arguments': %p }", args);
-    added = qdict_haskey(rsp, "return");
-    qobject_unref(rsp);
-    return added;
-}
-
-static void assert_twins(QTestState *from, QTestState *to)
-{
-    QDict *info = check_to(from, to, NULL);
-    const QListEntry *entry;
-
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(info, "issues"), entry) {
-        QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
-
-        if (strcmp(qdict_get_str(issue, "code"), "unmigratable")) {
-            g_test_message("%s", qdict_get_str(issue, "message"));
-            g_assert_not_reached();
-        }
-    }
-    qobject_unref(info);
-    stop_both(from, to);
-}
-
 /* Each device that there is, against its like: there is nothing to be said */
 static void test_twins(void)
 {
     QTestState *to = start_twin(true);
     QTestState *from = start_twin(false);
-    QList *types = device_types(from);
-    const QListEntry *entry;
+    QDict *types = types_of(from, "device");
+    const QDictEntry *entry;
     int added = 0, all = 0;
 
-    QLIST_FOREACH_ENTRY(types, entry) {
-        QDict *dict = qobject_to(QDict, qlist_entry_obj(entry));
-        const char *type = qdict_get_str(dict, "name");
-        bool there = add_device(from, type, added);
+    for (entry = qdict_first(types); entry; entry = qdict_next(types, entry)) {
+        const char *type = qdict_entry_key(entry);
+        bool there = add_twin(from, type, added, arch->root_ports);
 
-        g_assert_true(add_device(to, type, added) == there);
+        g_assert_true(add_twin(to, type, added, arch->root_ports) == there);
         all += there;
         added += there;
         if (added == TWINS_MAX) {
             assert_twins(from, to);
+            stop_both(from, to);
             to = start_twin(true);
             from = start_twin(false);
             added = 0;
         }
     }
     assert_twins(from, to);
+    stop_both(from, to);
     g_test_message("%d devices", all);
     g_assert_cmpint(all, >, 10);
     qobject_unref(types);

@@ -439,58 +439,6 @@ static void test_stream(void)
 /* Devices that may be added twice, in a QEMU that waits and in one that runs */
 #define TWINS_MAX   20
 
-static QDict *types_of(QTestState *who, const char *implements)
-{
-    QDict *rsp = qtest_qmp(who,
-        "{ 'execute': 'qom-list-types', 'arguments': {"
-        "  'implements': %s, 'abstract': false } }", implements);
-    QDict *types = qdict_new();
-    const QListEntry *entry;
-
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
-        QDict *type = qobject_to(QDict, qlist_entry_obj(entry));
-
-        qdict_put_null(types, qdict_get_str(type, "name"));
-    }
-    qobject_unref(rsp);
-    return types;
-}
-
-static bool add_device(QTestState *who, const char *type, int n, bool on_port)
-{
-    g_autofree char *id = g_strdup_printf("twin%d", n);
-    g_autofree char *bus = g_strdup_printf("port%d", n);
-    QDict *args = qdict_new();
-    QDict *rsp;
-    bool added;
-
-    qdict_put_str(args, "driver", type);
-    qdict_put_str(args, "id", id);
-    if (on_port) {
-        qdict_put_str(args, "bus", bus);
-    }
-    rsp = qtest_qmp(who, "{ 'execute': 'device_add', 'arguments': %p }", args);
-    added = qdict_haskey(rsp, "return");
-    qobject_unref(rsp);
-    return added;
-}
-
-static void assert_twins(QTestState *from, QTestState *to)
-{
-    QDict *info = check_to(from, to, NULL);
-    const QListEntry *entry;
-
-    QLIST_FOREACH_ENTRY(qdict_get_qlist(info, "issues"), entry) {
-        QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
-
-        if (strcmp(qdict_get_str(issue, "code"), "unmigratable")) {
-            g_test_message("%s", qdict_get_str(issue, "message"));
-            g_assert_not_reached();
-        }
-    }
-    qobject_unref(info);
-}
-
 static char *twins_options(bool ports)
 {
     GString *opts = g_string_new(ports ? "" : PC);
@@ -519,10 +467,10 @@ static void test_twins(bool ports)
     for (entry = qdict_first(types); entry; entry = qdict_next(types, entry)) {
         const char *type = qdict_entry_key(entry);
         bool on_port = ports && qdict_haskey(pci, type);
-        bool there = add_device(from, type, added, on_port);
+        bool there = add_twin(from, type, added, on_port);
 
         /* What fails may leave something behind, too */
-        g_assert_true(add_device(to, type, added, on_port) == there);
+        g_assert_true(add_twin(to, type, added, on_port) == there);
         all += there;
         added += there;
         if (added == TWINS_MAX) {

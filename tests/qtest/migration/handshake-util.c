@@ -669,3 +669,55 @@ void source_claim_session(ScriptedSource *source, const char *port,
     qobject_unref(source_read_verdict(source, &type));
     g_assert_cmpint(type, ==, FRAME_ACCEPT);
 }
+
+QDict *types_of(QTestState *who, const char *implements)
+{
+    QDict *rsp = qtest_qmp(who,
+        "{ 'execute': 'qom-list-types', 'arguments': {"
+        "  'implements': %s, 'abstract': false } }", implements);
+    QDict *types = qdict_new();
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(rsp, "return"), entry) {
+        QDict *type = qobject_to(QDict, qlist_entry_obj(entry));
+
+        qdict_put_null(types, qdict_get_str(type, "name"));
+    }
+    qobject_unref(rsp);
+    return types;
+}
+
+bool add_twin(QTestState *who, const char *type, int n, bool on_port)
+{
+    g_autofree char *id = g_strdup_printf("twin%d", n);
+    g_autofree char *bus = g_strdup_printf("port%d", n);
+    QDict *args = qdict_new();
+    QDict *rsp;
+    bool added;
+
+    qdict_put_str(args, "driver", type);
+    qdict_put_str(args, "id", id);
+    if (on_port) {
+        qdict_put_str(args, "bus", bus);
+    }
+    rsp = qtest_qmp(who, "{ 'execute': 'device_add', 'arguments': %p }", args);
+    added = qdict_haskey(rsp, "return");
+    qobject_unref(rsp);
+    return added;
+}
+
+void assert_twins(QTestState *from, QTestState *to)
+{
+    QDict *info = check_to(from, to, NULL);
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(info, "issues"), entry) {
+        QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (strcmp(qdict_get_str(issue, "code"), "unmigratable")) {
+            g_test_message("%s", qdict_get_str(issue, "message"));
+            g_assert_not_reached();
+        }
+    }
+    qobject_unref(info);
+}

@@ -188,4 +188,13 @@ void source_say_commit_without(ScriptedSource *source, const char *capability,
 
 void source_close(ScriptedSource *source);
 
+/* The names of all types that are not abstract */
+QDict *types_of(QTestState *who, const char *implements);
+
+/* Whether it can be plugged in; if @on_port, into "port" and that number */
+bool add_twin(QTestState *who, const char *type, int n, bool on_port);
+
+/* Between devices and their like there is nothing to be said */
+void assert_twins(QTestState *from, QTestState *to);
+
 #endif
