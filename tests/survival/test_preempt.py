@@ -66,5 +66,5 @@ async def test_failure_that_comes_in_the_next_migration(tmp_path: Path) -> None:
                 assert (await source.migration())["status"] == "setup"
                 assert (await source.handshake())["status"] == "in-progress"
                 await source.execute("migrate_cancel")
-                assert (await source.handshake())["status"] == "cancelled"
+                assert (await verdict(source, PROMPT))["status"] == "cancelled"
         await require_good_migration(source, destination, port)
