@@ -7,8 +7,8 @@ import asyncio
 import contextlib
 import copy
 import json
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import pytest
@@ -21,7 +21,7 @@ from relay import Line, Relay
 from wire import HELLO, Peer, message_of, parameter, without_grease
 
 SLOW = 64 << 10         # bytes a second
-FAST = 0.02             # what the commands may take, in seconds
+FAST = 0.02             # what the commands may take of the main loop, in seconds
 
 
 async def profile_of(source: Machine) -> Any:
@@ -523,19 +523,23 @@ async def test_nothing_grows() -> None:
             assert memory_after - memory_before < MIB
 
 
-async def quickest(work: Callable[[], Awaitable[Any]], times: int = 7) -> float:
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        await work()
-        best = min(best, time.perf_counter() - start)
-    return best
+def main_loop_time(machine: Machine) -> float:
+    """Seconds that its main loop has had a processor, however busy that is with others."""
+    stat = Path(f"/proc/{machine.pid}/task/{machine.pid}/schedstat").read_text(encoding="ascii")
+    return int(stat.split()[0]) / 1e9
 
 
-async def only_read(candidate: Machine, profile: Json) -> None:
-    """A command as long as with the profile: a monitor reads one byte at a time."""
-    with pytest.raises(NotSeen, match="malformed migration profile"):
-        await judge(candidate, [profile])
+async def cheapest(machine: Machine, work: Callable[[], Awaitable[Any]], times: int = 7) -> float:
+    """Seconds of its main loop, less what a command takes that does nothing."""
+    async def cost(work: Callable[[], Awaitable[Any]]) -> float:
+        best = float("inf")
+        for _ in range(times):
+            start = main_loop_time(machine)
+            await work()
+            best = min(best, main_loop_time(machine) - start)
+        return best
+
+    return await cost(work) - await cost(lambda: machine.execute("query-status"))
 
 
 FIFTY = [word for number in range(50) for word in (
@@ -549,15 +553,12 @@ async def test_fifty_devices() -> None:
         candidate = await start_candidate(lab, *FIFTY)
         profile = await source.execute("query-migrate-profile")
         assert sum("virtio-net" in one["name"] for one in profile["profile"]["sections"]) == 50
-        idle = await quickest(lambda: source.execute("query-status"))
-        taken = await quickest(lambda: source.execute("query-migrate-profile"))
-        read = await quickest(lambda: only_read(candidate, profile))
-        judged = await quickest(lambda: judge(candidate, profile))
-        print(f"query-status {idle * 1000:.1f} ms, query-migrate-profile {taken * 1000:.1f} ms, "
-              f"check-migrate-profile {judged * 1000:.1f} ms, of which {read * 1000:.1f} ms "
-              f"to read {len(json.dumps(profile))} bytes")
-        assert taken - idle < FAST
-        assert judged - read < FAST
+        taken = await cheapest(source, lambda: source.execute("query-migrate-profile"))
+        judged = await cheapest(candidate, lambda: judge(candidate, profile))
+        print(f"query-migrate-profile {taken * 1000:.1f} ms, check-migrate-profile "
+              f"{judged * 1000:.1f} ms, for {len(json.dumps(profile))} bytes")
+        assert 0 < taken < FAST
+        assert 0 < judged < FAST
 
 
 async def test_guest_is_not_disturbed() -> None:
