@@ -103,7 +103,7 @@ async def test_multifd_connection_is_dead(base: str, kind: str, ending: Ending) 
                     return watch.questions > asked + 20
 
                 await until("answers", PATIENCE, more)
-                assert (await destination.migration())["status"] == "active"
+                await wait_status(destination, "active")
             if ending in (kill_source, cancel):
                 async with Watch(destination):
                     await ending(source, destination)
