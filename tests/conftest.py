@@ -17,7 +17,7 @@ TOP = Path(__file__).resolve().parents[1]
 QEMU = Path(os.environ.get("QTEST_QEMU_BINARY", TOP / "build/10.0/qemu-system-x86_64"))
 # Those that there are patches for, the oldest first
 BASES = sorted(path.name for path in (TOP / "patches").glob("[0-9]*"))
-LIMIT = 200.0
+LIMIT = 400.0
 
 
 def _qmp_library() -> Path:

@@ -14,6 +14,7 @@ from machine import LOOPBACK, Json, Machine, NotSeen, until
 PROMISED_MS = 5
 PROMISED_BYTES = 16 * 1024
 MOVE_LIMIT = 300.0
+CHECK_LIMIT = 30.0
 
 
 def channels(kind: str, port: int, host: str = LOOPBACK) -> Json:
@@ -106,12 +107,28 @@ class Handshake(NamedTuple):
         return self.size < PROMISED_BYTES
 
     @property
+    def duration(self) -> int:
+        """In microseconds, on the side where it took longer."""
+        return max(side["duration"] for side in self)
+
+    @property
     def is_quick(self) -> bool:
-        return max(side["duration"] for side in self) < PROMISED_MS * 1000
+        return self.duration < PROMISED_MS * 1000
 
 
 async def handshake_of(source: Machine, destination: Machine) -> Handshake:
     return Handshake(await source.handshake(), await destination.handshake())
+
+
+async def check(source: Machine, destination: Machine, port: int) -> Handshake:
+    """A handshake that no migration follows."""
+    async def over() -> bool:
+        return (await source.handshake())["status"] != "in-progress"
+
+    await source.execute("migrate", {**channels("handshake", port),
+                                     "handshake": {"check-only": True}})
+    await until(f"the check of {source.name} to end", CHECK_LIMIT, over, every=0.001)
+    return await handshake_of(source, destination)
 
 
 @dataclass

@@ -63,7 +63,7 @@ def test_nothing_is_found_but_what_was_planted() -> None:
 
 
 def test_a_finding_fails_and_can_be_repeated() -> None:
-    result = fuzz("30", "planted-hello", limit=BUILD + RUN)
+    result = fuzz("120", "planted-hello", limit=BUILD + RUN)      # until it is found
     assert result.returncode == 1, result.stdout
     assert table(result.stdout)["planted-hello"].findings == "1", result.stdout
     assert "heap-buffer-overflow" in result.stdout

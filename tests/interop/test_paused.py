@@ -17,6 +17,7 @@ from qmhs.roles import Paused
 from wire import PATIENCE, Peer
 
 SLOW = 4 << 10      # bytes a second
+QUICK = 1 << 23
 COUNT = 60
 SESSION = bytes(range(1, 17))
 OTHER = bytes(range(2, 18))
@@ -55,7 +56,8 @@ async def pause(lab: Lab) -> tuple[Machine, Machine, bytes]:
     await begin(source, inet(port))
     await wait_status(source, "active")
     await source.execute("migrate-start-postcopy")
-    await source.execute("migrate-set-parameters", {"max-bandwidth": 0})
+    # Without a limit, what is sent in one turn could be all that there is.
+    await source.execute("migrate-set-parameters", {"max-bandwidth": QUICK})
     for one in (source, destination):
         await wait_status(one, "postcopy-active")
     await source.execute("migrate-pause")

@@ -269,7 +269,7 @@ async def migrate(builds: tuple[Path, Path], machine: str, way: str,
                 heard = await recorder.all_said()
             info = await completed(destination)
             assert said.empty() and answered.empty()
-        assert await state(source) == "postmigrate"
+        await wait_state(source, "postmigrate")
         await destination.execute("cont")
         assert await destination.is_running()
     streams = [bytes(connection.said) for connection in heard]

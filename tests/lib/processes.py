@@ -23,7 +23,9 @@ Options = Json
 
 ENDED = ("completed", "failed", "cancelled")
 PATIENCE = 20.0         # for what should be quick, on a machine that is not
-PROMPT = 1.0            # what the monitor, a cancellation and a yank may take
+# What the monitor, a cancellation and a yank may take where others work, too. Those who say
+# nothing are waited for longer, by any side: 2 seconds, or more.
+PROMPT = 1.8
 MIB = 1 << 20
 
 TIMEOUT = 30.0          # of a destination
@@ -201,6 +203,16 @@ async def wait_running(machine: Machine, limit: float = PATIENCE) -> None:
     await until(f"{machine.name} to run", limit, running, every=0.001)
 
 
+async def wait_cleaned_up(source: Machine) -> None:
+    """It says `completed` a moment before its guest's state, and what was in use, are settled."""
+    async def settled() -> bool:
+        return ((await source.execute("query-status"))["status"] == "postmigrate"
+                and all(one["type"] != "migration"
+                        for one in await source.execute("query-yank")))
+
+    await until(f"{source.name} to clean up", PATIENCE, settled, every=0.001)
+
+
 async def require_success(source: Machine, destination: Machine) -> None:
     """Waits for the end of a migration that has to succeed."""
     info = await end(source)
@@ -230,7 +242,7 @@ async def require_refused(source: Machine, *words: str, limit: float = PATIENCE)
     return info
 
 
-async def require_listening(destination: Machine, limit: float = 2 * PROMPT) -> None:
+async def require_listening(destination: Machine, limit: float = PROMPT) -> None:
     """It waits for somebody to come, and nobody holds the session."""
     async def free() -> Optional[Json]:
         info = await destination.migration()
@@ -259,6 +271,11 @@ async def stop_process(machine: Machine) -> None:
 
     os.kill(machine.pid, signal.SIGSTOP)
     await until(f"{machine.name} to stand still", PATIENCE, stands_still, every=0.001)
+
+
+def main_thread_time(machine: Machine) -> float:
+    """What its main loop has had of a CPU so far, in seconds."""
+    return int(Path(f"/proc/{machine.pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def fds(machine: Machine) -> int:

@@ -28,7 +28,7 @@ from keys import make_keys
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 60.0            # for what should be quick, on a machine that is not
-START_LIMIT = 30.0
+START_LIMIT = 90.0
 FETCH_LIMIT = 300
 NAMESPACES = ("unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--net",
               "--propagation", "private")
@@ -271,7 +271,7 @@ class Host:
     def _wait(self) -> None:
         deadline = time.monotonic() + START_LIMIT
         socket = self._directory / "run/libvirt/libvirt-sock"
-        while not (socket.exists() and self.virsh("uri", limit=5).ok):
+        while not (socket.exists() and self.virsh("uri", limit=20).ok):
             if time.monotonic() > deadline:
                 raise Failed(f"libvirtd {self.name} does not answer: {self.complaints()}")
             time.sleep(0.05)

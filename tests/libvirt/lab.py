@@ -21,8 +21,8 @@ from journal import Conversation, Journal, Json
 
 MACHINE = "pc-i440fx-10.0"
 MEMORY_MIB = 64
-BOOT_LIMIT = 30.0
-MIGRATION_LIMIT = 60.0
+BOOT_LIMIT = 90.0
+MIGRATION_LIMIT = 120.0
 STATE = 0x100040        # see guest.S
 MAGIC = int.from_bytes(b"DESK", "little")
 USERFAULTFD = 323       # the system call, on x86-64

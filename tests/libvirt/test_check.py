@@ -507,6 +507,8 @@ def test_dies_meanwhile(lab: Lab, victim: str) -> None:
         while lab.b.qemu(guest.name) or guest.name in lab.b.ask("list", "--all", "--name"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        # A daemon that has come back has to find out first how the guest is doing.
+        guest.qmp("query-status")
         after = seen(lab, guest)
         assert after._replace(status=None, xml="") == before._replace(status=None, xml="")
         assert after.status and "<job " not in after.status

@@ -19,7 +19,7 @@ from processes import (ENDED, NO_MULTIFD, PATIENCE, TLS_CREDS, UNDER, Options, b
                        wait_status)
 
 GUEST_MIB = 192
-ROUNDS_LIMIT = 30.0
+ROUNDS_LIMIT = 100.0
 SLOW = 64 << 10         # bytes a second: there has to be something left for postcopy
 FAST = 1 << 30
 LEGACY = "main"

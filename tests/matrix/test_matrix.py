@@ -23,7 +23,7 @@ from outcomes import Cell, Report
 from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, begin_check, channels, differences, end,
                        inet, require_listening, set_capabilities, settings, verdict)
 
-LIMIT = 150.0
+LIMIT = 400.0
 OLDER, NEWER = "10.0", "10.2"
 
 # In an order in which the guest is where the next migration begins.

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
 from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
-from processes import (MIB, NO_MULTIFD, PROMPT, STRICTLY, UNDER, UUIDS, Options, Watch, begin,
-                       begin_check, bytes_of, channels, check, differences, end, fds, inet,
+from processes import (MIB, NO_MULTIFD, PATIENCE, PROMPT, STRICTLY, UNDER, UUIDS, Options, Watch,
+                       begin, begin_check, bytes_of, channels, check, differences, end, fds, inet,
                        listen, locked_memory, migrate, pc_lab, require_good_migration,
                        require_listening, require_refused, require_success, set_capabilities,
                        settings, start_destination, start_source, unix, unlocked_memory, verdict,
@@ -65,11 +66,12 @@ async def silent_peer(source: Machine, options: Optional[Options] = None) -> Asy
         yield peer
 
 
-def closed_port() -> int:
-    """Where nobody listens."""
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """Where nobody listens, nor begins to."""
     with socket.socket() as sock:
         sock.bind((LOOPBACK, 0))
-        return int(sock.getsockname()[1])
+        yield int(sock.getsockname()[1])
 
 
 # What may become of a check; of a source that differs a little from the destination
@@ -84,7 +86,8 @@ async def rejected(source: Machine, port: int) -> Json:
 
 
 async def failed(source: Machine, _: int) -> Json:
-    return await check(source, inet(closed_port()))
+    with closed_port() as port:
+        return await check(source, inet(port))
 
 
 async def timed_out(source: Machine, _: int) -> Json:
@@ -255,16 +258,26 @@ async def test_migration_of_each_kind_after_checks(required: tuple[str, ...]) ->
         assert (await source.handshake())["capabilities"] == promised
 
 
+def taken(port: int) -> int:
+    """How many connections who listens there has, and has not closed."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    # ESTABLISHED, CLOSE_WAIT
+    return sum(words[1] == f"0100007F:{port:04X}" and words[3] in ("01", "08") for words in lines)
+
+
 async def test_nothing_grows() -> None:
     async with pc_lab() as lab:
         source = await start_source(lab)
         destination, port = await start_destination(lab)
 
+        async def none_left() -> bool:
+            return not taken(port)
+
         async def repeat(count: int) -> list[tuple[int, int]]:
             for _ in range(count):
                 await check(source, inet(port))
             # The destination closes when it sees that the source has.
-            await asyncio.sleep(0.05)
+            await until("all connections to be closed", PATIENCE, none_left, every=0.005)
             return [(fds(machine), bytes_of(machine, "RssAnon"))
                     for machine in (source, destination)]
 
@@ -301,7 +314,7 @@ async def test_busy() -> None:
         await begin(other, inet(port))
         await wait_status(other, "active")
         await require_busy()
-        assert (await destination.migration())["status"] == "active"
+        await wait_status(destination, "active")
         await other.execute("migrate-set-parameters", {"max-bandwidth": 0})
         await require_success(other, destination)
 
@@ -559,7 +572,12 @@ async def test_late_connection(stuck: Phase, tmp_path: Path) -> None:
         before = fds(source)
         async with stuck(source, tmp_path) as full:
             assert full
-            await asyncio.sleep(0.05)
+
+            async def has_begun() -> bool:
+                return fds(source) > before
+
+            await until("a socket", PATIENCE, has_begun, every=0.002)
+            await asyncio.sleep(0.05)       # and connect() hangs
             await cancel(source)
             info = await check(source, inet(port))
             said: list[bytes] = []
@@ -571,7 +589,7 @@ async def test_late_connection(stuck: Phase, tmp_path: Path) -> None:
                     async def closed() -> bool:
                         return fds(source) <= before + 1    # that of the silent peer
 
-                    await until("the connection to be closed", 10, closed)
+                    await until("the connection to be closed", PATIENCE, closed)
                     taking.cancel()
                     assert not await events_of(listener, 0, source)
                 assert said and not any(said)
@@ -581,6 +599,9 @@ async def test_late_connection(stuck: Phase, tmp_path: Path) -> None:
         await require_good_migration(source, destination, port)
 
 
+STEPS = 60
+
+
 async def test_cancelled_at_any_time() -> None:
     """Some time after `migrate`, with a destination that does all that it should."""
     async with pc_lab() as lab:
@@ -588,13 +609,16 @@ async def test_cancelled_at_any_time() -> None:
         destination, port = await start_destination(lab)
         seen = set()
         async with unchanged(source, destination):
-            for step in range(60):
+            # On, if it has always been too early: that depends on the machine.
+            for step in itertools.count():
                 await begin_check(source, inet(port))
-                await asyncio.sleep(step * 0.00005)
+                late = 1.1 ** max(0, step - STEPS)
+                await asyncio.sleep(min(step, STEPS) * 0.00005 * late)
                 await source.execute("migrate_cancel")
                 seen.add((await verdict(source))["status"])
                 assert seen <= {"cancelled", "accepted"}
-        assert "accepted" in seen
+                if step >= STEPS and "accepted" in seen:
+                    break
         await require_good_migration(source, destination, port)
 
 
@@ -621,6 +645,11 @@ async def test_cancel_without_a_check() -> None:
 # Time
 
 
+SECONDS = 4             # an attempt's own limit
+LATER = 2.5             # what comes by then is in time, and there is not so much time again
+SLACK = 2.0             # for a busy machine
+
+
 def tls_without_data(said: bytes | bytearray) -> int:
     """How many bytes come before the first record with data in it."""
     at = 0
@@ -631,13 +660,13 @@ def tls_without_data(said: bytes | bytearray) -> int:
 
 async def late_tls(line: Line) -> None:
     """TLS begins late; then all goes on."""
-    await asyncio.sleep(0.7)
+    await asyncio.sleep(LATER)
     await line.carry_both()
 
 
 async def late_tls_and_silence(line: Line) -> None:
     """TLS begins late, and ends well; then the destination hears, and says, nothing."""
-    await asyncio.sleep(0.7)
+    await asyncio.sleep(LATER)
     await line.reach()
     answers = asyncio.create_task(line.carry("destination"))
     try:
@@ -652,13 +681,17 @@ async def no_tls(_: Line) -> None:
     await asyncio.sleep(60)
 
 
+def require_in_time(start: float) -> None:
+    """When the time is over, and not when it is over again."""
+    assert SECONDS - 0.1 < time.monotonic() - start < SECONDS + SLACK
+
+
 async def expect_end(source: Machine, start: float, *words: str) -> None:
-    """After a second, explained."""
+    """In time, explained."""
     info = await verdict(source)
-    took = time.monotonic() - start
-    assert 0.9 < took < 1.0 + PROMPT / 2, took
+    require_in_time(start)
     assert info["status"] == "failed"
-    for word in ("within 1 seconds", *words):
+    for word in (f"within {SECONDS} seconds", *words):
         assert word in info["message"], info["message"]
 
 
@@ -667,7 +700,7 @@ async def test_silent_peer_times_out() -> None:
         source = await start_source(lab)
         async with unchanged(source), Watch(source):
             start = time.monotonic()
-            async with silent_peer(source, {"timeout": 1}):
+            async with silent_peer(source, {"timeout": SECONDS}):
                 await expect_end(source, start, "type 'handshake'")
 
 
@@ -680,13 +713,12 @@ async def test_tls_is_part_of_the_time(treatment: Treatment, word: str, only: bo
         destination, port = await start_destination(lab, tls=True)
         async with Relay(port, treatment) as relay, Watch(source):
             start = time.monotonic()
-            await begin(source, inet(relay.port), {"timeout": 1, "check-only": only})
+            await begin(source, inet(relay.port), {"timeout": SECONDS, "check-only": only})
             if only:
                 await expect_end(source, start, word)
             else:
-                info = await require_refused(source, word, "within 1 seconds")
-                took = time.monotonic() - start
-                assert 0.9 < took < 1.0 + PROMPT / 2, (took, info)
+                await require_refused(source, word, f"within {SECONDS} seconds")
+                require_in_time(start)
         await require_good_migration(source, destination, port)
 
 
@@ -696,11 +728,11 @@ async def test_slow_tls_in_time() -> None:
         source = await start_source(lab, tls=True)
         _, port = await start_destination(lab, tls=True)
         async with Relay(port, late_tls) as relay, Watch(source):
-            info = await check(source, inet(relay.port), {"timeout": 1})
+            info = await check(source, inet(relay.port), {"timeout": SECONDS})
             assert info["status"] == "accepted"
         async with FakeDestination() as silent:
             await begin_check(source, inet(silent.port))
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(SECONDS - LATER + 0.1)
             assert (await source.handshake())["status"] == "in-progress"
 
 
@@ -846,10 +878,12 @@ async def test_nobody_listens(tmp_path: Path) -> None:
     async with pc_lab() as lab:
         source = await start_source(lab)
         async with unchanged(source):
-            for address, words in ((inet(closed_port()), "Connection refused"),
-                                   (unix(tmp_path / "absent"), "No such file"),
-                                   (inet(1) | {"host": "no.such.host.invalid"}, "invalid")):
-                info = await check(source, address)
+            with closed_port() as port:
+                told = [(await check(source, address), words) for address, words in (
+                    (inet(port), "Connection refused"),
+                    (unix(tmp_path / "absent"), "No such file"),
+                    (inet(1) | {"host": "no.such.host.invalid"}, "invalid"))]
+            for info, words in told:
                 assert info["status"] == "failed"
                 assert words in info["message"], info["message"]
                 assert "session" not in info and not info["issues"]
@@ -990,7 +1024,7 @@ async def test_errors_are_not_crowded_out() -> None:
 async def quit_cleanly(machine: Machine) -> None:
     with contextlib.suppress(NotSeen):      # it may be faster than its answer
         await machine.execute("quit")
-    await asyncio.wait_for(machine.gone(), 10)
+    await asyncio.wait_for(machine.gone(), PATIENCE)
     assert machine.exit_status == 0
     assert not machine.errors
 

@@ -20,7 +20,7 @@ from processes import (PATIENCE, begin, channels, end, inet, pc_lab,
 from relay import SPEAKERS, Line, Relay
 from wire import HEADER_SIZE
 
-RECOVERY = 2.0      # nobody waits for a timer
+RECOVERY = 4.0      # nobody waits for a timer, which takes 5 seconds
 STOPPED = 0.2
 MULTIFD_CHANNELS = 2
 
@@ -85,6 +85,7 @@ async def die(machine: Machine, stopped: bool) -> None:
         os.kill(machine.pid, signal.SIGSTOP)
         await asyncio.sleep(STOPPED)
     machine.kill()
+    await machine.heard()       # with the events that it had still sent
     await machine.gone()
 
 

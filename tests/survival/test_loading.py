@@ -121,7 +121,7 @@ async def wait_features(machine: Machine) -> None:
             "path": "/machine/peripheral/blk/virtio-backend"})
         return bool(any("DRIVER_OK" in status for status in said["status"]["statuses"]))
 
-    await until("the firmware to drive the disk", PATIENCE, driven)
+    await until("the firmware to drive the disk", 3 * PATIENCE, driven)
 
 
 class Pair(NamedTuple):

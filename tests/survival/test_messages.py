@@ -9,7 +9,8 @@ from processes import (begin, inet, pc_lab, require_good_migration, require_list
                        require_refused, start_destination, start_source)
 from wire import FakeDestination, Peer
 
-SECONDS = 5.0
+SECONDS = 10.0          # no side's patience is over by then
+SLOW = 1 << 18          # bytes a second: it takes longer than an answer does
 
 
 async def set_bandwidth(source: Machine, limit: int) -> None:
@@ -55,7 +56,7 @@ async def test_legacy_source(return_path: bool) -> None:
             "capabilities": [{"capability": "return-path", "state": return_path}]})
         # Without a return path, what fits into the buffers of the sockets is sent
         # before there can be an answer, and nobody can help that.
-        await set_bandwidth(source, 1 << 20)
+        await set_bandwidth(source, SLOW)
         await begin(source, inet(port), kind="main")
         await require_refused(source, "handshake", limit=SECONDS)
         await require_listening(destination)
@@ -71,7 +72,7 @@ async def test_legacy_source_with_multifd(return_path: bool) -> None:
         await source.execute("migrate-set-capabilities", {
             "capabilities": [{"capability": "return-path", "state": return_path},
                              {"capability": "multifd", "state": True}]})
-        await set_bandwidth(source, 1 << 20)
+        await set_bandwidth(source, SLOW)
         await begin(source, inet(port), kind="main")
         await require_refused(source, "handshake", limit=SECONDS)
         await require_listening(destination)

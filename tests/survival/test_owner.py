@@ -23,7 +23,7 @@ from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, channels, end, inet, 
 
 NOT_GIVEN = ("the source went away before it had given the guest to this QEMU, "
              "which does not start it")
-SLOW = 1 << 20          # bytes a second, or precopy is over before postcopy begins
+SLOW = 64 << 10         # bytes a second, or precopy is over before postcopy begins
 SLOWER = 4096           # ... or postcopy before it is looked at
 CARD = ["-device", "virtio-net-pci,romfile="]
 ANNOUNCEMENT = "qemu_announce_self_iter"
@@ -105,11 +105,7 @@ class Held:
         info = await self.end()
         assert info["status"] == "failed" and info["error-desc"].startswith(GIVEN), info
         assert "only if it does not, end that QEMU" in info["error-desc"]
-
-        async def waits() -> bool:
-            return (await self.source.execute("query-status"))["status"] == "postmigrate"
-
-        await until("the source's guest to stand", PATIENCE, waits)
+        await self.source_stands()
         for node in await self.source.execute("query-named-block-nodes"):
             assert not node["active"], node
         with pytest.raises(NotSeen, match="migrate"):
@@ -134,8 +130,16 @@ class Held:
         for node in await self.destination.execute("query-named-block-nodes"):
             assert node["active"], node
 
+    async def source_stands(self) -> None:
+        """Which it does a moment after it has said how it ended."""
+        async def waits() -> bool:
+            return (await self.source.execute("query-status"))["status"] == "postmigrate"
+
+        await until("the source's guest to stand", PATIENCE, waits)
+
     async def continue_here(self) -> None:
         """As the source's error says."""
+        await self.source_stands()
         await self.source.execute("cont")
         assert await self.source.is_running()
         await self.source_is_active()
@@ -297,7 +301,7 @@ async def test_late_is_not_lost(what: int | str, tmp_path: Path) -> None:
         # Now there is nothing to cancel, which is no error.
         await one.cancel()
         assert (await one.source.migration())["status"] == "completed"
-        assert (await one.source.execute("query-status"))["status"] == "postmigrate"
+        await one.source_stands()
         await one.destination_runs()
 
 

@@ -80,38 +80,50 @@ async def silent_strangers_with_tls() -> None:
 
 # A source that has got the session, and is heard of no more
 
-async def no_commit(peer: Peer, _: int, __: contextlib.AsyncExitStack) -> None:
+# Each returns a time when its own, which is waited for, had not begun.
+
+async def no_commit(peer: Peer, _: int, __: contextlib.AsyncExitStack) -> float:
+    start = time.monotonic()
     await peer.hold_session()
+    return start
 
 
-async def half_a_commit(peer: Peer, _: int, __: contextlib.AsyncExitStack) -> None:
+async def half_a_commit(peer: Peer, _: int, __: contextlib.AsyncExitStack) -> float:
+    start = time.monotonic()
     await peer.hold_session()
     await peer.send(prefix(COMMIT, 100) + b'{"digest"')
+    return start
 
 
-async def no_channels(peer: Peer, _: int, __: contextlib.AsyncExitStack) -> None:
+async def no_channels(peer: Peer, _: int, __: contextlib.AsyncExitStack) -> float:
+    start = time.monotonic()
     await peer.hold_session(multifd=2)
+    return start
 
 
-async def a_late_channel(peer: Peer, port: int, stack: contextlib.AsyncExitStack) -> None:
+async def a_late_channel(peer: Peer, port: int, stack: contextlib.AsyncExitStack) -> float:
     """With each channel, the time begins anew; those that have no place do not count."""
     session = await peer.hold_session(multifd=2)
     await asyncio.sleep(TIMEOUT / 3)
+    start = time.monotonic()
     channel = await say(port, stack, header("multifd", 1, session))
     assert (await channel.read_header()).number == 1
+    return start
 
 
 async def channels_without_a_place(peer: Peer, port: int,
-                                   stack: contextlib.AsyncExitStack) -> None:
+                                   stack: contextlib.AsyncExitStack) -> float:
     async def go_on(session: bytes) -> None:
         with contextlib.suppress(ConnectionError):      # until nobody listens any more
             while True:
                 await say(port, stack, header("multifd", 2, session))
                 await asyncio.sleep(TIMEOUT / 10)
 
+    start = time.monotonic()
     session = await peer.hold_session(multifd=2)
     going_on = asyncio.create_task(go_on(session))
     stack.callback(going_on.cancel)
+    return start
 
 
 GONE = [no_commit, half_a_commit, no_channels, a_late_channel, channels_without_a_place]
@@ -123,15 +135,15 @@ async def is_free_in(destination: Machine, limit: float) -> bool:
 
 
 async def outlive(lab: Lab, number: int,
-                  leave: Callable[[Peer, int, contextlib.AsyncExitStack], Awaitable[None]]) -> None:
+                  leave: Callable[[Peer, int, contextlib.AsyncExitStack],
+                                  Awaitable[float]]) -> None:
     """The second source is told `busy` all the while; then its migration succeeds."""
     source = await start_source(lab, f"source {number}")
     destination, port = await start_destination(lab, f"destination {number}")
     async with contextlib.AsyncExitStack() as stack:
         first = await join(port, stack)
         async with Watch(destination):
-            await leave(first, port, stack)
-            start = time.monotonic()
+            start = await leave(first, port, stack)
             busy = await migrate(source, port)
             assert busy["status"] == "failed"
             assert "another migration" in busy["error-desc"]

@@ -44,11 +44,13 @@ class FakeQmp:
     """Serves any number of clients, until the end of an async with.
 
     Each command has its answers, which are given one after the other; the last
-    one goes on for ever. An answer is a message without id, bytes, CLOSE or HANG;
+    one goes on for ever. `after` has others for when a command has come. An answer is a message without id, bytes, CLOSE or HANG;
     bytes without an end of line end the connection.
     """
 
-    def __init__(self, answers: dict[str, list[Answer]], greeting: Answer = GREETING):
+    def __init__(self, answers: dict[str, list[Answer]], greeting: Answer = GREETING,
+                 after: Optional[dict[str, dict[str, list[Answer]]]] = None):
+        self._after = after or {}
         self._answers: dict[str, list[Answer]] = {
             "qmp_capabilities": [returned({})],
             **{command: list(given) for command, given in answers.items()}}
@@ -99,6 +101,7 @@ class FakeQmp:
                 async for message in messages(reader):
                     command = message["execute"]
                     self._asked.append((command, message.get("arguments", {})))
+                    self._answers.update(self._after.get(command, {}))
                     if not self._say(writer, self._next(command), message.get("id")):
                         break
         except ConnectionError:

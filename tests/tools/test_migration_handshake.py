@@ -159,11 +159,15 @@ def written(path: Path, thing: Any) -> Path:
     return path
 
 
-async def asked(place: Path, *info: Json, **more: list[Answer]) -> FakeQmp:
-    """A source that says this when it is asked again and again."""
-    return await FakeQmp({"migrate": [returned({})],
-                          "query-migrate": [returned({"handshake": each}) for each in info],
-                          "migrate_cancel": [returned({})], **more}).listen(place / "qmp")
+async def asked(place: Path, *info: Json, cancelled: Optional[Json] = None,
+                **more: list[Answer]) -> FakeQmp:
+    """A source that says this when it is asked again and again, until it is cancelled."""
+    return await FakeQmp({
+        "migrate": [returned({})],
+        "query-migrate": [returned({"handshake": each}) for each in info],
+        "migrate_cancel": [returned({})], **more}, after={} if cancelled is None else {
+            "migrate_cancel": {"query-migrate": [returned({"handshake": cancelled})]}}).listen(
+                place / "qmp")
 
 
 # What is written down
@@ -716,8 +720,7 @@ async def test_leaves_alone_what_it_has_not_begun(place: Path, info: Sequence[Js
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_cancels_when_it_is_interrupted(place: Path, number: signal.Signals) -> None:
-    info = [ASKED, ASKED, ASKED, {**ASKED, "status": "cancelled"}]
-    async with await asked(place, *info) as qemu:
+    async with await asked(place, ASKED, cancelled={**ASKED, "status": "cancelled"}) as qemu:
         async with running("check", qemu.address, "tcp:x:1") as process:
             await asyncio.wait_for(qemu.wait_asked("query-migrate", 2), LIMIT)
             process.send_signal(number)

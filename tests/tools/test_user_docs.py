@@ -39,8 +39,8 @@ QEMU_QAPI = QEMU.resolve().parent / "src/qapi/migration.json"
 # The page is for each base that is built.
 QEMUS = sorted({QEMU.resolve(), *TOP.glob("build/10.[0-9]/qemu-system-x86_64")})
 
-PATIENCE = 10.0
-RETRY = 1.0
+PATIENCE = 20.0
+RETRY = 5.0
 MORE = "..."
 
 # What is another one each time, or on another machine, and what it looks like.

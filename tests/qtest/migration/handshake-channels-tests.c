@@ -704,7 +704,7 @@ static void test_cancel_channels(void)
         start = g_get_monotonic_time();
         migrate_cancel(from);
         qobject_unref(wait_status(from, "cancelled"));
-        g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
+        g_assert_cmpint(g_get_monotonic_time() - start, <, PROMPT);
         info = wait_handshake(from, "cancelled");
         g_assert_cmpstr(qdict_get_str(info, "message"), ==,
                         "the migration was cancelled");
@@ -789,7 +789,7 @@ static void test_cancel_any_moment(void)
         start = g_get_monotonic_time();
         migrate_cancel(from);
         qobject_unref(wait_status(from, "cancelled"));
-        g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
+        g_assert_cmpint(g_get_monotonic_time() - start, <, PROMPT);
         g_assert_true(is_running(from));
 
         /* It may have yet to see that the source is gone */
@@ -829,18 +829,23 @@ static void test_cancel_stopped(void)
     QTestState *to = start_destination("");
     QTestState *from = start_source("");
     gint64 start;
+    int status;
 
     migrate_set_parameter_int(from, "max-bandwidth", 1024 * 1024);
     migrate_to(from, to, NULL);
     qobject_unref(wait_status(from, "active"));
     g_assert_cmpint(kill(qtest_pid(to), SIGSTOP), ==, 0);
+    /* All of its threads */
+    g_assert_cmpint(waitpid(qtest_pid(to), &status, WUNTRACED), ==,
+                    qtest_pid(to));
+    g_assert_true(WIFSTOPPED(status));
     migrate_set_parameter_int(from, "max-bandwidth", 0);
     g_usleep(200 * 1000);
 
     start = g_get_monotonic_time();
     migrate_cancel(from);
     qobject_unref(wait_status(from, "cancelled"));
-    g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
+    g_assert_cmpint(g_get_monotonic_time() - start, <, PROMPT);
     g_assert_true(is_running(from));
     g_assert_cmpint(kill(qtest_pid(to), SIGCONT), ==, 0);
     stop_both(from, to);
@@ -879,7 +884,7 @@ static void test_channels_end(void)
 
     start = g_get_monotonic_time();
     qobject_unref(wait_status(to, "failed"));
-    g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
+    g_assert_cmpint(g_get_monotonic_time() - start, <, PROMPT);
     source_close(&source);
     qtest_quit(to);
 }

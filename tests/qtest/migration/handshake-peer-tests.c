@@ -45,7 +45,7 @@ static void do_test_interrupt(const char *command, const char *arguments,
                                  command, qobject_from_json(arguments,
                                                             &error_abort));
         qobject_unref(wait_status(from, status));
-        g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
+        g_assert_cmpint(g_get_monotonic_time() - start, <, PROMPT);
         g_assert_true(is_running(from));
         close(peer.fd);
     }
@@ -98,7 +98,7 @@ static void test_cancel_connecting(void)
         migrate_cancel(from);
         qobject_unref(wait_status(from, "cancelled"));
         qobject_unref(wait_handshake(from, "cancelled"));
-        g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
+        g_assert_cmpint(g_get_monotonic_time() - start, <, PROMPT);
         g_assert_true(is_running(from));
     }
 
@@ -153,7 +153,7 @@ static void test_cancel_tls(void)
         migrate_cancel(from);
         qobject_unref(wait_status(from, "cancelled"));
         qobject_unref(wait_handshake(from, "cancelled"));
-        g_assert_cmpint(g_get_monotonic_time() - start, <, G_USEC_PER_SEC);
+        g_assert_cmpint(g_get_monotonic_time() - start, <, PROMPT);
         g_assert_true(is_running(from));
         close(peer.fd);
     }

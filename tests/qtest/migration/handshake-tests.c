@@ -774,7 +774,7 @@ static void test_legacy_source(void)
     migrate_set_capability(from, "return-path", true);
     migrate_to_port(from, "main", port, NULL);
     qobject_unref(wait_status(from, "failed"));
-    g_assert_true(is_running(from));
+    wait_running(from);
     migrate_set_capability(from, "return-path", false);
 
     assert_listening(to);
@@ -814,7 +814,7 @@ static void test_late_failure(void)
 
     migrate_to(from, to, NULL);
     qobject_unref(wait_status(from, "failed"));
-    g_assert_true(is_running(from));
+    wait_running(from);
     rsp = wait_status(to, "failed");
     qobject_unref(rsp);
     g_assert_false(capability_is_on(to, "return-path"));
@@ -885,8 +885,9 @@ static void test_event(void)
     QTestState *from = start_source("-uuid " UUID_B);
     g_autofree char *port = destination_port(to);
     g_autofree char *session = NULL;
-    int errors, warnings;
-    QDict *info;
+    int errors, warnings, seconds, told;
+    QDict *info, *event;
+    gint64 start;
 
     /* Nobody who did not ask for events gets this one */
     migrate_to(bad, to, NULL);
@@ -900,6 +901,7 @@ static void test_event(void)
     migrate_set_capability(to, "events", true);
 
     /* Strangers cannot make a flood of it: one each second */
+    start = g_get_monotonic_time();
     for (int i = 0; i < 10; i++) {
         ScriptedSource stranger;
         uint16_t type;
@@ -911,7 +913,11 @@ static void test_event(void)
     }
     session = assert_event(to, "destination", "rejected", 1, 0);
     g_assert_nonnull(session);
-    g_assert_null(pending_event(to));
+    for (told = 1; (event = pending_event(to)); told++) {
+        qobject_unref(event);
+    }
+    seconds = (g_get_monotonic_time() - start) / G_USEC_PER_SEC;
+    g_assert_cmpint(told, <=, 1 + seconds);
 
     g_usleep(G_USEC_PER_SEC * 11 / 10);
     migrate_to(bad, to, "{ 'warnings-as-errors': true }");

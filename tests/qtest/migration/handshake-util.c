@@ -196,6 +196,17 @@ bool is_running(QTestState *who)
     return running;
 }
 
+void wait_running(QTestState *who)
+{
+    for (int i = 0; i < PATIENCE; i++) {
+        if (is_running(who)) {
+            return;
+        }
+        g_usleep(1000);
+    }
+    g_assert_not_reached();
+}
+
 /* query-migrate once 'status' is as given; to be unreferenced by the caller */
 QDict *wait_status(QTestState *who, const char *status)
 {

@@ -48,6 +48,12 @@ uint64_t used_memory(void);
 #define PATIENCE    30000
 
 /*
+ * Microseconds; what takes effect at once does so in less, even on a machine
+ * that is busy.  Who is silent is waited for longer: 2 seconds, or more.
+ */
+#define PROMPT      (1800 * 1000)
+
+/*
  * As migration_test_add(), which differs from QEMU to QEMU.  With a suffix, @fn
  * gets the whole path.
  */
@@ -74,6 +80,9 @@ void migrate_to(QTestState *from, QTestState *to, const char *options);
 void migrate_to_unix(QTestState *from, const char *path);
 
 bool is_running(QTestState *who);
+
+/* Of a source that has failed when its guest was stopped; it says so first */
+void wait_running(QTestState *who);
 
 /* query-migrate once 'status' is as given; to be unreferenced by the caller */
 QDict *wait_status(QTestState *who, const char *status);
