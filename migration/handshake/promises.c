@@ -483,9 +483,24 @@ static void promise_count(VMStatePromises *p, const VMStateField *field,
 }
 
 /*
- * In the stream; 0 if only its own code knows.  Whether a single field is there
- * often depends on the state.
+ * Whether a single field is there often depends on the state.  What says whether
+ * a structure beside it is there as well is about the machine.
  */
+static bool depends_on_state(const VMStateDescription *vmsd,
+                             const VMStateField *field)
+{
+    const VMStateField *other;
+
+    for (other = vmsd->fields; field->field_exists && other->name; other++) {
+        if (other->field_exists == field->field_exists &&
+            other->flags & (VMS_STRUCT | VMS_VSTRUCT)) {
+            return false;
+        }
+    }
+    return field->field_exists;
+}
+
+/* In the stream; 0 if only its own code knows */
 static uint64_t leaf_bytes(const VMStateField *field, uint64_t size)
 {
     static const VMStateInfo *const plain[] = {
@@ -498,7 +513,7 @@ static uint64_t leaf_bytes(const VMStateField *field, uint64_t size)
         &vmstate_info_buffer, &vmstate_info_unused_buffer,
     };
 
-    for (int i = 0; i < ARRAY_SIZE(plain) && !field->field_exists; i++) {
+    for (int i = 0; i < ARRAY_SIZE(plain); i++) {
         if (field->info == plain[i]) {
             return size;
         }
@@ -567,12 +582,13 @@ static void walk_elements(VMStatePromises *p, const VMStateField *field,
     }
 }
 
-static void walk_leaf(VMStatePromises *p, const VMStateField *field,
-                      char *first, uint64_t n, uint64_t size, uint64_t times)
+static void walk_leaf(VMStatePromises *p, const VMStateDescription *vmsd,
+                      const VMStateField *field, char *first, uint64_t n,
+                      uint64_t size, uint64_t times)
 {
     Loaded range = { first, first + size * n };
 
-    if (!p->apart && !p->repeated) {
+    if (!p->apart && !p->repeated && !depends_on_state(vmsd, field)) {
         p->bytes += leaf_bytes(field, size) * n * times;
     }
     /* Of the others, what is there is not what is loaded */
@@ -586,8 +602,8 @@ static void walk_leaf(VMStatePromises *p, const VMStateField *field,
     }
 }
 
-static void walk_field(VMStatePromises *p, const VMStateField *field,
-                       char *opaque, uint64_t times)
+static void walk_field(VMStatePromises *p, const VMStateDescription *vmsd,
+                       const VMStateField *field, char *opaque, uint64_t times)
 {
     const char *n_at, *size_at;
     uint64_t n = field_elements(field, opaque, &n_at);
@@ -607,7 +623,7 @@ static void walk_field(VMStatePromises *p, const VMStateField *field,
                     (size_at && was_loaded(p, size_at));
 
         p->apart += told;
-        walk_leaf(p, field, first, n, size, times);
+        walk_leaf(p, vmsd, field, first, n, size, times);
         p->apart -= told;
     } else if (n > 1 && !has_hooks(field->vmsd, 0)) {
         /* One of them is as good as all */
@@ -661,7 +677,7 @@ static void walk(VMStatePromises *p, const VMStateDescription *vmsd,
     for (field = vmsd->fields; field && field->name; field++) {
         if (field_exists(field, opaque, version)) {
             g_string_append(p->path, field->name);
-            walk_field(p, field, opaque, times);
+            walk_field(p, vmsd, field, opaque, times);
             g_string_truncate(p->path, len);
         }
     }

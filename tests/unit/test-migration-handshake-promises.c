@@ -48,6 +48,11 @@ static bool always(void *opaque, int version)
     return true;
 }
 
+static bool perhaps(void *opaque, int version)
+{
+    return has_more(opaque);
+}
+
 static int pre_load(void *opaque)
 {
     g_assert_not_reached();
@@ -139,6 +144,27 @@ static const VMStateDescription vmstate_with_temporary = {
         VMSTATE_VARRAY_UINT32(numbers, Thing, n_local, 0, vmstate_info_uint16,
                               uint16_t),
         VMSTATE_END_OF_LIST()
+    },
+};
+
+/* What a later QEMU has without a test, when the machines with less are gone */
+static const VMStateDescription vmstate_old_and_new[] = {
+    {
+        .name = "thing", .version_id = 2,
+        .fields = (const VMStateField[]) {
+            VMSTATE_UINT32_TEST(before, Thing, always),
+            VMSTATE_STRUCT_TEST(parts[0], Thing, always, 1, vmstate_part, Part),
+            VMSTATE_UINT32_TEST(n_loaded, Thing, perhaps),
+            VMSTATE_END_OF_LIST()
+        },
+    }, {
+        .name = "thing", .version_id = 2,
+        .fields = (const VMStateField[]) {
+            VMSTATE_UINT32(before, Thing),
+            VMSTATE_STRUCT(parts[0], Thing, 1, vmstate_part, Part),
+            VMSTATE_UINT32_TEST(n_loaded, Thing, perhaps),
+            VMSTATE_END_OF_LIST()
+        },
     },
 };
 
@@ -342,6 +368,20 @@ static void test_pre_load(void)
         "  \"values\": [ { \"name\": \"wanted\","
         "                 \"value\": 18446744073709551615 } ],"
         "  \"bytes\": 16 }");
+}
+
+/* A field that a machine always has, but not what a state may have */
+static void test_conditional_fields(void)
+{
+    Thing thing = thing_new(NULL);
+
+    for (int i = 0; i < 4; i++) {
+        thing.has_more = i & 1;
+        assert_promised(&vmstate_old_and_new[i / 2], &thing,
+            "{ \"values\": [ { \"name\": \"parts[0].level\", \"value\": 1 },"
+            "               { \"name\": \"parts[0].fixed\", \"value\": 2 } ],"
+            "  \"bytes\": 5 }");
+    }
 }
 
 static void test_left_out(void)
@@ -568,6 +608,8 @@ int main(int argc, char **argv)
                     test_destination);
     g_test_add_func("/migration/handshake/promises/pre-load", test_pre_load);
     g_test_add_func("/migration/handshake/promises/return", test_return);
+    g_test_add_func("/migration/handshake/promises/conditional-fields",
+                    test_conditional_fields);
     g_test_add_func("/migration/handshake/promises/left-out", test_left_out);
     g_test_add_func("/migration/handshake/promises/bounds", test_bounds);
     g_test_add_func("/migration/handshake/promises/bytes", test_bytes);
