@@ -219,7 +219,9 @@ async def test_no_conversation(happen: NoConversation, tmp_path: Path) -> None:
             status = await happen(source, tmp_path)
             migration = await end(source)
             await source.execute("query-status")        # no event could be behind that
-            *others, event, last = listener.clear()
+            # QEMU 11 says that it is failing before it has failed.
+            *others, event, last = (one for one in listener.clear()
+                                    if one["data"]["status"] != "failing")
         # The migration's end is the last word, as after a conversation.
         assert event["event"] == "MIGRATION_HANDSHAKE"
         assert {other["event"] for other in (*others, last)} == {"MIGRATION"}
