@@ -8,6 +8,7 @@
 #define QEMU_TESTS_FUZZ_FUZZ_H
 
 #include "migration/handshake/message.h"
+#include "qapi/error.h"
 
 /**
  * fuzz_one: what a target does with one input
@@ -18,6 +19,10 @@
  * beginning of each call; stubs_reset() is for targets with stubs.c to call.
  */
 void fuzz_one(const uint8_t *data, size_t size);
+
+/* One that is as good as none: QEMU does not want its own to go unnoticed */
+typedef Error *FuzzError;
+G_DEFINE_AUTO_CLEANUP_FREE_FUNC(FuzzError, error_free, NULL)
 
 /* What is left of an input that is read as a script; zeros follow its end */
 typedef struct FuzzInput {

@@ -74,7 +74,7 @@ void fuzz_one(const uint8_t *data, size_t size)
 {
     g_autoptr(GString) json = g_string_new_len((const char *)data, size);
     g_autoptr(strList) not_understood = NULL;
-    g_autoptr(Error) err = NULL;
+    g_auto(FuzzError) err = NULL;
     g_autoptr(MigrationHandshakeHello) hello =
         handshake_get_hello(json, &not_understood, &err);
 

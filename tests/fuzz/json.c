@@ -44,7 +44,7 @@ static void check_value(const QObject *value, int depth, unsigned *objects)
 void fuzz_one(const uint8_t *data, size_t size)
 {
     g_autoptr(GString) json = g_string_new_len((const char *)data, size);
-    g_autoptr(Error) err = NULL;
+    g_auto(FuzzError) err = NULL;
     g_autoptr(QDict) dict = parse_json(json, &err);
     unsigned objects = 0;
 

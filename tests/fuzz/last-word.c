@@ -12,7 +12,7 @@
 
 static void read_commit(const GString *json)
 {
-    g_autoptr(Error) err = NULL;
+    g_auto(FuzzError) err = NULL;
     g_autoptr(MigrationHandshakeCommit) commit =
         handshake_get_commit(json, &err);
     g_autoptr(MigrationHandshakeCommit) again = NULL;

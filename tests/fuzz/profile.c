@@ -100,7 +100,7 @@ void fuzz_one(const uint8_t *data, size_t size)
     FuzzInput in = { data, data + size };
     g_autoptr(MigrationHandshakeOptions) options = get_options(&in);
     g_autoptr(MigrationProfileVerdict) verdict = NULL;
-    g_autoptr(Error) err = NULL;
+    g_auto(FuzzError) err = NULL;
     QObject *profile;
 
     stubs_reset();

@@ -10,10 +10,7 @@
 
 #include "qemu/osdep.h"
 #include <glib/gprintf.h>
-#include "exec/ramlist.h"
 #include "exec/target_page.h"
-#include "hw/qdev-properties-system.h"
-#include "hw/qdev-properties.h"
 #include "io/channel-socket.h"
 #include "io/task.h"
 #include "migration/channel.h"
@@ -34,6 +31,17 @@
 #include "qemu/error-report.h"
 #include "qemu/units.h"
 #include "qemu/yank.h"
+/* Where they are from QEMU 11.0 on, and where they were */
+#if __has_include("system/ramlist.h")
+#define SINCE_11_0
+#include "hw/core/qdev-properties-system.h"
+#include "hw/core/qdev-properties.h"
+#include "system/ramlist.h"
+#else
+#include "exec/ramlist.h"
+#include "hw/qdev-properties-system.h"
+#include "hw/qdev-properties.h"
+#endif
 #include "system/kvm.h"
 #include "system/runstate.h"
 #include "system/system.h"
@@ -41,6 +49,7 @@
 #include "../../migration/handshake/machine.h"
 #include "../../migration/handshake/promises.h"
 #include "../../migration/handshake/settings.h"
+#include "fuzz.h"
 #include "stubs.h"
 
 /* The last type of a message on the return path that is QEMU's own */
@@ -390,8 +399,19 @@ void stubs_set_multifd_channels(uint8_t count)
 
 void stubs_set_tls(bool on)
 {
+    const char *creds = on ? "tls0" : "";
+#ifdef SINCE_11_0
+    StrOrNull *set = g_new0(StrOrNull, 1);
+
+    set->type = QTYPE_QSTRING;
+    set->u.s = g_strdup(creds);
+    qapi_free_StrOrNull(outgoing.parameters.tls_creds);
+#else
+    char *set = g_strdup(creds);
+
     g_free(outgoing.parameters.tls_creds);
-    outgoing.parameters.tls_creds = g_strdup(on ? "tls0" : "");
+#endif
+    outgoing.parameters.tls_creds = set;
 }
 
 void stubs_read_return_path(QEMUFile *rp)
@@ -399,7 +419,7 @@ void stubs_read_return_path(QEMUFile *rp)
     unsigned frames = 0;
 
     for (;;) {
-        g_autoptr(Error) err = NULL;
+        g_auto(FuzzError) err = NULL;
         uint16_t type = qemu_get_be16(rp);
         uint16_t len = qemu_get_be16(rp);
 
@@ -497,10 +517,19 @@ void __wrap_qio_channel_socket_connect_async(QIOChannelSocket *ioc,
 }
 
 /* Nobody wants to read of each connection whose TLS has failed */
+int __wrap_monitor_vprintf(Monitor *mon, const char *fmt, va_list ap);
+
+int __wrap_monitor_vprintf(Monitor *mon, const char *fmt, va_list ap)
+{
+    return migrate_tls() ? 0 : -1;
+}
+
+#ifndef SINCE_11_0
 int error_vprintf(const char *fmt, va_list ap)
 {
     return migrate_tls() ? 0 : vfprintf(stderr, fmt, ap);
 }
+#endif
 
 int monitor_printf(Monitor *mon, const char *fmt, ...)
 {
@@ -637,3 +666,8 @@ const PropertyInfo qdev_prop_string;
 const PropertyInfo qdev_prop_mig_mode;
 const PropertyInfo qdev_prop_multifd_compression;
 const PropertyInfo qdev_prop_zero_page_detection;
+
+void *object_field_prop_ptr(Object *obj, const Property *prop)
+{
+    g_assert_not_reached();
+}

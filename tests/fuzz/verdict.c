@@ -17,7 +17,7 @@ void fuzz_one(const uint8_t *data, size_t size)
     g_autoptr(GString) json = g_string_new_len((const char *)in.pos,
                                                in.end - in.pos);
     GByteArray *buf;
-    g_autoptr(Error) err = NULL;
+    g_auto(FuzzError) err = NULL;
     g_autoptr(HandshakeVerdict) verdict =
         handshake_get_verdict(json, accept, &err);
     g_autoptr(HandshakeVerdict) again = NULL;

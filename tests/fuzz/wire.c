@@ -24,7 +24,7 @@ static void check_header(const HandshakeHeader *header, const uint8_t *data)
 static int read_pieces(const uint8_t *data, size_t size,
                        HandshakeHeader *header)
 {
-    g_autoptr(Error) err = NULL;
+    g_auto(FuzzError) err = NULL;
     size_t len = 0;
     int missing;
 
@@ -74,7 +74,7 @@ static void read_frames(HandshakeWire *wire, QIOChannelBuffer *channel,
 void fuzz_one(const uint8_t *data, size_t size)
 {
     QIOChannelBuffer *channel = qio_channel_buffer_new(size);
-    g_autoptr(Error) err = NULL;
+    g_auto(FuzzError) err = NULL;
     g_autofree char *digest = NULL;
     g_autofree char *expected = NULL;
     HandshakeHeader header;
