@@ -307,7 +307,7 @@ async def test_export_that_is_open(base: str, kind: str, tmp_path: Path) -> None
 async def test_connection_that_ends_behind_the_package(base: str, kind: str,
                                                        tmp_path: Path) -> None:
     """The guest runs there, whatever cannot be written any more."""
-    if (base, kind) == ("10.2", "main"):
+    if base != "10.0" and kind == "main":
         pytest.skip("whether the source has heard that it is loaded is chance: a known limit")
     library = tmp_path / "lose_ping.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library,

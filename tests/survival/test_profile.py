@@ -121,6 +121,8 @@ def pair(source: str = "", destination: str = "", required: str = "", codes: str
                 frozenset(codes.split()))
 
 
+# Each CPU that could be plugged may have a state: as many, whoever has one more.
+ONE_CPU = ["-smp", "1,maxcpus=2"]
 BOTH_UUIDS = [" ".join(options) for options in UUIDS]
 PAIRS = {
     "alike": pair(),
@@ -133,8 +135,8 @@ PAIRS = {
                     "section-missing ram-block-missing"),
     "extra": pair("", "-device i6300esb -device VGA,romfile=", "",
                   "section-extra ram-block-extra"),
-    "more-cpus": pair("-smp 2", "", "", "section-missing"),
-    "fewer-cpus": pair("", "-smp 2", "", "section-extra"),
+    "more-cpus": pair("-smp 2", " ".join(ONE_CPU), "", "section-missing"),
+    "fewer-cpus": pair(" ".join(ONE_CPU), "-smp 2", "", "section-extra"),
     "uuid": pair(*BOTH_UUIDS, "", "uuid"),
     "uuid-validated": pair(*BOTH_UUIDS, "validate-uuid", "uuid"),
     "blocked": pair("-object memory-backend-ram,id=m,size=1M,share=on "
@@ -270,7 +272,7 @@ def objects(value: Any) -> Iterator[Json]:
 async def test_what_is_not_known_is_ignored() -> None:
     news: Json = {"later": {"deep": [1, "two", {"three": None}]}}
     async with pc_lab() as lab:
-        source = await start_source(lab, options=UUIDS[0])
+        source = await start_source(lab, options=[*UUIDS[0], *ONE_CPU])
         candidate = await start_candidate(lab, *UUIDS[1], "-smp", "2")
         profile = await profile_of(source)
         good = await judge(candidate, profile)
@@ -288,7 +290,7 @@ async def test_what_is_not_known_is_ignored() -> None:
     "required-capabilities", "parameters", "stream", "sections", "ram-blocks"])
 async def test_what_is_absent_is_not_compared(missing: str) -> None:
     async with pc_lab() as lab:
-        source = await start_source(lab, options=UUIDS[0])
+        source = await start_source(lab, options=[*UUIDS[0], *ONE_CPU])
         candidate = await start_candidate(lab, *UUIDS[1], "-smp", "2")
         await set_capabilities(source, "dirty-bitmaps")
         await set_channels(source, 3)
@@ -459,7 +461,7 @@ async def test_while_another_one_holds_the_session() -> None:
 async def test_after_a_refusal() -> None:
     async with pc_lab() as lab:
         source = await start_source(lab, options=["-smp", "2"])
-        destination, port = await start_destination(lab)
+        destination, port = await start_destination(lab, options=ONE_CPU)
         await begin(source, inet(port))
         await require_refused(source)
         judged = await judge(destination, await profile_of(source))

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 from machine import Json, Machine, until
-from processes import (PATIENCE, PROMPT, begin, end, inet, migrate, pc_lab, set_capabilities,
-                       set_channels, start_destination, start_source, wait_status)
+from processes import (NO_MULTIFD, PATIENCE, PROMPT, begin, end, inet, migrate, pc_lab,
+                       set_capabilities, set_channels, start_destination, start_source, wait_status)
 
 SLOW = 64 << 10         # bytes a second: time to begin before the end
 FAST = 1 << 30
@@ -120,7 +120,7 @@ async def test_reset_when_it_is_completed(tmp_path: Path, reset: Reset) -> None:
             await set_channels(source, CHANNELS)
             if postcopy:
                 await set_capabilities(source, "postcopy-ram")
-            await begin(source, inet(port))
+            await begin(source, inet(port), NO_MULTIFD if postcopy else None)
             await wait_status(source, "active")
             assert ("multifd" in (await source.handshake())["capabilities"]) == (not postcopy)
             async with clients[0].connected() as one, clients[1].connected() as other:
