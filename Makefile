@@ -16,7 +16,7 @@ export QEMU_SRC REFRESH
 export QMHS_TARGETS := $(TARGETS)
 
 .PHONY: all check check-full check-asan check-series series refresh demo bench bench-libvirt \
-        promises fuzz mutate clean help
+        promises matrix fuzz mutate clean help
 
 all:
 	@scripts/build $(PLACE)
@@ -45,6 +45,9 @@ demo:
 bench promises:
 	@scripts/$@ $(PLACE)
 
+matrix:
+	@scripts/matrix $(PLACES)
+
 bench-libvirt:
 	@scripts/bench-libvirt
 
@@ -71,6 +74,7 @@ help:
 #: make check-asan         our own tests with AddressSanitizer and UBSan, in build/10.0-asan
 #: make bench              measures and draws
 #: make promises           writes docs/promises.rst: what is found before a guest moves
+#: make matrix             writes docs/matrix.rst: which QEMU migrates to which
 #: make bench-libvirt      measures how long libvirt takes to set up a migration; takes root
 #: make fuzz               fuzzes the handshake, each target for SECONDS=60; SMOKE=1: a few
 #: make mutate             breaks the code on purpose, and sees the tests fail; ONLY=PATTERN

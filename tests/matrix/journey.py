@@ -22,6 +22,7 @@ GUEST_MIB = 192
 ROUNDS_LIMIT = 100.0
 SLOW = 64 << 10         # bytes a second: there has to be something left for postcopy
 FAST = 1 << 30
+DOWNTIME_LIMIT = 300    # the default
 LEGACY = "main"
 
 
@@ -253,8 +254,10 @@ async def configure(machine: Machine, kind: Kind) -> None:
 
 async def prepare(source: Machine, kind: Kind) -> None:
     await configure(source, kind)
-    await source.execute("migrate-set-parameters",
-                         {"max-bandwidth": SLOW if kind.postcopy else FAST})
+    # A guest with little left for the bandwidth that was measured would not wait for postcopy.
+    await source.execute("migrate-set-parameters", {
+        "max-bandwidth": SLOW if kind.postcopy else FAST,
+        "downtime-limit": 1 if kind.postcopy else DOWNTIME_LIMIT})
 
 
 async def restore(machine: Machine, kind: Kind) -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
@@ -13,8 +15,30 @@ import binaries
 import pytest
 from conftest import TOP
 
-PATH = Path(os.environ.get("QMHS_MATRIX", TOP / "build/matrix.txt"))
+PATH = Path(os.environ.get("QMHS_MATRIX", TOP / "build/matrix.rst"))
 SKIPPED = "skipped"
+
+PAGE = """.. SPDX-License-Identifier: GPL-2.0-or-later
+.. Written by scripts/matrix, from what it has seen; not to be edited.
+
+Which QEMU migrates to which
+============================
+
+``tests/matrix`` moves one guest from QEMU to QEMU: the destination of a cell is where
+the next one begins, so that it comes back to where it has been, over and over. The
+destinations were told an address, and TLS; all else is agreed on. ``ok`` is a guest that
+runs on there, all that it has as it has to be, an agreement that is the one expected,
+and no difference reported. Where a migration is refused, or goes without what was
+wished for, a note has the words.
+
+Seen on {date}, on x86_64. A version x.y.50 is the development of the release after x.y.
+
+{tables}"""
+
+
+def plain(text: str) -> str:
+    """Text that is no markup."""
+    return re.sub(r"([\\*`|]|_(?!\w))", r"\\\1", text)
 
 
 class Cell:
@@ -77,13 +101,14 @@ class Table:
             lines.append([row, *(self._text(self._cells.get((row, column), ("", "")), notes)
                                  for column in columns)])
         widths = [max(map(len, texts)) for texts in zip(*lines)]
-        lines.insert(1, ["-" * width for width in widths])
-        return [self._title, "", *("  ".join(
+        rule = ["=" * width for width in widths]
+        lines = [rule, lines[0], rule, *lines[1:], rule]
+        return [self._title, "-" * len(self._title), "", *("  ".join(
             text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines), ""]
 
     @staticmethod
     def _text(result: tuple[str, str], notes: list[str]) -> str:
-        outcome, note = result
+        outcome, note = plain(result[0]), plain(result[1])
         if not note:
             return outcome
         if note not in notes:
@@ -104,11 +129,13 @@ class Report:
     def text(self) -> str:
         notes: list[str] = []
         lines = [line for table in self._tables for line in table.render(notes)]
-        return "\n".join([*lines, *(f"[{number}] {note}"
+        if notes:
+            lines += ["Notes", "-----", ""]
+        return "\n".join([*lines, *(f"* [{number}] {note}"
                                     for number, note in enumerate(notes, 1))]) + "\n"
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         terminalreporter.section("migration matrix")
         terminalreporter.write(self.text())
         PATH.parent.mkdir(parents=True, exist_ok=True)
-        PATH.write_text(self.text())
+        PATH.write_text(PAGE.format(date=datetime.date.today(), tables=self.text()))

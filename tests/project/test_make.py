@@ -52,7 +52,7 @@ def test_what_cannot_be_built_is_said_in_one_message(
     ([], "build 10.0"), (["BASE=11.1"], "build 11.1"), (["BASE=11.1", "QEMU_SRC=/x"], "build custom"),
     (["check", "BASE=10.2"], "check 10.2"), (["check", "QEMU_SRC=/x"], "check custom"),
     (["check"], "check 10.0,10.2"), (["check-full"], "check 10.0,10.2 full"),
-    (["check", "QMHS_TREES=/x"], f"check {','.join(BASES)}"),
+    (["matrix"], "matrix 10.0,10.2"), (["check", "QMHS_TREES=/x"], f"check {','.join(BASES)}"),
     (["demo", "TARGET=aarch64"], "demo 10.0 aarch64"), (["series", "QEMU_SRC=/x"], "series custom"),
 ])
 def test_what_make_runs(arguments: list[str], command: str) -> None:
