@@ -115,11 +115,10 @@ async def listen(destination: Machine, address: Address, stays: bool) -> Address
 
 
 async def wait_features(machine: Machine) -> None:
-    """The firmware has said which features of the disk it uses."""
+    """The firmware reads the disk: it has said which features of it it uses."""
     async def driven() -> bool:
-        said = await machine.execute("x-query-virtio-status", {
-            "path": "/machine/peripheral/blk/virtio-backend"})
-        return bool(any("DRIVER_OK" in status for status in said["status"]["statuses"]))
+        return any(disk["stats"]["rd_operations"]
+                   for disk in await machine.execute("query-blockstats"))
 
     await until("the firmware to drive the disk", 3 * PATIENCE, driven)
 
