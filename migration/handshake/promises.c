@@ -483,8 +483,8 @@ static void promise_count(VMStatePromises *p, const VMStateField *field,
 }
 
 /*
- * Whether a single field is there often depends on the state.  What says whether
- * a structure beside it is there as well is about the machine.
+ * Whether a single field is there often depends on the state.  What says
+ * whether a structure beside it is there as well is about the machine.
  */
 static bool depends_on_state(const VMStateDescription *vmsd,
                              const VMStateField *field)
