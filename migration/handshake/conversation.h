@@ -175,6 +175,28 @@ void handshake_end_note_error(MigrationState *s, Error **errp);
 HandshakeLoader *handshake_loader_new(const strList *features);
 void handshake_loader_free(HandshakeLoader *loader);
 
+/**
+ * handshake_loader_note_error: a thread that loads has the first error
+ * @loader: the session
+ * @errp: the error; what it means is added
+ *
+ * Any thread.
+ */
+void handshake_loader_note_error(HandshakeLoader *loader, Error **errp);
+
+/* words.c */
+
+/**
+ * handshake_explain_loading: say what an error of the loader means
+ * @text: the error
+ * @section: what was being loaded, NULL if it is not known
+ * @position: at which byte of the stream, 0 if that is not known
+ *
+ * Returns: the same text, maybe with more, to be freed by the caller
+ */
+char *handshake_explain_loading(const char *text, const char *section,
+                                uint64_t position);
+
 /* resume.c */
 
 /**

@@ -24,6 +24,7 @@
 #include "qemu/yank.h"
 #include "conversation.h"
 #include "migration/handshake.h"
+#include "migration/migration-stats.h"
 #include "migration/postcopy-ram.h"
 #include "migration/qemu-file.h"
 #include "migration/yank_functions.h"
@@ -329,19 +330,51 @@ bool migration_handshake_awaits_word(void)
     return end && end->late_error;
 }
 
+/* Whether a channel has ended, and nothing else: so says who met that first */
+static bool end_is_lost(const Error *err)
+{
+    static const char *const lost[] = {
+        "Channel error: ", "Unable to read from socket: ",
+        "Unable to write to socket: ", "Cannot read from TLS channel: ",
+        "Cannot write to TLS channel: ", "The TLS connection was ",
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(lost); i++) {
+        if (strstart(error_get_pretty(err), lost[i], NULL)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Unless the destination has said why */
-static void end_explain(HandshakeEnd *end, const uint32_t *shut, Error **errp)
+static void end_explain(MigrationState *s, const uint32_t *shut, Error **errp)
 {
     ERRP_GUARD();
+    const char *text = error_get_pretty(*errp);
+    g_autofree char *sent = size_to_str(migration_transferred_bytes());
 
     if (shut && *shut) {
         error_free(*errp);
         *errp = NULL;
         error_setg(errp, "the destination could not load the guest, and did "
                    "not say why: see its log");
-    } else if (!shut && *errp && !qatomic_read(&end->gave_up)) {
-        error_prepend(errp, "the destination ended the connection and did not "
-                      "say why, see its log: ");
+    } else if (shut || qatomic_read(&s->handshake->end->gave_up)) {
+        /* Either all is well, or it is our doing */
+    } else if (strstart(text, "MIG_RP_MSG_REQ_PAGES", NULL)) {
+        error_prepend(errp, "the destination asked for memory that this guest "
+                      "does not have: ");
+    } else if (!end_is_lost(*errp) &&
+               !qemu_file_get_error(s->rp_state.from_dst_file)) {
+        error_prepend(errp, "the destination sent what does not belong on the "
+                      "return path: ");
+    } else if (g_str_has_suffix(text, strerror(ETIMEDOUT)) ||
+               g_str_has_suffix(text, strerror(EHOSTUNREACH))) {
+        error_prepend(errp, "the destination's host, or the network, does not "
+                      "answer any more, after %s: ", sent);
+    } else {
+        error_prepend(errp, "the destination ended the connection after %s and "
+                      "did not say why, see its log: ", sent);
     }
 }
 
@@ -373,7 +406,11 @@ void migration_handshake_return_path_ended(MigrationState *s,
         error_free(s->error);
         s->error = *errp ? error_copy(*errp) : NULL;
     } else {
-        end_explain(end, shut, errp);
+        /* Who writes may have met the same before */
+        QEMU_LOCK_GUARD(&s->error_mutex);
+        if (s->error ? end_is_lost(s->error) : *errp != NULL) {
+            end_explain(s, shut, s->error ? &s->error : errp);
+        }
     }
     trace_migration_handshake_return_path_ended(
         qatomic_read(&end->owner), end->loaded, end->started);
@@ -499,6 +536,15 @@ static void loader_add(HandshakeIssues *issues, HandshakeSeverity severity,
                         text);
 }
 
+/* What somebody has met who loads, with what that means */
+static char *loader_text(HandshakeLoader *loader, const char *text)
+{
+    QEMUFile *f = migration_incoming_get_current()->from_src_file;
+
+    return handshake_explain_loading(text, qatomic_read(&loader->section),
+                                     f ? qemu_file_position(f) : 0);
+}
+
 /* Called for each error that is reported, in a thread that loads */
 static void G_GNUC_PRINTF(1, 0) loader_hear(const char *fmt, va_list ap)
 {
@@ -509,6 +555,12 @@ static void G_GNUC_PRINTF(1, 0) loader_hear(const char *fmt, va_list ap)
         return;
     }
     QEMU_LOCK_GUARD(&loader->lock);
+    if (!loader->said.listed) {
+        char *raw = g_steal_pointer(&text);
+
+        text = loader_text(loader, raw);
+        g_free(raw);
+    }
     if (!loader->said.listed ||
         (loader->said.listed < SAID_LINES_MAX &&
          loader->bytes + strlen(text) <= SAID_BYTES_MAX)) {
@@ -670,6 +722,7 @@ static HandshakeIssues loader_explain(MigrationIncomingState *mis,
     MigrationState *s = migrate_get_current();
     HandshakeIssues why = { 0 };
     const char *cause = loader_cause(error_get_pretty(err));
+    g_autofree char *text = NULL;
     Error *lost = NULL;
 
     if (migrate_has_error(s) && !mis->have_listen_thread) {
@@ -682,10 +735,25 @@ static HandshakeIssues loader_explain(MigrationIncomingState *mis,
         return why;
     }
     loader_take_said(mis->loader, HANDSHAKE_ERROR, &why);
-    if (cause || !why.listed) {
-        loader_add(&why, HANDSHAKE_ERROR, NULL, cause ?: error_get_pretty(err));
+    if (!why.listed) {
+        text = loader_text(mis->loader, cause ?: error_get_pretty(err));
+        loader_add(&why, HANDSHAKE_ERROR, NULL, text);
+    } else if (cause) {
+        loader_add(&why, HANDSHAKE_ERROR, NULL, cause);
     }
     return why;
+}
+
+void handshake_loader_note_error(HandshakeLoader *loader, Error **errp)
+{
+    g_autofree char *text = handshake_explain_loading(error_get_pretty(*errp),
+                                                      NULL, 0);
+
+    if (!qatomic_read(&loader->spoken)) {
+        error_free(*errp);
+        *errp = NULL;
+        error_setg(errp, "%s", text);
+    }
 }
 
 /*

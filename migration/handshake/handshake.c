@@ -328,6 +328,11 @@ void migration_handshake_note_error(MigrationState *s, Error **errp)
         handshake_end_note_error(s, errp);
         return;
     }
+    if (migration_incoming_get_current()->loader) {
+        handshake_loader_note_error(migration_incoming_get_current()->loader,
+                                    errp);
+        return;
+    }
     /* Whoever closes the channel holds this lock, and waits for the caller's */
     if (!qemu_mutex_trylock(&s->qemu_file_lock)) {
         if (s->to_dst_file) {

@@ -11,7 +11,7 @@ PLANTED := hello destination
 
 # Ours are compiled here, since only they are to steer the fuzzer.
 OURS := $(addprefix handshake/,channel compare compare-promises destination end handshake hex \
-    message policy qmp query resume settings source wire) options
+    message policy qmp query resume settings source wire words) options
 # QEMU's own, which meson puts into a library that not all unit tests need
 THEIRS := migration-stats qemu-file yank_functions
 SHARED := fuzz stubs peer tls

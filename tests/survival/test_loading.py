@@ -13,7 +13,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import pytest
 from conftest import TOP
@@ -132,11 +132,11 @@ class Pair(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def pair(kind: Kind, directory: Path, way: str = "tcp",
-               stays: bool = True) -> AsyncIterator[Pair]:
+async def pair(kind: Kind, directory: Path, way: str = "tcp", stays: bool = True,
+               base: Optional[str] = None) -> AsyncIterator[Pair]:
     with contextlib.suppress(FileNotFoundError):
         (directory / "socket").unlink()
-    lab = pc_lab()
+    lab = pc_lab(base=base)
     if kind.firmware:
         lab.accelerator = "tcg"
     async with lab:

@@ -171,6 +171,10 @@ async def test_postcopy_that_cannot_complete(base: str, kind: str) -> None:
             await wait_status(source, "postcopy-paused")
             await wait_status(destination, "postcopy-paused")
             assert await destination.is_running() and not await source.is_running()
+        for side in (source, destination):
+            said, = (line for line in side.errors.splitlines() if "Migration paused" in line)
+            assert all(word in said for word in ("migrate-recover", "'resume'")), said
+            assert re.search(r"\): \w.*(Input/output error|reset by peer|Broken pipe)$", said), said
         info = await recover(source, destination)
         assert info["status"] == "completed", info
         assert (await end(destination))["status"] == "completed"

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What each side says when a migration breaks reads as if people were to read it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from processes import (NO_MULTIFD, begin, each_base, end, inet, pc_lab, set_capabilities,
+                       set_channels, start_destination, start_source, wait_running, wait_status)
+from relay import Line, Relay
+from test_loading import FAILED, KINDS, Kind, loads, options_of, pair
+from test_own_faults import SLOW
+from wire import HEADER_SIZE
+
+# The loader
+
+
+class Harm(NamedTuple):
+    """The byte that is another one: the group in the first of these; and what is said of it."""
+
+    mark: bytes
+    instead: int
+    words: str
+    line: int = 0
+
+
+RAM = rb"\x01...(.)\x03ram.{4}\0\0\0\x04"       # the header of its first section
+HARMS = {
+    "section": Harm(RAM.replace(b"(.)", b".").replace(rb"\x01", rb"(\x01)"), 0x47,
+                    "type 71: no migration stream at this point: it is damaged, or another "
+                    r"program's \(byte \d+\)"),
+    "command": Harm(rb"\x08\0(\x01)\0\0", 0x63, "MIG_CMD 0x63 unknown .*: the source uses "
+                    r"something newer, or the stream is damaged \(byte \d+\)"),
+    "flags": Harm(RAM.replace(b"(.)", b".") + rb".{7}(\x04)", 0,
+                  "Unknown combination of migration flags: 0x0: damaged or foreign stream "
+                  r"\(section 'ram', byte \d+\)"),
+    "footer": Harm(RAM.replace(b"(.)", b".") + rb".*?(\x7e)\0\0\0", 0x7d,
+                   "Missing section footer for ram: saved by another version of the device, or "
+                   r"damaged \(section 'ram', byte \d+\)"),
+    "multifd": Harm(rb"(.)", 0x7f, r"multifd channel \d: multifd: received packet magic 7f223344, "
+                    "expected 11223344: this channel is damaged", 1),
+}
+
+
+class Spoil:
+    """Lets all through, but a byte that is another one then."""
+
+    def __init__(self, harm: Harm) -> None:
+        self._harm = harm
+
+    async def treat(self, line: Line) -> None:
+        await line.reach()
+        await asyncio.gather(self._carry(line), line.carry("destination"))
+
+    async def _carry(self, line: Line) -> None:
+        said = line.said["source"]
+        while line.number == self._harm.line and await line.hear("source"):
+            begins = HEADER_SIZE if line.number else line.conversation("source")
+            await line.tell("source", len(said) if begins is None else min(begins, len(said)))
+            found = begins is not None and re.compile(self._harm.mark, re.S).search(said, begins)
+            if found:
+                said[found.start(1)] = self._harm.instead
+                break
+        await line.carry("source")
+
+
+@each_base
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+async def test_damaged_stream(harm: Harm, base: str, tmp_path: Path) -> None:
+    async with pair(Kind(""), tmp_path, base=base) as two:
+        await set_channels(two.source, 2)
+        async with Relay(int(two.address["port"]), Spoil(harm).treat) as relay:
+            await begin(two.source, inet(relay.port), None if harm.line else NO_MULTIFD)
+            info = await end(two.source)
+            assert info["status"] == "failed", info
+            assert re.fullmatch(f".*{harm.words}", loads(info)[0]), info
+            assert info["error-desc"] == loads(info)[0] + FAILED
+            assert re.search(harm.words, (await end(two.destination))["error-desc"])
+            await wait_running(two.source)
+
+
+MEANINGS = {
+    "pci": "a property of the PCI device is not the same on both sides",
+    "virtio": "the guest uses features that the device does not have here",
+    "silent": "the device does not say why",
+}
+
+
+@each_base
+@pytest.mark.parametrize("kind", MEANINGS)
+async def test_device(kind: str, base: str, tmp_path: Path) -> None:
+    async with pair(KINDS[kind], tmp_path, base=base) as two:
+        await begin(two.source, two.address, options_of("tcp"))
+        info = await end(two.source)
+        assert info["status"] == "failed", info
+        assert re.fullmatch(f".*: {MEANINGS[kind]} " + r"\(section '0000:.*', byte \d+\)",
+                            loads(info)[0]), info
+        assert info["error-desc"] == loads(info)[0] + FAILED
+
+
+# The source
+
+
+ENDED = (r"the destination ended the connection after [\d.e+]+ \w+ and did not say why, see its "
+         r"log: \w.*")
+
+
+@each_base
+@pytest.mark.parametrize("way", ["tcp", "multifd", "tls"])
+async def test_destination_is_killed(way: str, base: str, tmp_path: Path) -> None:
+    """Whoever notices first, be it the thread that reads or one of those that write."""
+    async with pair(Kind(""), tmp_path, way, base=base) as two:
+        await set_channels(two.source, 2)
+        await two.source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        await begin(two.source, two.address, options_of(way))
+        await wait_status(two.source, "active")
+        two.destination.kill()
+        info = await end(two.source)
+        assert info["status"] == "failed"
+        assert re.fullmatch(ENDED, info["error-desc"]), info
+        await wait_running(two.source)
+
+
+NONSENSE = {
+    "message": (b"wxyz", "Received invalid message 0x7778 length 0x797a"),
+    "length": (struct.pack(">HH", 1, 2),
+               r"Received 'SHUT' message \(0x0001\) with incorrect length 2 expecting 4"),
+}
+
+
+@each_base
+@pytest.mark.parametrize("said, words", NONSENSE.values(), ids=NONSENSE)
+async def test_nonsense_on_the_return_path(said: bytes, words: str, base: str) -> None:
+    lines = []
+
+    async def treat(line: Line) -> None:
+        lines.append(line)
+        await line.carry_both()
+
+    async with pc_lab(base=base) as lab:
+        source = await start_source(lab)
+        _, port = await start_destination(lab)
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        async with Relay(port, treat) as relay:
+            await begin(source, inet(relay.port), NO_MULTIFD)
+            await wait_status(source, "active")
+            await lines[0].insert("destination", said)
+            info = await end(source)
+        assert info["status"] == "failed"
+        assert re.fullmatch("the destination sent what does not belong on the return path: "
+                            + words, info["error-desc"]), info
+        await wait_running(source)
+
+
+REQ_PAGES_ID = 3
+
+
+def request(name: bytes, start: int, size: int) -> bytes:
+    return struct.pack(">HHQIB", REQ_PAGES_ID, 13 + len(name), start, size, len(name)) + name
+
+
+REQUESTS = {
+    "block": (request(b"nowhere", 0, 4096), "MIG_RP_MSG_REQ_PAGES has no block 'nowhere'"),
+    "beyond": (request(b"pc.ram", 1 << 30, 4096), "MIG_RP_MSG_REQ_PAGES request overrun, .*"),
+    "misaligned": (request(b"pc.ram", 1, 4096), "MIG_RP_MSG_REQ_PAGES: Misaligned .*"),
+}
+
+
+@each_base
+@pytest.mark.parametrize("said, words", REQUESTS.values(), ids=REQUESTS)
+async def test_request_of_what_there_is_not(said: bytes, words: str, base: str) -> None:
+    lines = []
+
+    async def treat(line: Line) -> None:
+        lines.append(line)
+        await line.carry_both()
+
+    async with pc_lab(base=base) as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        await set_capabilities(source, "postcopy-ram")
+        await source.execute("migrate-set-parameters", {
+            "max-bandwidth": SLOW, "max-postcopy-bandwidth": SLOW, "downtime-limit": 1})
+        async with Relay(port, treat) as relay:
+            await begin(source, inet(relay.port), NO_MULTIFD)
+            await wait_status(source, "active")
+            await source.execute("migrate-start-postcopy")
+            await wait_status(source, "postcopy-active")
+            await lines[0].insert("destination", said)
+            await source.execute("migrate-set-parameters", {"max-postcopy-bandwidth": 0})
+            await wait_status(source, "postcopy-paused")
+            told = (await source.migration())["error-desc"]
+            assert re.fullmatch("the destination asked for memory that this guest does not have: "
+                                + words, told), told
+            assert f"'resume'): {told}" in source.errors
+
