@@ -90,6 +90,12 @@ static const ArchTest ppc64_tests[] = {
         .destination = "missing",
         .message = "the guest's CPU works as power9*, which *",
         .from = "-cpu power9", .to = "-cpu power8",
+    }, {
+        .name = "cpu-mode-there", .code = "cpu", .source = "power10*",
+        .destination = "missing",
+        .message = "the guest's CPU works as power10*, which *",
+        .from = "-cpu power10",
+        .to = "-cpu power10 -machine max-cpu-compat=power9",
     },
     { }
 };
@@ -100,6 +106,9 @@ static const ArchAccepted ppc64_accepted[] = {
         "-machine cap-cfpc=workaround",
     }, {
         "mode", "-cpu power10 -machine max-cpu-compat=power9", "-cpu power9",
+    }, {
+        "mode-there", "-cpu power9", "-cpu power10 "
+        "-machine max-cpu-compat=power9",
     }, {
         "mode-left", "-cpu power9 -machine max-cpu-compat=power8",
         "-cpu power9",
@@ -239,6 +248,25 @@ static void test_accepted(const void *opaque)
     assert_accepted(start(t->source, false), to);
 }
 
+/*
+ * A guest that knows nothing newer has its CPUs in the mode of an older one,
+ * and a machine with capabilities by default that the older CPU does not have.
+ */
+static void test_ppc64_guest_mode(void)
+{
+    static const char caps[] = "-machine cap-sbbc=workaround";
+    g_autofree char *old = g_strdup_printf("-cpu power7 %s", caps);
+    g_autofree char *new = g_strdup_printf("-cpu power8 %s", caps);
+    QTestState *to = start(old, true);
+    QTestState *from = start(new, false);
+
+    qtest_qmp_assert_success(from,
+        "{ 'execute': 'qom-set', 'arguments': { 'path': '/machine',"
+        "  'property': 'max-cpu-compat', 'value': 'power7' } }");
+    qtest_system_reset(from);
+    assert_accepted(from, to);
+}
+
 /* Devices that stand in one machine */
 #define TWINS_MAX   16
 
@@ -307,5 +335,9 @@ void migration_test_add_handshake_arch(MigrationTestEnv *env)
     }
     if (arch) {
         handshake_test_add("/migration/handshake/arch/twins", test_twins);
+    }
+    if (arch && !strcmp(arch->name, "ppc64")) {
+        handshake_test_add("/migration/handshake/arch/guest-mode",
+                           test_ppc64_guest_mode);
     }
 }
