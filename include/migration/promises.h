@@ -157,6 +157,18 @@ void migration_promise_registers(VMStatePromises *p, const char *name,
                                  void *opaque);
 
 /**
+ * migration_promise_spare_register: a register that may be sent, and that the
+ *                                   loader can do without
+ * @p: the promises of a section
+ * @name: of the promise, which has been made
+ * @number: of the register
+ *
+ * Nothing is promised by that.
+ */
+void migration_promise_spare_register(VMStatePromises *p, const char *name,
+                                      uint64_t number);
+
+/**
  * migration_promise_value: the loader wants a number to be the one that is here
  * @p: the promises of a section
  * @name: of the number, within the state

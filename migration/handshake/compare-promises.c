@@ -365,9 +365,14 @@ static const MigrationRegister *register_find(const GArray *registers,
                    register_order);
 }
 
-/* @r: of the source; @own: of this machine; one of them may be NULL */
-static void register_add(const HandshakeLimit *limit, Listing *there,
-                         Listing *here, const MigrationRegister *r,
+/*
+ * @r: of the source; @own: of this machine; one of them may be NULL
+ * @listed: what has been listed, as one register may be sent as two, that of
+ *          AArch32 and that of AArch64
+ */
+static void register_add(const HandshakeLimit *limit, GHashTable *listed,
+                         Listing *there, Listing *here,
+                         const MigrationRegister *r,
                          const MigrationRegister *own)
 {
     g_autofree char *name = limit->describe_register(limit->opaque,
@@ -377,6 +382,10 @@ static void register_add(const HandshakeLimit *limit, Listing *there,
     g_autofree char *b = g_strdup_printf("%s=0x%" PRIx64, name,
                                          own ? own->value : 0);
 
+    if (!g_hash_table_add(listed, g_strdup_printf("%s %s", r ? a : "",
+                                                  own ? b : ""))) {
+        return;
+    }
     if (r) {
         listing_add(there, own ? a : name);
     }
@@ -394,6 +403,8 @@ static void judge_registers(const Judgement *j, const HandshakeLimit *limit,
                             const char *text)
 {
     g_autoptr(GArray) registers = handshake_registers_from_text(text);
+    g_autoptr(GHashTable) listed =
+        g_hash_table_new_full(g_str_hash, g_str_equal, g_free, NULL);
     Listing lost = { g_string_new(NULL) };
     Listing there = { g_string_new(NULL) };
     Listing here = { g_string_new(NULL) };
@@ -405,9 +416,9 @@ static void judge_registers(const Judgement *j, const HandshakeLimit *limit,
         const MigrationRegister *own = register_find(limit->registers, r);
 
         if (!own) {
-            register_add(limit, &lost, NULL, r, NULL);
+            register_add(limit, listed, &lost, NULL, r, NULL);
         } else if (r->fixed && own->fixed && r->value != own->value) {
-            register_add(limit, &there, &here, r, own);
+            register_add(limit, listed, &there, &here, r, own);
         }
     }
     for (guint i = 0; registers && i < limit->registers->len; i++) {
@@ -415,7 +426,7 @@ static void judge_registers(const Judgement *j, const HandshakeLimit *limit,
             &g_array_index(limit->registers, MigrationRegister, i);
 
         if (own->fixed && own->value && !register_find(registers, own)) {
-            register_add(limit, NULL, &more, NULL, own);
+            register_add(limit, listed, NULL, &more, NULL, own);
         }
     }
     listing_judge(j, limit, limit->breach, &lost, NULL);

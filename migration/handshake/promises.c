@@ -352,6 +352,26 @@ void migration_promise_registers(VMStatePromises *p, const char *name,
     }
 }
 
+void migration_promise_spare_register(VMStatePromises *p, const char *name,
+                                      uint64_t number)
+{
+    const MigrationRegister spare = { number };
+    HandshakeLimit *l = p->promised ? NULL : limit_find(p, name, NULL);
+    guint i = 0;
+
+    if (!l || !l->registers) {
+        return;
+    }
+    while (i < l->registers->len &&
+           g_array_index(l->registers, MigrationRegister, i).number < number) {
+        i++;
+    }
+    if (i == l->registers->len ||
+        g_array_index(l->registers, MigrationRegister, i).number > number) {
+        g_array_insert_val(l->registers, i, spare);
+    }
+}
+
 /* It is the device's own, whatever it is made of */
 static const char *path_text(const VMStatePromises *p)
 {

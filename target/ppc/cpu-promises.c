@@ -39,8 +39,30 @@ static bool compatible_promises(VMStatePromises *p, PowerPCCPU *cpu)
     }
     return cpu->compat_pvr;
 }
+
+/* Whether the mode @pvr is the newest that a CPU of @type has, or newer */
+static bool is_within(const char *type, uint32_t pvr)
+{
+    int newest = ARRAY_SIZE(compatible) - 1;
+
+    while (newest >= 0 &&
+           !ppc_type_check_compat(type, compatible[newest].pvr, 0, 0)) {
+        newest--;
+    }
+    for (int i = newest; i >= 0 && i < ARRAY_SIZE(compatible); i++) {
+        if (compatible[i].pvr == pvr) {
+            return true;
+        }
+    }
+    return false;
+}
 #else
 static bool compatible_promises(VMStatePromises *p, PowerPCCPU *cpu)
+{
+    return false;
+}
+
+static bool is_within(const char *type, uint32_t pvr)
 {
     return false;
 }
@@ -49,6 +71,8 @@ static bool compatible_promises(VMStatePromises *p, PowerPCCPU *cpu)
 /*
  * As cpu_post_load() sees it: a CPU that works as itself takes one that is
  * alike, which its class knows; else any will do that can work as the same.
+ * One that is in a mode from the start (max-cpu-compat) stays in it for a guest
+ * that comes without, which must not have had more.
  * Several models may have the same PVR, and KVM one that is no model's.
  */
 void ppc_cpu_promises(VMStatePromises *p, void *opaque)
@@ -70,8 +94,10 @@ void ppc_cpu_promises(VMStatePromises *p, void *opaque)
         const char *type = object_class_get_name(l->data);
         g_autofree char *name = g_strndup(type, strlen(type) -
                                           strlen(POWERPC_CPU_TYPE_SUFFIX));
+        bool like = own->pvr_match(own, pcc->pvr, true) ||
+                    own->pvr == pcc->pvr;
 
-        if (own->pvr_match(own, pcc->pvr, true) || own->pvr == pcc->pvr) {
+        if (raw ? like : is_within(type, cpu->compat_pvr)) {
             migration_promise_member(p, MODE, MIGRATION_BREACH_LOAD, name,
                                      raw && !known && pvr == pcc->pvr, true);
             known |= pvr == pcc->pvr;

@@ -564,6 +564,12 @@ static void register_promises(VMStatePromises *p, void *opaque)
                                 opaque);
     migration_promise_registers(p, "cpu-registers", MIGRATION_BREACH_LOAD,
                                 registers, 1, name_of_register, opaque);
+    /* Before all others, between them, one that there is, behind them */
+    migration_promise_spare_register(p, "cpu-registers", 17);
+    migration_promise_spare_register(p, "cpu-registers", 1);
+    migration_promise_spare_register(p, "cpu-registers", 32);
+    migration_promise_spare_register(p, "cpu-registers", UINT64_MAX);
+    migration_promise_spare_register(p, "other-registers", 1);
 }
 
 static const VMStateDescription vmstate_registers = {
@@ -572,6 +578,9 @@ static const VMStateDescription vmstate_registers = {
 
 static void test_registers_collected(void)
 {
+    static const MigrationRegister here[] = {
+        { 1 }, { 5 }, { 16 }, { 17 }, { 32, UINT64_MAX, true }, { UINT64_MAX },
+    };
     Thing thing = thing_new(NULL);
     g_autoptr(GPtrArray) limits = NULL;
     const HandshakeLimit *limit;
@@ -583,7 +592,14 @@ static void test_registers_collected(void)
     g_assert_cmpuint(limits->len, ==, 1);
     limit = g_ptr_array_index(limits, 0);
     g_assert_cmpint(limit->rule, ==, HANDSHAKE_RULE_REGISTERS);
-    g_assert_cmpuint(limit->registers->len, ==, 3);
+    g_assert_cmpuint(limit->registers->len, ==, ARRAY_SIZE(here));
+    for (int i = 0; i < ARRAY_SIZE(here); i++) {
+        const MigrationRegister *r =
+            &g_array_index(limit->registers, MigrationRegister, i);
+
+        g_assert_cmphex(r->number, ==, here[i].number);
+        g_assert_true(r->fixed == here[i].fixed);
+    }
     g_assert_true(limit->describe_register == name_of_register);
     g_assert_true(limit->opaque == &thing);
     /* There are none, or more than are told, or the text is too long */

@@ -26,11 +26,19 @@ typedef struct ArchTest {
     const char *to;
 } ArchTest;
 
+/* What differs, and is no reason to refuse */
+typedef struct ArchAccepted {
+    const char *name;
+    const char *source;
+    const char *destination;
+} ArchAccepted;
+
 typedef struct Arch {
     const char *name;
     const char *machine;        /* of which all tests are */
     bool root_ports;            /* devices can be plugged into these alone */
     const ArchTest *tests;
+    const ArchAccepted *accepted;
 } Arch;
 
 static const ArchTest arm_tests[] = {
@@ -41,10 +49,10 @@ static const ArchTest arm_tests[] = {
                    "missing on the destination",
         .from = "-cpu neoverse-n1", .to = "-cpu cortex-a57",
     }, {
-        .name = "register-values", .code = "cpu", .source = "*=0x*",
-        .destination = "*=0x*",
-        .message = "registers of the guest's CPU differ: * on the source, * on "
-                   "the destination",
+        .name = "register-values", .code = "cpu",
+        .source = "ID_MMFR0=0x10101105", .destination = "ID_MMFR0=0x10201105",
+        .message = "registers of the guest's CPU differ: ID_MMFR0=0x10101105 "
+                   "on the source, ID_MMFR0=0x10201105 on the destination",
         .from = "-cpu cortex-a57", .to = "-cpu cortex-a72",
     }, {
         .name = "cpu-model", .code = "cpu", .warning = true,
@@ -64,6 +72,11 @@ static const ArchTest s390x_tests[] = {
     { }
 };
 
+static const ArchAccepted s390x_accepted[] = {
+    { "more-features", "-cpu qemu,msa4=off", "-cpu qemu" },
+    { }
+};
+
 static const ArchTest ppc64_tests[] = {
     {
         .name = "machine-capabilities", .code = "device", .source = "1",
@@ -77,17 +90,44 @@ static const ArchTest ppc64_tests[] = {
         .destination = "missing",
         .message = "the guest's CPU works as power9*, which *",
         .from = "-cpu power9", .to = "-cpu power8",
+    }, {
+        .name = "cpu-mode-there", .code = "cpu", .source = "power10*",
+        .destination = "missing",
+        .message = "the guest's CPU works as power10*, which *",
+        .from = "-cpu power10",
+        .to = "-cpu power10 -machine max-cpu-compat=power9",
     },
     { }
 };
 
+static const ArchAccepted ppc64_accepted[] = {
+    {
+        "higher-capability", "-machine cap-cfpc=broken",
+        "-machine cap-cfpc=workaround",
+    }, {
+        "mode", "-cpu power10 -machine max-cpu-compat=power9", "-cpu power9",
+    }, {
+        "mode-there", "-cpu power9", "-cpu power10 "
+        "-machine max-cpu-compat=power9",
+    }, {
+        "mode-left", "-cpu power9 -machine max-cpu-compat=power8",
+        "-cpu power9",
+    },
+    { }
+};
+
+static const ArchAccepted none[] = { { } };
+
 static const Arch archs[] = {
-    { "aarch64", "-machine virt,gic-version=3 ", true, arm_tests },
-    { "s390x", "-machine s390-ccw-virtio ", false, s390x_tests },
+    { "aarch64", "-machine virt,gic-version=3 ", true, arm_tests, none },
+    {
+        "s390x", "-machine s390-ccw-virtio ", false, s390x_tests,
+        s390x_accepted
+    },
     {
         "ppc64", "-machine pseries,vsmt=8 "
         "-machine cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,"
-        "cap-ccf-assist=off ", false, ppc64_tests
+        "cap-ccf-assist=off ", false, ppc64_tests, ppc64_accepted
     },
 };
 
@@ -176,6 +216,57 @@ static void test_same(const void *opaque)
     stop_both(from, to);
 }
 
+/* Takes @info */
+static void assert_no_error(QDict *info)
+{
+    const QListEntry *entry;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(info, "issues"), entry) {
+        const QDict *issue = qobject_to(QDict, qlist_entry_obj(entry));
+
+        if (matches(issue, "severity", "error")) {
+            g_test_message("%s", qdict_get_str(issue, "message"));
+            g_assert_not_reached();
+        }
+    }
+    qobject_unref(info);
+}
+
+static void assert_accepted(QTestState *from, QTestState *to)
+{
+    assert_no_error(check_to(from, to, NULL));
+    migrate_to(from, to, NULL);
+    wait_completed(from, to);
+    stop_both(from, to);
+}
+
+static void test_accepted(const void *opaque)
+{
+    const ArchAccepted *t = opaque;
+    QTestState *to = start(t->destination, true);
+
+    assert_accepted(start(t->source, false), to);
+}
+
+/*
+ * A guest that knows nothing newer has its CPUs in the mode of an older one,
+ * and a machine with capabilities by default that the older CPU does not have.
+ */
+static void test_ppc64_guest_mode(void)
+{
+    static const char caps[] = "-machine cap-sbbc=workaround";
+    g_autofree char *old = g_strdup_printf("-cpu power7 %s", caps);
+    g_autofree char *new = g_strdup_printf("-cpu power8 %s", caps);
+    QTestState *to = start(old, true);
+    QTestState *from = start(new, false);
+
+    qtest_qmp_assert_success(from,
+        "{ 'execute': 'qom-set', 'arguments': { 'path': '/machine',"
+        "  'property': 'max-cpu-compat', 'value': 'power7' } }");
+    qtest_system_reset(from);
+    assert_accepted(from, to);
+}
+
 /* Devices that stand in one machine */
 #define TWINS_MAX   16
 
@@ -236,7 +327,17 @@ void migration_test_add_handshake_arch(MigrationTestEnv *env)
         qtest_add_data_func(path, t, test_promise);
         qtest_add_data_func(same, t->from, test_same);
     }
+    for (const ArchAccepted *t = arch ? arch->accepted : none; t->name; t++) {
+        g_autofree char *path =
+            g_strdup_printf("/migration/handshake/arch/%s", t->name);
+
+        qtest_add_data_func(path, t, test_accepted);
+    }
     if (arch) {
         handshake_test_add("/migration/handshake/arch/twins", test_twins);
+    }
+    if (arch && !strcmp(arch->name, "ppc64")) {
+        handshake_test_add("/migration/handshake/arch/guest-mode",
+                           test_ppc64_guest_mode);
     }
 }

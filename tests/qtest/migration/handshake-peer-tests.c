@@ -249,8 +249,8 @@ static const struct {
       "  \"required\": [\"warp-drive\"] }",
       "required-feature", "warp-drive" },
     { "{ \"versions\": [1], \"purpose\": \"migrate\", \"required\": [],"
-      "  \"profile\": { \"arch\": \"s390x\" } }",
-      "arch", "s390x" },
+      "  \"profile\": { \"arch\": \"alpha\" } }",
+      "arch", "alpha" },
     { "{ \"versions\": [1], \"purpose\": \"migrate\", \"required\": [],"
       "  \"profile\": { \"page-size\": 65536 } }",
       "page-size", "65536" },
