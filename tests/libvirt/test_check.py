@@ -547,6 +547,46 @@ def test_nobody_there(lab: Lab, way: Way) -> None:
         require_yes(lab.check(guest, way))
 
 
+@pytest.mark.parametrize("way", BOTH, ids=lambda way: way.name)
+def test_busy_destination(lab: Lab, way: Way) -> None:
+    """It has a guest of that name, which does not notice either."""
+    with lab.guest(emulator(PATCHED)) as guest:
+        twin = lab.start(emulator(PATCHED), host=lab.b, name=guest.name)
+        before = [(one, seen(lab, one), one.state()) for one in (guest, twin)]
+        result = lab.check(guest, way)
+        assert result.status == 1 and "Can migrate" not in result.stdout, result
+        assert f"domain '{guest.name}' already exists with uuid" in result.stderr, result
+        for one, known, state in before:
+            assert seen(lab, one) == known
+            one.wait("for it to go on", lambda now, state=state: now.passes > state.passes)
+        assert len(lab.b.qemu(guest.name)) == 1
+
+
+@pytest.fixture(name="half", scope="module")
+def make_half() -> Iterator[Lab]:
+    """B insists on TLS, and has lost its keys."""
+    def keyless(name: str, directory: Path) -> Setup:
+        nothing = directory / "nothing"
+        nothing.mkdir(exist_ok=True)
+        return Setup(conf={"migrate_tls_force": 1, "migrate_tls_x509_cert_dir": str(nothing)}
+                     if name == "B" else {})
+    with laboratory(series(), setup=keyless) as lab:
+        yield lab
+
+
+@pytest.mark.parametrize("way", BOTH, ids=lambda way: way.name)
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_tls_on_one_side(half: Lab, side: str, way: Way) -> None:
+    host = half.a if side == "destination" else half.b
+    with half.guest(emulator(PATCHED), host=host) as guest, nothing_happens(half, guest):
+        result = half.check(guest, way)
+        assert result.status == 1 and "only with VIR_MIGRATE_TLS flag" in result.stderr, result
+        result = half.check(guest, way, "--tls")
+        assert result.status == 1 and "Can migrate" not in result.stdout, result
+        assert "ca-cert.pem" in result.stderr, result
+        assert not half.other(host).qemu(guest.name)
+
+
 @pytest.mark.parametrize("options", [("--tunnelled", "--p2p"), ("--offline",),
                                      ("--postcopy", "--postcopy-resume")], ids=" ".join)
 def test_not_with(lab: Lab, options: tuple[str, ...]) -> None:
