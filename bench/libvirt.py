@@ -41,7 +41,7 @@ class Kind(NamedTuple):
 UNCHANGED = Kind("unchanged libvirt", "unchanged", PATCHED)
 FALLEN_BACK = Kind("with the series, stock QEMU", "series", STOCK)
 HANDSHAKE = Kind("with the series, handshake", "series", PATCHED)
-KINDS = (UNCHANGED, FALLEN_BACK, HANDSHAKE)
+BEFORE = Kind("another build, handshake", "before", PATCHED)        # if it is asked for
 
 
 class Sample(NamedTuple):
@@ -64,7 +64,7 @@ def measure(lab: Lab, kind: Kind, way: Way) -> Sample:
         result = lab.migrate(guest, way)
         assert result.ok, result
         statuses = {info and info["status"] for info in lab.handshakes(guest).values()}
-        assert statuses == {"accepted" if kind == HANDSHAKE else None}, statuses
+        assert statuses == {"accepted" if kind in (HANDSHAKE, BEFORE) else None}, statuses
         begin = job_begin(lab)
         stream = float(STREAM.findall(lab.a.qemu_log(guest.name).read_text())[-1])
         source = [one for one in lab.conversation(guest, lab.a).commands()
@@ -81,17 +81,24 @@ def measure(lab: Lab, kind: Kind, way: Way) -> Sample:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=11)
-    runs = parser.parse_args().runs
+    parser.add_argument("--before", type=Path, metavar="DIR",
+                        help="another build of the series, to compare with in the same run")
+    arguments = parser.parse_args()
+    kinds = [UNCHANGED, FALLEN_BACK, HANDSHAKE]
     with contextlib.ExitStack() as stack:
         labs = {"series": stack.enter_context(
                     laboratory(Installation(TOP / "build/libvirt"), filters=FILTERS)),
                 "unchanged": stack.enter_context(laboratory(fetched(), filters=FILTERS))}
+        if arguments.before:
+            kinds.append(BEFORE)
+            labs["before"] = stack.enter_context(
+                laboratory(Installation(arguments.before), filters=FILTERS))
         for way in WAYS:
-            samples: dict[Kind, list[Sample]] = {kind: [] for kind in KINDS}
-            for kind in KINDS:
+            samples: dict[Kind, list[Sample]] = {kind: [] for kind in kinds}
+            for kind in kinds:
                 measure(labs[kind.libvirt], kind, way)      # QEMU's files are in memory then
-            for _ in range(runs):
-                for kind in KINDS:
+            for _ in range(arguments.runs):
+                for kind in kinds:
                     samples[kind].append(measure(labs[kind.libvirt], kind, way))
             show(way, samples)
 

@@ -288,7 +288,9 @@ def test_copied_storage(lab: Lab, way: Way) -> None:
     with lab.guest(emulator(PATCHED), RNG, devices=DISK.format("qcow2", here)) as guest:
         before = [image(path) for path in (there, small)]
         with nothing_happens(lab, guest):
-            require_yes(lab.check(guest, way, *copied(lab, guest, here, there, *RNG)))
+            result = lab.check(guest, way, *copied(lab, guest, here, there, *RNG))
+            require_yes(result)
+            assert "Would create" not in result.stdout and ".create." not in str(parameters(guest))
             require_no(lab.check(guest, way, *copied(lab, guest, here, there)), "virtio-rng")
             result = lab.check(guest, way, *copied(lab, guest, here, small, *RNG))
             assert result.status == 1 and lines(result)["Can migrate"] == "no"
@@ -310,6 +312,48 @@ def test_missing_storage(lab: Lab, way: Way) -> None:
             result = lab.check(guest, way, *copied(lab, guest, here, missing))
             assert result.status == 1 and "Can migrate" not in result.stdout
         assert not missing.exists()
+
+
+@pytest.fixture(name="images", scope="module")
+def make_pool(lab: Lab) -> Path:
+    """A directory in which B may create disks."""
+    place = lab.directory / "images"
+    place.mkdir()
+    lab.b.ask("pool-create-as", "here", "dir", "--target", place)
+    return place
+
+
+@pytest.mark.parametrize("way", BOTH, ids=lambda way: way.name)
+def test_created_storage(lab: Lab, images: Path, way: Way) -> None:
+    """What is not there would be created, which is told to whoever asks, and is done by a
+    migration only."""
+    here, missing = lab.path(".here"), images / f"{way.p2p}.img"
+    here.write_bytes(bytes(SIZE))
+    line = (f"Would create:     volume '{missing.name}' of {SIZE} bytes in pool 'here' for disk "
+            "'vda'\n")
+    with lab.guest(emulator(PATCHED), RNG, devices=DISK.format("raw", here)) as guest:
+        with nothing_happens(lab, guest):
+            options = copied(lab, guest, here, missing, *RNG)
+            result = lab.check(guest, way, *options)
+            require_yes(result)
+            assert line in result.stdout, result
+            told = parameters(guest)
+            created = {key: value for key, value in told.items() if ".create." in key}
+            assert created == {
+                "handshake.create.count": "1", "handshake.create.0.disk": "vda",
+                "handshake.create.0.pool": "here", "handshake.create.0.volume": missing.name,
+                "handshake.create.0.capacity": str(SIZE)}
+            result = lab.check(guest, way, *copied(lab, guest, here, missing))
+            require_no(result, "virtio-rng")
+            assert line in result.stdout, result
+        assert not missing.exists()
+        before = guest.state()
+        result = lab.begin(guest, way, None, *options).result(LIMIT)
+        assert result.ok, result
+        assert missing.stat().st_size == SIZE
+        guest.host = lab.b
+        lab.require_well(guest, before)
+        assert not [key for key in parameters(guest) if ".create." in key]
 
 
 def test_before_disks_are_copied(lab: Lab) -> None:
@@ -547,6 +591,45 @@ def test_nobody_there(lab: Lab, way: Way) -> None:
         result = lab.check(guest, way, "--tls", "--tls-destination", "somewhere.else")
         assert result.status == 1 and "Can migrate" not in result.stdout, result
         require_yes(lab.check(guest, way))
+
+
+def test_busy_destination(lab: Lab) -> None:
+    """It has a guest of that name, which does not notice either."""
+    with lab.guest(emulator(PATCHED)) as guest:
+        twin = lab.start(emulator(PATCHED), host=lab.b, name=guest.name)
+        before = [(one, seen(lab, one), one.state()) for one in (guest, twin)]
+        result = lab.check(guest, P2P_TCP)
+        assert result.status == 1 and "Can migrate" not in result.stdout, result
+        assert f"domain '{guest.name}' already exists with uuid" in result.stderr, result
+        for one, known, state in before:
+            assert seen(lab, one) == known
+            one.wait("for it to go on", lambda now, state=state: now.passes > state.passes)
+        assert len(lab.b.qemu(guest.name)) == 1
+
+
+@pytest.fixture(name="half", scope="module")
+def make_half() -> Iterator[Lab]:
+    """B insists on TLS, and has lost its keys."""
+    def keyless(name: str, directory: Path) -> Setup:
+        nothing = directory / "nothing"
+        nothing.mkdir(exist_ok=True)
+        return Setup(conf={"migrate_tls_force": 1, "migrate_tls_x509_cert_dir": str(nothing)}
+                     if name == "B" else {})
+    with laboratory(series(), setup=keyless) as lab:
+        yield lab
+
+
+@pytest.mark.parametrize(("side", "way"), [("source", DIRECT_TCP), ("destination", P2P_TCP)],
+                         ids=["source", "destination"])
+def test_tls_on_one_side(half: Lab, side: str, way: Way) -> None:
+    host = half.a if side == "destination" else half.b
+    with half.guest(emulator(PATCHED), host=host) as guest, nothing_happens(half, guest):
+        result = half.check(guest, way)
+        assert result.status == 1 and "only with VIR_MIGRATE_TLS flag" in result.stderr, result
+        result = half.check(guest, way, "--tls")
+        assert result.status == 1 and "Can migrate" not in result.stdout, result
+        assert "ca-cert.pem" in result.stderr, result
+        assert not half.other(host).qemu(guest.name)
 
 
 @pytest.mark.parametrize("options", [("--tunnelled", "--p2p"), ("--offline",),
