@@ -232,39 +232,16 @@ static void assert_no_error(QDict *info)
     qobject_unref(info);
 }
 
-static void assert_accepted(QTestState *from, QTestState *to)
-{
-    assert_no_error(check_to(from, to, NULL));
-    migrate_to(from, to, NULL);
-    wait_completed(from, to);
-    stop_both(from, to);
-}
-
 static void test_accepted(const void *opaque)
 {
     const ArchAccepted *t = opaque;
     QTestState *to = start(t->destination, true);
+    QTestState *from = start(t->source, false);
 
-    assert_accepted(start(t->source, false), to);
-}
-
-/*
- * A guest that knows nothing newer has its CPUs in the mode of an older one,
- * and a machine with capabilities by default that the older CPU does not have.
- */
-static void test_ppc64_guest_mode(void)
-{
-    static const char caps[] = "-machine cap-sbbc=workaround";
-    g_autofree char *old = g_strdup_printf("-cpu power7 %s", caps);
-    g_autofree char *new = g_strdup_printf("-cpu power8 %s", caps);
-    QTestState *to = start(old, true);
-    QTestState *from = start(new, false);
-
-    qtest_qmp_assert_success(from,
-        "{ 'execute': 'qom-set', 'arguments': { 'path': '/machine',"
-        "  'property': 'max-cpu-compat', 'value': 'power7' } }");
-    qtest_system_reset(from);
-    assert_accepted(from, to);
+    assert_no_error(check_to(from, to, NULL));
+    migrate_to(from, to, NULL);
+    wait_completed(from, to);
+    stop_both(from, to);
 }
 
 /* Devices that stand in one machine */
@@ -335,9 +312,5 @@ void migration_test_add_handshake_arch(MigrationTestEnv *env)
     }
     if (arch) {
         handshake_test_add("/migration/handshake/arch/twins", test_twins);
-    }
-    if (arch && !strcmp(arch->name, "ppc64")) {
-        handshake_test_add("/migration/handshake/arch/guest-mode",
-                           test_ppc64_guest_mode);
     }
 }
