@@ -43,15 +43,12 @@ static bool compatible_promises(VMStatePromises *p, PowerPCCPU *cpu)
 /* Whether the mode @pvr is the newest that a CPU of @type has, or newer */
 static bool is_within(const char *type, uint32_t pvr)
 {
-    int newest = ARRAY_SIZE(compatible) - 1;
+    bool seen = false;
 
-    while (newest >= 0 &&
-           !ppc_type_check_compat(type, compatible[newest].pvr, 0, 0)) {
-        newest--;
-    }
-    for (int i = newest; i >= 0 && i < ARRAY_SIZE(compatible); i++) {
-        if (compatible[i].pvr == pvr) {
-            return true;
+    for (int i = ARRAY_SIZE(compatible) - 1; i >= 0; i--) {
+        seen |= compatible[i].pvr == pvr;
+        if (ppc_type_check_compat(type, compatible[i].pvr, 0, 0)) {
+            return seen;
         }
     }
     return false;
