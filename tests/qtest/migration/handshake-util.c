@@ -462,17 +462,6 @@ void silent_peer_wait_others(SilentPeer *peer)
                     1);
 }
 
-void silent_peer_drop_others(SilentPeer *peer)
-{
-    int fd;
-
-    g_assert_true(g_unix_set_fd_nonblocking(peer->listener, TRUE, NULL));
-    while ((fd = qemu_accept(peer->listener, NULL, NULL)) >= 0) {
-        close(fd);
-    }
-    g_assert_true(g_unix_set_fd_nonblocking(peer->listener, FALSE, NULL));
-}
-
 void silent_peer_stop(SilentPeer *peer)
 {
     close(peer->fd);

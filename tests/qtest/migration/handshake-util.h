@@ -143,9 +143,6 @@ void silent_peer_accept(SilentPeer *peer);
 /* Returns when somebody has connected besides */
 void silent_peer_wait_others(SilentPeer *peer);
 
-/* Whoever has connected besides */
-void silent_peer_drop_others(SilentPeer *peer);
-
 void silent_peer_stop(SilentPeer *peer);
 
 #define FRAME_HELLO     1
