@@ -136,20 +136,14 @@ NONSENSE = {
 @each_base
 @pytest.mark.parametrize("said, words", NONSENSE.values(), ids=NONSENSE)
 async def test_nonsense_on_the_return_path(said: bytes, words: str, base: str) -> None:
-    lines = []
-
-    async def treat(line: Line) -> None:
-        lines.append(line)
-        await line.carry_both()
-
     async with pc_lab(base=base) as lab:
         source = await start_source(lab)
         _, port = await start_destination(lab)
         await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
-        async with Relay(port, treat) as relay:
+        async with Relay(port) as relay:
             await begin(source, inet(relay.port), NO_MULTIFD)
             await wait_status(source, "active")
-            await lines[0].insert("destination", said)
+            await relay.lines[0].insert("destination", said)
             info = await end(source)
         assert info["status"] == "failed"
         assert re.fullmatch("the destination sent what does not belong on the return path: "
@@ -174,24 +168,18 @@ REQUESTS = {
 @each_base
 @pytest.mark.parametrize("said, words", REQUESTS.values(), ids=REQUESTS)
 async def test_request_of_what_there_is_not(said: bytes, words: str, base: str) -> None:
-    lines = []
-
-    async def treat(line: Line) -> None:
-        lines.append(line)
-        await line.carry_both()
-
     async with pc_lab(base=base) as lab:
         source = await start_source(lab)
         destination, port = await start_destination(lab)
         await set_capabilities(source, "postcopy-ram")
         await source.execute("migrate-set-parameters", {
             "max-bandwidth": SLOW, "max-postcopy-bandwidth": SLOW, "downtime-limit": 1})
-        async with Relay(port, treat) as relay:
+        async with Relay(port) as relay:
             await begin(source, inet(relay.port), NO_MULTIFD)
             await wait_status(source, "active")
             await source.execute("migrate-start-postcopy")
             await wait_status(source, "postcopy-active")
-            await lines[0].insert("destination", said)
+            await relay.lines[0].insert("destination", said)
             await source.execute("migrate-set-parameters", {"max-postcopy-bandwidth": 0})
             await wait_status(source, "postcopy-paused")
             told = (await source.migration())["error-desc"]
