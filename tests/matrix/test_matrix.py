@@ -19,7 +19,7 @@ from conftest import BASES
 from journey import (KINDS, LEGACY_KINDS, PRECOPY, Journey, Kind, RealGuest, Still,
                      address_of, prepare, restore)
 from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
-from outcomes import Cell, Report
+from outcomes import Cell, Report, Table
 from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, begin_check, channels, differences, end,
                        inet, require_listening, set_capabilities, settings, verdict)
 
@@ -176,17 +176,22 @@ def common_machine(one: Qemu, other: Qemu) -> str:
     return binaries.newest_q35(one.machines & other.machines)
 
 
-@each_pair
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_newest_machine_type(road: Road, kind: Kind, source: str, destination: str) -> None:
+def go_on_newest(road: Road, table: Table, what: type[Journey], kind: Kind, source: str,
+                 destination: str) -> None:
     async def cross(cell: Cell) -> None:
         here, there = need(source), need(destination)
-        guest = await road.guest(Still, common_machine(here, there), here)
+        guest = await road.guest(what, common_machine(here, there), here)
         await guest.go(there, kind)
         cell.ok()
 
-    with newest.cell(source, destination, kind.name) as cell:
+    with table.cell(source, destination, kind.name) as cell:
         road.run(cross(cell))
+
+
+@each_pair
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_newest_machine_type(road: Road, kind: Kind, source: str, destination: str) -> None:
+    go_on_newest(road, newest, Still, kind, source, destination)
 
 
 # One of them is as the distribution has it
@@ -195,14 +200,7 @@ def test_newest_machine_type(road: Road, kind: Kind, source: str, destination: s
 @each_stock_pair
 @pytest.mark.parametrize("kind", LEGACY_KINDS, ids=lambda kind: kind.name)
 def test_stock(road: Road, kind: Kind, source: str, destination: str) -> None:
-    async def cross(cell: Cell) -> None:
-        here, there = need(source), need(destination)
-        guest = await road.guest(RealGuest, common_machine(here, there), here)
-        await guest.go(there, kind)
-        cell.ok()
-
-    with stock.cell(source, destination, kind.name) as cell:
-        road.run(cross(cell))
+    go_on_newest(road, stock, RealGuest, kind, source, destination)
 
 
 async def wait_exit(machine: Machine) -> int:
