@@ -1242,6 +1242,13 @@ static char *many_devices(unsigned count)
     return g_strdup(opts->str);
 }
 
+/* Microseconds that both sides may take for many devices */
+#ifdef QEMU_SANITIZE_ADDRESS
+#define MANY_DEVICES_TIME   INT64_MAX
+#else
+#define MANY_DEVICES_TIME   (50 * 1000)
+#endif
+
 /* The destination judges in its main loop: that must not take long */
 static void test_many_devices(void)
 {
@@ -1250,7 +1257,8 @@ static void test_many_devices(void)
     int64_t best[2] = { INT64_MAX, INT64_MAX };
 
     /* Machines are busy, and it is not the scheduler that is measured */
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4 || (i < 20 && MAX(best[0], best[1]) >=
+                                        MANY_DEVICES_TIME); i++) {
         QTestState *to = start_destination(opts);
 
         assert_good_migration(from, to);
@@ -1267,10 +1275,8 @@ static void test_many_devices(void)
     }
     g_test_message("500 devices: %" PRId64 " us on the source, %" PRId64
                    " us on the destination", best[0], best[1]);
-#ifndef QEMU_SANITIZE_ADDRESS
-    g_assert_cmpint(best[0], <, 50 * 1000);
-    g_assert_cmpint(best[1], <, 50 * 1000);
-#endif
+    g_assert_cmpint(best[0], <, MANY_DEVICES_TIME);
+    g_assert_cmpint(best[1], <, MANY_DEVICES_TIME);
     qtest_quit(from);
 }
 
