@@ -317,6 +317,7 @@ class Pair(NamedTuple):
     a: Host
     b: Host
     directory: Path
+    start: Callable[[Sequence[Any], Path], None]    # beside them; where to its output goes
     more: tuple[Host, ...] = ()
 
 
@@ -333,6 +334,6 @@ def hosts(a: Installation, b: Optional[Installation] = None, filters: str = FILT
             Host(name, keeper, b if b and name == "B" else a,
                  setup(name, keeper.directory)._replace(filters=filters))
             for name in ("A", "B", *more))
-        yield Pair(first, second, keeper.directory, tuple(others))
+        yield Pair(first, second, keeper.directory, keeper.start, tuple(others))
     finally:
         keeper.close()

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 from xml.sax.saxutils import quoteattr
 
-from daemons import (FILTERS, HERE, Failed, Host, Installation, Pair, Result, Running, hosts,
-                     run)
+from daemons import (FILTERS, HERE, LIMIT, Failed, Host, Installation, Pair, Result, Running,
+                     hosts, run)
 from journal import Conversation, Journal, Json
 
 MACHINE = "pc-i440fx-10.0"
@@ -132,13 +132,24 @@ class Lab:
         self.b = pair.b
         self.more = pair.more
         self.directory = pair.directory
+        self._start = pair.start
         self._journals = {host.name: Journal(host.name, host.log) for host in (self.a, self.b)}
         self._numbers = itertools.count(1)
-        self._kernel = assemble(self.directory)
+        self.kernel = assemble(self.directory)
 
     def path(self, suffix: str) -> Path:
         """Of a file that is not there yet."""
         return self.directory / f"{next(self._numbers)}{suffix}"
+
+    def run(self, command: Sequence[Any]) -> None:
+        """Something beside the hosts, until they are gone; from when it says something."""
+        output = self.path(".output")
+        self._start(command, output)
+        deadline = time.monotonic() + LIMIT
+        while not (output.exists() and output.stat().st_size):
+            if time.monotonic() > deadline:
+                raise Failed(f"{command[0]} says nothing")
+            time.sleep(0.02)
 
     @property
     def nowhere(self) -> str:
@@ -157,7 +168,7 @@ class Lab:
         guest = Guest(name or f"guest-{next(self._numbers)}", host, emulator)
         definition = self.path(".xml")
         definition.write_text(DOMAIN.format(
-            namespace=QEMU_NAMESPACE, name=guest.name, memory=MEMORY_MIB, kernel=self._kernel,
+            namespace=QEMU_NAMESPACE, name=guest.name, memory=MEMORY_MIB, kernel=self.kernel,
             machine=quoteattr(machine), emulator=emulator, devices=devices,
             arguments="".join(f"<qemu:arg value={quoteattr(one)}/>" for one in arguments)))
         host.ask("define", definition)

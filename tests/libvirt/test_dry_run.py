@@ -2,7 +2,8 @@
 """virsh migrate --check-only says whether a guest could migrate, and nothing else happens.
 
 The hosts have a directory in common that libvirt believes to be on shared storage, and give what
-guests use to a group of their own: so it shows whether a check changes owners.
+guests use to a group of their own: so it shows whether a check changes owners. Others remember
+whose it was, which libvirt allows only if the new owner is the same on both.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,11 +23,13 @@ from conftest import QEMU
 from daemons import LIMIT, Failed, Host, Result, Running, Setup, fetched, run
 from emulators import PATCHED, STOCK, emulator
 from lab import (DIRECT_TCP, DIRECT_UNIX, P2P_TCP, PARALLEL, POSTCOPY, SLOW, TLS,
-                 TUNNELLED, WAYS, Guest, Lab, Way, laboratory)
+                 TUNNELLED, WAYS, Guest, Lab, State, Way, laboratory)
 from series import series
 
+ALL_AT_ONCE = Way("TLS, parallel", "tcp", (*TLS.options, *PARALLEL.options))
 AGREED = {
     PARALLEL.name: "return-path,multifd,switchover-ack",
+    ALL_AT_ONCE.name: "return-path,multifd,switchover-ack",
     POSTCOPY.name: "return-path,postcopy-ram,switchover-ack,postcopy-preempt",
 }
 OTHERS = "return-path,switchover-ack"
@@ -37,6 +41,7 @@ BALLOON = ("-device", "virtio-balloon-pci")
 DISK = ("<disk type='file' device='disk'><driver name='qemu' type='{}'/>"
         "<source file='{}'/><target dev='vda' bus='virtio'/></disk>")
 CONSOLE = "<serial type='file'><source path='{}'/></serial>"
+PSTORE = "<pstore backend='acpi-erst'><path>{}</path><size unit='KiB'>64</size></pstore>"
 SIZE = 8 << 20
 
 GROUPS = {"A": 64055, "B": 64056}
@@ -56,9 +61,14 @@ done
 def set_up(name: str, directory: Path) -> Setup:
     shared = directory / "shared"
     shared.mkdir(exist_ok=True)
-    return Setup(conf={"group": f"+{GROUPS[name]}", "dynamic_ownership": 1, "remember_owner": 1,
+    return Setup(conf={"group": f"+{GROUPS[name]}", "dynamic_ownership": 1,
                        "shared_filesystems": [str(shared)]},
                  hook=HOOK.format(directory=directory, name=name))
+
+
+def set_up_to_remember(_: str, directory: Path) -> Setup:
+    return set_up("A", directory)._replace(
+        conf={**set_up("A", directory).conf, "remember_owner": 1}, hook="")
 
 
 @pytest.fixture(name="lab", scope="module")
@@ -247,30 +257,53 @@ def make_image(path: Path, size: int = SIZE, backing: Optional[Path] = None) -> 
     return path
 
 
-@pytest.mark.parametrize("way", BOTH, ids=lambda way: way.name)
-def test_shared_storage(lab: Lab, way: Way) -> None:
-    """The images keep owner and label, whatever the other host would give them."""
+def require_kept(lab: Lab, way: Way, *more: Path, devices: str = "") -> None:
+    """What is on shared storage, and belongs to the source's QEMU now."""
     shared = lab.directory / "shared"
     base = make_image(shared / f"{way.transport}-{way.p2p}.base")
     disk = make_image(shared / f"{way.transport}-{way.p2p}.disk", backing=base)
-    console = shared / f"{way.transport}-{way.p2p}.console"
-    devices = DISK.format("qcow2", disk) + CONSOLE.format(console)
+    pstore = shared / f"{way.transport}-{way.p2p}.pstore"
+    devices += DISK.format("qcow2", disk) + PSTORE.format(pstore)
     with lab.guest(emulator(PATCHED), RNG, devices=devices) as guest:
-        paths = (base, disk, console)
-        console.write_text("It has said something.")
+        paths = (base, disk, pstore, lab.kernel, *more)
+        for path in more:
+            path.write_text("It has said something.")
         before = [image(path) for path in paths]
-        assert before[1].owner[1] == GROUPS["A"]
+        for path in (disk, pstore, lab.kernel):
+            assert image(path).owner[1] == GROUPS["A"]
         there = sorted(shared.iterdir())
         with nothing_happens(lab, guest):
             require_yes(lab.check(guest, way))
             assert [image(path) for path in paths] == before
             other = lab.passing(guest)
+            other.write_text(other.read_text().replace(str(pstore), f"{pstore}.new"))
             require_no(lab.check(guest, way, "--xml", other), "virtio-rng")
         assert [image(path) for path in paths] == before
         assert sorted(shared.iterdir()) == there
         # A migration does what a check must not do.
         assert lab.migrate(guest, way).ok
-        assert image(disk).owner[1] == GROUPS["B"]
+        assert [image(path) for path in paths] != before
+
+
+@pytest.mark.parametrize("way", BOTH, ids=lambda way: way.name)
+def test_shared_storage(lab: Lab, way: Way) -> None:
+    """The images keep owner and label, whatever the other host would give them."""
+    console = lab.directory / "shared" / f"{way.transport}-{way.p2p}.console"
+    require_kept(lab, way, console, devices=CONSOLE.format(console))
+
+
+def test_remembered_owners(tmp_path: Path) -> None:
+    """And so do those whose owner libvirt remembers, and how many have asked it to."""
+    probe = tmp_path / "probe"
+    probe.touch()
+    try:
+        os.setxattr(probe, "trusted.probe", b"")
+    except OSError:
+        pytest.skip("files have no room for what libvirt remembers")
+    with laboratory(series(), setup=set_up_to_remember) as lab:
+        with lab.guest(emulator(PATCHED)):
+            assert image(lab.kernel).remembered
+        require_kept(lab, P2P_TCP)
 
 
 def copied(lab: Lab, guest: Guest, here: Path, there: Path, *arguments: str) -> list[str]:
@@ -280,7 +313,7 @@ def copied(lab: Lab, guest: Guest, here: Path, there: Path, *arguments: str) -> 
     return ["--copy-storage-all", "--xml", str(path)]
 
 
-@pytest.mark.parametrize("way", BOTH, ids=lambda way: way.name)
+@pytest.mark.parametrize("way", [*BOTH, ALL_AT_ONCE], ids=lambda way: way.name)
 def test_copied_storage(lab: Lab, way: Way) -> None:
     """Nothing is copied, and what is there is looked at only."""
     here, there = make_image(lab.path(".here")), make_image(lab.path(".there"))
@@ -289,7 +322,7 @@ def test_copied_storage(lab: Lab, way: Way) -> None:
         before = [image(path) for path in (there, small)]
         with nothing_happens(lab, guest):
             result = lab.check(guest, way, *copied(lab, guest, here, there, *RNG))
-            require_yes(result)
+            require_yes(result, AGREED.get(way.name, OTHERS))
             assert "Would create" not in result.stdout and ".create." not in str(parameters(guest))
             require_no(lab.check(guest, way, *copied(lab, guest, here, there)), "virtio-rng")
             result = lab.check(guest, way, *copied(lab, guest, here, small, *RNG))
@@ -394,8 +427,8 @@ def raw_disk(path: Path, writable: bool) -> tuple[str, ...]:
             "-device", "virtio-blk-pci,drive=raw")
 
 
-def logged(host: Host, level: str, text: str) -> bool:
-    return any(f": {level} :" in line and text in line
+def logged(host: Host, level: str, *words: str) -> bool:
+    return any(f": {level} :" in line and all(word in line for word in words)
                for line in host.log.read_text(errors="replace").splitlines())
 
 
@@ -437,6 +470,34 @@ def test_ignored(lab: Lab, way: Way) -> None:
             assert logged(host, "warning", f"{guest.name}: disk 0 of")
 
 
+@pytest.mark.parametrize("way", BOTH, ids=lambda way: way.name)
+def test_warnings(lab: Lab, way: Way) -> None:
+    """What does not keep a guest from migrating is told nevertheless: a warning as one, in the log
+    as well, and that there is no way back for those who want to know."""
+    with lab.guest(emulator(PATCHED)) as guest:
+        other = lab.passing(guest, *RNG)
+        before = guest.state()
+        with nothing_happens(lab, guest):
+            result = lab.check(guest, way, "--xml", other)
+            require_yes(result)
+            assert "\nwarning: section-extra: " in result.stdout
+            assert "\ninfo: no-return: " in result.stdout
+        result = lab.begin(guest, way, None, "--xml", other).result(LIMIT)
+        assert result.ok, result
+        guest.host = lab.b
+        lab.require_well(guest, before)
+        told = parameters(guest)
+        assert {told[f"handshake.issue.{number}.code"]
+                for number in range(int(told["handshake.issue.count"]))} == {
+                    "section-extra", "no-return"}
+        for host in (lab.a, lab.b):
+            said = f"Migration of domain {guest.name}: "
+            assert logged(host, "warning", said, "(section-extra)")
+            assert logged(host, "info", f"{said}info: ", "(no-return)")
+            assert not logged(host, "warning", said, "(no-return)")
+            assert not logged(host, "error", said)
+
+
 def test_last_words(lab: Lab) -> None:
     """Why the destination could not load what it was not to refuse."""
     with lab.guest(emulator(PATCHED), RNG) as guest:
@@ -459,6 +520,7 @@ def holding(lab: Lab, host: Host, what: str) -> Iterator[Callable[[Running], Non
     """The host's hook waits when that happens to a guest there, until the end. What is given
     returns once it waits in the middle of what is running."""
     hold, mark = (lab.directory / f"{host.name}.{word}" for word in ("hold", "held"))
+    mark.unlink(missing_ok=True)        # of one that was just leaving
     hold.write_text(what)
 
     def wait(running: Running) -> None:
@@ -529,6 +591,21 @@ def kill(pids: list[int]) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+def require_as_before(lab: Lab, guest: Guest, before: Seen, state: State) -> None:
+    """Though somebody has died: no QEMU is left over, and it can be asked again."""
+    deadline = time.monotonic() + LIMIT
+    while lab.b.qemu(guest.name) or guest.name in lab.b.ask("list", "--all", "--name"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # A daemon that has come back has to find out first how the guest is doing.
+    guest.qmp("query-status")
+    after = seen(lab, guest)
+    assert after._replace(status=None, xml="") == before._replace(status=None, xml="")
+    assert after.status and "<job " not in after.status
+    lab.require_well(guest, state)
+    require_yes(lab.check(guest, P2P_TCP))
+
+
 @pytest.mark.parametrize("victim", ["source", "destination", "QEMU"])
 def test_dies_meanwhile(lab: Lab, victim: str) -> None:
     """A daemon, which then comes back, or the destination's QEMU: no QEMU is left over, and
@@ -547,17 +624,69 @@ def test_dies_meanwhile(lab: Lab, victim: str) -> None:
                 host.start()
         result = checking.result(LIMIT) if victim == "QEMU" else result
         assert result.status == 1 and "Can migrate" not in result.stdout, result
-        deadline = time.monotonic() + LIMIT
-        while lab.b.qemu(guest.name) or guest.name in lab.b.ask("list", "--all", "--name"):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        # A daemon that has come back has to find out first how the guest is doing.
-        guest.qmp("query-status")
-        after = seen(lab, guest)
-        assert after._replace(status=None, xml="") == before._replace(status=None, xml="")
-        assert after.status and "<job " not in after.status
-        lab.require_well(guest, state)
-        require_yes(lab.check(guest, P2P_TCP))
+        require_as_before(lab, guest, before, state)
+
+
+# Takes all connections, and answers none.
+SILENT = """
+import socket
+listener = socket.create_server(("127.0.0.2", {}))
+print("ready", flush=True)
+taken = []
+while True:
+    taken.append(listener.accept())
+"""
+PORT = 49900
+
+
+@pytest.fixture(name="silent", scope="module")
+def make_silent(lab: Lab) -> list[str]:
+    """What makes the source's QEMU wait for an answer that does not come. The destination's
+    listens on the same port of another address."""
+    lab.run([sys.executable, "-c", SILENT.format(PORT)])
+    return [f"tcp://127.0.0.2:{PORT}", "--listen-address", "127.0.0.1"]
+
+
+def begin_waiting(lab: Lab, guest: Guest, way: Way, silent: list[str]) -> Running:
+    """A check, once the source's QEMU waits for the other one."""
+    asked = len(lab.conversation(guest, lab.a).commands("migrate"))
+    checking = lab.a.begin("migrate", "--live", "--check-only", *(["--p2p"] if way.p2p else []),
+                           guest.name, lab.b.uri, *silent)
+    deadline = time.monotonic() + LIMIT
+    while len(lab.conversation(guest, lab.a).commands("migrate")) == asked:
+        if checking.over or time.monotonic() > deadline:
+            raise Failed(f"no check: {checking.result(0)}")
+        time.sleep(0.02)
+    return checking
+
+
+@pytest.mark.parametrize("way", BOTH, ids=lambda way: way.name)
+def test_cancelled_while_asking(lab: Lab, silent: list[str], way: Way) -> None:
+    """It ends at once, not when QEMU gives up."""
+    with lab.guest(emulator(PATCHED)) as guest, nothing_happens(lab, guest):
+        checking = begin_waiting(lab, guest, way, silent)
+        begin = time.monotonic()
+        lab.a.ask("domjobabort", guest.name)
+        result = checking.result(LIMIT)
+        assert result.status == 1 and "canceled by client" in result.stderr, result
+        assert "Can migrate" not in result.stdout
+        assert time.monotonic() - begin < 10
+        assert not lab.b.qemu(guest.name)
+        require_yes(lab.check(guest, way))
+
+
+@pytest.mark.parametrize("victim", ["source", "destination"])
+def test_dies_while_asking(lab: Lab, silent: list[str], victim: str) -> None:
+    """A daemon, which then comes back. The guest's QEMU does not go on asking."""
+    with lab.guest(emulator(PATCHED)) as guest:
+        before, state = seen(lab, guest), guest.state()
+        checking = begin_waiting(lab, guest, P2P_TCP, silent)
+        host = lab.a if victim == "source" else lab.b
+        kill(host.daemon)
+        result = checking.result(LIMIT)
+        host.start()
+        assert result.status == 1 and "Can migrate" not in result.stdout, result
+        require_as_before(lab, guest, before, state)
 
 
 def test_hooks(lab: Lab) -> None:

@@ -148,6 +148,9 @@ def test_tunnelled(lab: Lab) -> None:
     with lab.guest(emulator(PATCHED)) as guest:
         arrive(lab, guest, TUNNELLED)
         require_none(lab, guest)
+        statistics = lab.b.ask("domjobinfo", "--completed", "--rawstats", guest.name)
+        assert "Operation" in statistics or "operation" in statistics
+        assert "handshake" not in statistics
 
 
 def test_save(lab: Lab) -> None:
