@@ -414,7 +414,8 @@ bool migration_handshake_accept(QIOChannel *ioc)
     }
     /* Otherwise a paused migration is recovered without header */
     if (mis->state == MIGRATION_STATUS_POSTCOPY_PAUSED) {
-        aio_bh_schedule_oneshot(qemu_get_aio_context(), destination_free_bh,
+        aio_bh_schedule_oneshot(iohandler_get_aio_context(),
+                                destination_free_bh,
                                 g_steal_pointer(&mis->handshake));
         return false;
     }
