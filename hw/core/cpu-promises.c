@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "hw/core/boards.h"
 #include "hw/core/cpu.h"
 #include "hw/core/cpu-promises.h"
 #include "hw/core/qdev-properties.h"
@@ -100,4 +101,12 @@ void cpu_promises(VMStatePromises *p, void *opaque)
                                    MIGRATION_BREACH_CHANGE, value);
         }
     }
+}
+
+void possible_cpus_promises(VMStatePromises *p, void *opaque)
+{
+    const MachineState *ms = MACHINE(qdev_get_machine());
+
+    /* pre_load() makes room for them, if the state has them */
+    migration_promise_value(p, "possible_cpus", ms->possible_cpus->len);
 }

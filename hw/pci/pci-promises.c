@@ -134,6 +134,10 @@ void pci_config_promises(VMStatePromises *p, void *pv, size_t size,
     for (size_t i = 0; i < size; i++) {
         mask[i] = d->cmask[i] & ~d->wmask[i] & ~d->w1cmask[i];
         value[i] = d->config[i] & ~status[i];
+        if (i < PCI_CONFIG_HEADER_SIZE && !is_subsystem(d, i)) {
+            /* No loader compares a command, or a bridge's windows */
+            value[i] &= d->cmask[i];
+        }
         status[i] &= mask[i];
         mask[i] &= ~status[i];
     }

@@ -6,8 +6,10 @@
 
 #include "qemu/osdep.h"
 #include "hw/virtio/virtio-bus.h"
+#include "hw/virtio/virtio-mem.h"
 #include "hw/virtio/virtio-promises.h"
 #include "hw/virtio/virtio-qmp.h"
+#include "hw/virtio/virtio-serial.h"
 
 static char *virtio_feature_text(void *opaque, unsigned bit)
 {
@@ -59,4 +61,44 @@ void virtio_promises(VMStatePromises *p, VirtIODevice *vdev,
     if (vdc->vmsd) {
         migration_promises_vmsd(p, vdc->vmsd, vdev);
     }
+}
+
+static bool has_port(const VirtIOSerial *s, uint32_t id)
+{
+    const VirtIOSerialPort *port;
+
+    QTAILQ_FOREACH(port, &s->ports, next) {
+        if (port->id == id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void virtio_serial_promises(VMStatePromises *p, void *opaque)
+{
+    const VirtIOSerial *s = opaque;
+    unsigned words = DIV_ROUND_UP(s->serial.max_virtserial_ports, 32);
+    g_autoptr(GString) ports = g_string_new(NULL);
+
+    for (unsigned i = 0; i < words * 32; i++) {
+        /* Port 0 is reserved, be it there or not */
+        if (has_port(s, i)) {
+            g_string_append_printf(ports, "%s%u", ports->len ? "," : "", i);
+        }
+    }
+    migration_promise_text(p, "ports", NULL, MIGRATION_BREACH_LOAD,
+                           ports->len ? ports->str : "none");
+    migration_promise_value(p, "ports_map", words);
+}
+
+void virtio_mem_promises(VMStatePromises *p, void *opaque)
+{
+    VirtIOMEM *vmem = opaque;
+
+    migration_promise_value(p, "addr", vmem->addr);
+    migration_promise_value(p, "region_size",
+                            memory_region_size(&vmem->memdev->mr));
+    migration_promise_value(p, "block_size", vmem->block_size);
+    migration_promise_value(p, "node", vmem->node);
 }

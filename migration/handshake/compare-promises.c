@@ -112,6 +112,9 @@ static const struct Promise {
       "device",
       "capability '$I' of the guest's machine is at level $A on the source, "
       "and at $B on the destination"),
+    PROMISE(PROMISE_NUMBERS, "machine-defaults", machine_defaults, "device",
+      "capability '$I' of the guest's machine is at least at its default ($A) "
+      "on the source, and is not ($B) on the destination"),
     PROMISE(PROMISE_TEXTS, "disks", disks, "disk",
       "disk $I of '$S' is a $A on the source and $B on the destination"),
     PROMISE(PROMISE_NUMBERS, "disk-sizes", disk_sizes, "disk",

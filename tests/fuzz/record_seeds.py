@@ -54,6 +54,43 @@ LAST_WORD_READERS = {COMMIT: 1, ABORT: 0, LAST_WORD: 2}     # see last-word.c
 
 Said = dict[int, bytes]
 
+# One of each kind that stubs.c has a limit for, and of all others: one that it could keep, and
+# one that it could not.
+PROMISES = {
+    "counts": [[{"name": "devs", "value": number}] for number in (3, 2)],
+    "values": [[{"name": "lanes", "value": number}] for number in (0, (1 << 64) - 1)],
+    "bytes": [8, 4],
+    "subsections": [["fdc/state"], ["fdc/later"]],
+    "device-type": ["isa-fdc", "floppy"],
+    "pci-config": ["0:ff,4:ff", "0:fe,2:10,fff:ff"],
+    "pci-status": ["70:00", "70:01"],
+    "virtio-features": ["130000054", "80000000000000010130000054"],
+    "virtio-queues": [3, 4],
+    "vnet-hdr": [False, True],
+    "no-pic": [False, True],
+    "ports": ["0,1", "none"],
+    "cpu-model": ["max-x86_64-cpu", "qemu64-x86_64-cpu"],
+    "cpu-features": [["sse"], ["sse", "avx", "vmx-ept"]],
+    "cpu": [[{"name": "family", "value": family}] for family in ("6", "15")],
+    "cpu-mode": [["power9"], ["power10"]],
+    "cpu-registers": ["1=0,1,3f=7", "1=1,2=5"],
+    "machine-capabilities": [[{"name": "htm", "value": level}] for level in (1, 2)],
+    "machine-defaults": [[{"name": "vsx", "value": 1}], [{"name": "later", "value": 1}]],
+    "disks": [[{"name": "0.0", "value": kind}] for kind in ("hd", "cd")],
+    "disk-sizes": [[{"name": "0.0", "value": size}] for size in (1 << 20, 1 << 30)],
+    "disk-writable": [["0.0"], ["1.1"]],
+    "disk-serials": [[{"name": "0.0", "value": serial}] for serial in ("QM00001", "")],
+    "disk-block-sizes": [[{"name": "0.0", "value": size}] for size in (512, 4096)],
+}
+
+
+def promising(which: int) -> Json:
+    promises = {name: values[which] for name, values in PROMISES.items()}
+    return {"profile": {"qemu-version": "10.0.13", "sections": [
+        {"name": "fdc", "version": 2, "promises": promises},
+        {"name": "dma", "version": 1, "instances": [0, 1], "promises": promises}]}}
+
+
 # What only a few machines say, on top of the shortest HELLO.
 CHANNELS = {"features": ["named-channels", "late-error"]}
 HELLOS: dict[str, Json] = {
@@ -79,6 +116,10 @@ HELLOS: dict[str, Json] = {
                 {"node": "disk", "name": "b0"}, {"node": "vda", "name": "b1"}]}},
     "bitmaps": {"optional-capabilities": ["dirty-bitmaps"], "profile": {"bitmaps": [
         {"node": "disk", "name": "b0"}, {"node": "vda", "name": "b0"}, {"node": "gone"}]}},
+    "promises": promising(0),
+    "promises-broken": promising(1),
+    "promises-malformed": {"profile": {"sections": [{"name": "fdc", "version": 2, "promises": {
+        "pci-config": "0:f,1000:00", "virtio-features": "0x1", "cpu-registers": "1,0"}}]}},
     "stuck": {"profile": {"unmigratable": ["ivshmem"], "blockers": ["a disk is local"]}},
     "sections": {"profile": {"sections": [
         {"name": "ide", "version": 3, "conditional": True}, {"name": "gone", "version": 1},
@@ -345,6 +386,9 @@ async def record_profile() -> None:
                               ("wanted", [0x89, MULTIFD, PREEMPT])):
             write("profile", name, bytes([*options, OTHERS]) + said)
             write("profile", f"own-{name}", bytes([*options, OWN, 7, MULTIFD, 4]))
+        for name, which in (("promises", 0), ("promises-broken", 1)):
+            small = json.dumps({**profile, **promising(which)}, separators=(",", ":"))
+            write("profile", name, bytes([0, OTHERS]) + small.encode())
         # What QMP reads as a number, and writes as none
         write("profile", "infinity", bytes([0, OTHERS]) + said.replace(b": 4096", b": 1e999", 1))
 

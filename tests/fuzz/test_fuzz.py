@@ -85,3 +85,19 @@ def test_every_target_has_seeds() -> None:
     for name in names("TARGETS"):
         seeds = list((TOP / "tests/fuzz/seeds" / name).iterdir())
         assert len(seeds) >= 3, name
+
+
+def test_every_promise_has_words_and_seeds() -> None:
+    """One that can be kept, one that cannot, and a word that leads to more of them."""
+    schema = (TOP / "qapi/migration-handshake.json").read_text()
+    struct = re.search(r"'struct': 'MigrationPromises',\n  'data': \{(.+?)\} \}", schema, re.S)
+    assert struct
+    promises = re.findall(r"'\*([a-z-]+)':", struct[1])
+    assert len(promises) > 20
+    words = (TOP / "tests/fuzz/handshake.dict").read_text()
+    assert not [name for name in promises if f'"\\"{name}\\""' not in words]
+    for target in ("hello", "compare", "destination", "profile"):
+        for kind in ("promises", "promises-broken"):
+            seeds = (TOP / "tests/fuzz/seeds" / target).glob(f"{kind}*")
+            seed = next(one for one in seeds if one.name in (kind, f"{kind}-hello")).read_bytes()
+            assert not [name for name in promises if f'"{name}":'.encode() not in seed], target

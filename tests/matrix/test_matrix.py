@@ -315,6 +315,33 @@ async def test_profiles(family: str, source: str, destination: str) -> None:
         cell.ok()
 
 
+WHATEVER = "max"                # each version of QEMU has its own
+CPUS = (WHATEVER, "qemu64", "Skylake-Client", "EPYC-Rome", "SapphireRapids")
+
+
+def lab_with_cpu(qemu: Qemu, machine: str, model: str) -> Lab:
+    return Lab([str(qemu.path), "-nodefaults", "-display", "none", "-machine", machine, "-m", "16",
+                "-cpu", model], "tcg")
+
+
+@each_pair
+@pytest.mark.parametrize("machine", [MACHINE, *OTHER_MACHINES[:1]])
+async def test_cpu_models(machine: str, source: str, destination: str) -> None:
+    """The same model is the same for a guest, be it of one version or of the other."""
+    for model in CPUS:
+        async with lab_with_cpu(need(source), machine, model) as one, \
+                lab_with_cpu(need(destination), machine, model) as other:
+            guest = await one.start("source", under=UNDER)
+            candidate = await candidate_of(other)
+            judged = await judge(candidate, await guest.execute("query-migrate-profile"))
+            assert judged["compatible"], (model, judged["issues"])
+            said = {(issue["code"], issue["severity"]) for issue in differences(judged)}
+            assert said <= ({("cpu", "warning")} if model == WHATEVER else set()), judged["issues"]
+            await candidate.execute("migrate-incoming", channels("handshake", inet(0)))
+            await begin(guest, await address_of(candidate))
+            assert (await end(guest))["status"] == "completed"
+
+
 def only_known_to(one: Qemu, other: Qemu) -> str:
     return binaries.newest_q35(one.machines - other.machines)
 

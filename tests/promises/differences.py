@@ -125,6 +125,8 @@ class Base(NamedTuple):
     witness: str = f"{_WITNESSES},eth0:eth1"
     tap: bool = False
     plugged: str = ""       # a device that has to be there before anything else is done
+    # QEMU 10.0 aborts, with TCG, when it sends RAM of a machine whose first block is not its largest
+    can_be_saved: bool = True
 
 
 BASES = {
@@ -133,7 +135,7 @@ BASES = {
     "tap": Base(_TAP, f"{_WITNESSES},eth0", tap=True),
     "numa": Base(_NUMA),
     "dimms": Base(_DIMMS),
-    "virtio-mem": Base(_VIRTIO_MEM),
+    "virtio-mem": Base(_VIRTIO_MEM, can_be_saved=False),
     "failover": Base(_FAILOVER, _WITNESSES, plugged="primary"),
 }
 

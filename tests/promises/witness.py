@@ -292,7 +292,8 @@ class Host:
     async def move(self, row: Row) -> Outcome:
         """What comes of it over main, with a return path, as libvirt has it."""
         # One that has given back a device for a file may not find it again.
-        source = await self.source(row, again=not BASES[row.base].plugged)
+        base = BASES[row.base]
+        source = await self.source(row, again=base.can_be_saved and not base.plugged)
         destination = await self.destination(row, "-trace", TRACE)
         try:
             for machine in (source, destination):

@@ -373,6 +373,96 @@ async def test_garbage() -> None:
         assert verdicts > 50 and errors > 500
 
 
+# A machine that promises what there is on x86, and what only others do.
+PROMISING = ("-device", "virtio-net", "-device", "virtio-serial", "-device", "usb-ehci",
+             "-blockdev", "null-co,size=1048576,read-zeroes=on,node-name=a",
+             "-blockdev", "null-co,size=1048576,read-zeroes=on,node-name=b",
+             "-device", "virtio-blk,drive=a,serial=1", "-device", "ide-hd,drive=b")
+ELSEWHERE: Json = {
+    "virtio-features": "130000054", "virtio-queues": 1, "vnet-hdr": True, "no-pic": True,
+    "cpu-mode": ["power9"], "cpu-registers": "1=0,1,3f=7", "pci-status": "70:01",
+    "machine-capabilities": [{"name": "htm", "value": 1}],
+    "machine-defaults": [{"name": "vsx", "value": 1}]}
+# Of hexadecimal, and of runs of it: digits, order, ends, lengths.
+ODD_TEXTS = [
+    "0:f", "0:", ":00", "0x0:00", "G:00", "0:0G", "0:00,", ",0:00", "4:00,0:00", "0:0000,1:00",
+    "1000:00", "fff:0000", "ffffffffffffffffffff:00", "0:" + "ff" * 4096, "0:" + "00" * 4097,
+    "0x1", "01", "F", "f" * 4000, "1,0", "1=,2", "1=0=0", "1,ffffffffffffffff,1", "-1", " 1",
+    ",".join(["1"] * 4097)]
+MANY = 10000
+
+
+async def test_garbage_of_promises() -> None:
+    """The same for all that a guest may have been promised; and bounds are kept."""
+    verdicts = errors = 0
+    async with pc_lab() as lab:
+        source = await start_source(lab, options=PROMISING)
+        candidate = await start_candidate(lab, *PROMISING)
+        profile = await profile_of(source)
+        sections: list[Json] = []
+        known: set[str] = set()
+        for one in profile["profile"]["sections"]:
+            new = {name: value for name, value in one.get("promises", {}).items()
+                   if name not in known}
+            if new:
+                known.update(new)
+                sections.append({**one, "promises": new})
+        sections.append({**sections[0], "promises": ELSEWHERE})
+        assert len(known | set(ELSEWHERE)) >= 20
+        profile["profile"]["sections"] = sections
+        del profile["profile"]["ram-blocks"][1:]
+        good = await judge(candidate, profile)
+
+        async def judged_as(path: tuple[Any, ...], new: Any) -> Optional[Json]:
+            """None: it is malformed."""
+            nonlocal verdicts, errors
+            try:
+                judged: Json = await judge(candidate, replaced(profile, path, new))
+                assert {"compatible", "issues", *SAME} <= set(judged)
+                verdicts += 1
+                return judged
+            except NotSeen as error:
+                assert "malformed migration profile" in str(error), (path, error)
+                errors += 1
+                return None
+
+        many = [f"n{i}" for i in range(MANY)]
+        tried: set[type] = set()
+        async with unchanged(candidate):
+            for index, section in enumerate(sections):
+                here: tuple[Any, ...] = ("profile", "sections", index, "promises")
+                for name, value in section["promises"].items():
+                    for number, path in enumerate(places(value, (*here, name))):
+                        for new in BAD_VALUES[number % SHARE::SHARE]:
+                            await judged_as(path, new)
+                    if isinstance(value, str):
+                        for text in ODD_TEXTS:
+                            await judged_as((*here, name), text)
+                        assert not await judged_as((*here, name), "x" * ((32 << 10) + 1))
+                    if isinstance(value, list):
+                        def named(*names: str, like: Any = value[0]) -> Any:
+                            return [{**like, "name": one} if isinstance(like, dict) else one
+                                    for one in names]
+
+                        assert not await judged_as((*here, name), named("n" * 256))
+                        assert await judged_as((*here, name), named("n" * 255))
+                        kind = type(value[0]["value"] if isinstance(value[0], dict) else None)
+                        if kind not in tried:
+                            tried.add(kind)
+                            for count in (MANY, 4097):
+                                assert not await judged_as((*here, name), named(*many[:count]))
+                            assert await judged_as((*here, name), named(*many[:4096]))
+                more = {f"later-{i}": i for i in range(65)}
+                assert not await judged_as(here, more)
+                assert await judged_as(here, dict(list(more.items())[:64]))
+                # Names that are almost ours are nobody's
+                assert await judged_as(here, {f"{name}s": value for name, value
+                                              in section["promises"].items()})
+            assert await judge(candidate, profile) == good
+        print(f"{verdicts} verdicts, {errors} errors")
+        assert verdicts > 50 and errors > 500
+
+
 WRONG: dict[str, Any] = {
     "null": None, "string": "profile", "number": 1, "list": [], "empty": {},
     "inside-only": {"machine": "pc"},

@@ -1207,6 +1207,9 @@ static GPtrArray *dev_limits_new(void)
     limits_add(limits, (HandshakeLimit) {
         "machine-capabilities", (char *)"htm", HANDSHAKE_RULE_AT_MOST,
         MIGRATION_BREACH_LOAD, .number = 1 });
+    limits_add(limits, (HandshakeLimit) {
+        "machine-defaults", (char *)"vsx", HANDSHAKE_RULE_AT_MOST,
+        MIGRATION_BREACH_LOAD, .number = 0 });
     return limits;
 }
 
@@ -1397,6 +1400,10 @@ static void test_promise_machine(void)
                   " { 'name': 'later', 'value': 2 } ]", NULL);
     check_promise("'machine-capabilities': [ { 'name': 'htm', 'value': 2 } ]",
                   "error device dev: 2 -> 1\n");
+    check_promise("'machine-defaults': [ { 'name': 'htm', 'value': 1 } ]",
+                  NULL);
+    check_promise("'machine-defaults': [ { 'name': 'vsx', 'value': 1 } ]",
+                  "error device dev: 1 -> 0\n");
 }
 
 static void test_promise_cpu(void)

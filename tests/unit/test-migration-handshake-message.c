@@ -745,6 +745,7 @@ static void test_promises(void)
         "\"cpu-features\": [ 1 ]", "\"cpu-features\": \"avx\"",
         "\"cpu-registers\": [ \"1\" ]", "\"cpu-mode\": \"power9\"",
         "\"machine-capabilities\": [ { \"name\": \"htm\", \"value\": true } ]",
+        "\"machine-defaults\": [ \"htm\" ]",
         "\"cpu\": [ { \"name\": \"family\", \"value\": 6 } ]",
         "\"vnet-hdr\": 1", "\"disk-sizes\": null",
     };

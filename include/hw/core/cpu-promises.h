@@ -26,4 +26,11 @@ void cpu_promises(VMStatePromises *p, void *opaque);
  */
 bool cpu_is_first_of_type(CPUState *cpu);
 
+/**
+ * possible_cpus_promises: a hook for a controller that CPUs are plugged with
+ * @p: the promises of a section
+ * @opaque: its state, which has as many parts as there may be CPUs
+ */
+void possible_cpus_promises(VMStatePromises *p, void *opaque);
+
 #endif

@@ -21,4 +21,8 @@
 void virtio_promises(VMStatePromises *p, VirtIODevice *vdev,
                      const uint64_t *guest, const uint64_t *host, int words);
 
+/* Hooks: what virtio_serial_load_device() and virtio-mem's post_load() want */
+void virtio_serial_promises(VMStatePromises *p, void *opaque);
+void virtio_mem_promises(VMStatePromises *p, void *opaque);
+
 #endif

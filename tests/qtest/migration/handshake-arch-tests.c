@@ -79,12 +79,27 @@ static const ArchAccepted s390x_accepted[] = {
 
 static const ArchTest ppc64_tests[] = {
     {
-        .name = "machine-capabilities", .code = "device", .source = "1",
+        .name = "machine-capabilities", .code = "device", .source = "2",
+        .destination = "1",
+        .message = "capability 'cfpc' of the guest's machine is at level 2 on "
+                   "the source, and at 1 on the destination",
+        .from = "-machine cap-cfpc=fixed",
+        .to = "-machine cap-cfpc=workaround",
+    }, {
+        .name = "machine-defaults", .code = "device", .source = "1",
         .destination = "0",
-        .message = "capability 'cfpc' of the guest's machine is at level 1 on "
-                   "the source, and at 0 on the destination",
+        .message = "capability 'cfpc' of the guest's machine is at least at "
+                   "its default (1) on the source, and is not (0) on the "
+                   "destination",
         .from = "-machine cap-cfpc=workaround",
         .to = "-machine cap-cfpc=broken",
+    }, {
+        /* Neither has it, but the loader takes the destination's default */
+        .name = "machine-default-there", .code = "device", .source = "1",
+        .destination = "0", .message = "capability 'ail-mode-3' *",
+        .from = "-cpu power7 -machine max-cpu-compat=power7,cap-ibs=workaround",
+        .to = "-cpu power8 -machine cap-cfpc=workaround,cap-ibs=workaround,"
+              "cap-ail-mode-3=off",
     }, {
         .name = "cpu-mode", .code = "cpu", .source = "power9*",
         .destination = "missing",
@@ -232,16 +247,38 @@ static void assert_no_error(QDict *info)
     qobject_unref(info);
 }
 
-static void test_accepted(const void *opaque)
+static void assert_accepted(QTestState *from, QTestState *to)
 {
-    const ArchAccepted *t = opaque;
-    QTestState *to = start(t->destination, true);
-    QTestState *from = start(t->source, false);
-
     assert_no_error(check_to(from, to, NULL));
     migrate_to(from, to, NULL);
     wait_completed(from, to);
     stop_both(from, to);
+}
+
+static void test_accepted(const void *opaque)
+{
+    const ArchAccepted *t = opaque;
+    QTestState *to = start(t->destination, true);
+
+    assert_accepted(start(t->source, false), to);
+}
+
+/*
+ * A guest that knows nothing newer has its CPUs in the mode of an older one,
+ * and a machine with capabilities by default that the older CPU does not have.
+ */
+static void test_ppc64_guest_mode(void)
+{
+    QTestState *to = start("-cpu power7 -machine cap-sbbc=workaround,"
+                           "cap-ibs=workaround", true);
+    QTestState *from = start("-cpu power8 -machine cap-cfpc=workaround,"
+                             "cap-ibs=workaround", false);
+
+    qtest_qmp_assert_success(from,
+        "{ 'execute': 'qom-set', 'arguments': { 'path': '/machine',"
+        "  'property': 'max-cpu-compat', 'value': 'power7' } }");
+    qtest_system_reset(from);
+    assert_accepted(from, to);
 }
 
 /* Devices that stand in one machine */
@@ -312,5 +349,9 @@ void migration_test_add_handshake_arch(MigrationTestEnv *env)
     }
     if (arch) {
         handshake_test_add("/migration/handshake/arch/twins", test_twins);
+    }
+    if (arch && !strcmp(arch->name, "ppc64")) {
+        handshake_test_add("/migration/handshake/arch/guest-mode",
+                           test_ppc64_guest_mode);
     }
 }

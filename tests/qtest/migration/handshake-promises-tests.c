@@ -12,6 +12,7 @@
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
 #include "qobject/qstring.h"
+#include "hw/pci/pci_regs.h"
 #include "libqtest.h"
 #include "migration/framework.h"
 #include "migration/handshake-util.h"
@@ -382,20 +383,17 @@ static void test_same(const void *opaque)
     stop_both(from, to);
 }
 
-static char *saved_stream(const char *opts, bool ask, gsize *len)
+/* Ends @who */
+static char *saved_stream(QTestState *who, gsize *len)
 {
-    QTestState *from = start_source(opts);
     g_autofree char *path = g_strdup_printf("%s/stream", tmpfs);
     g_autofree char *uri = g_strdup_printf("file:%s", path);
     char *stream;
 
-    for (int i = 0; ask && i < 3; i++) {
-        qobject_unref(query_profile(from));
-    }
-    qtest_qmp_assert_success(from, "{ 'execute': 'migrate',"
+    qtest_qmp_assert_success(who, "{ 'execute': 'migrate',"
                              "  'arguments': { 'uri': %s } }", uri);
-    qobject_unref(wait_status(from, "completed"));
-    qtest_quit(from);
+    qobject_unref(wait_status(who, "completed"));
+    qtest_quit(who);
     g_assert_true(g_file_get_contents(path, &stream, len, NULL));
     unlink(path);
     return stream;
@@ -414,16 +412,9 @@ static gsize device_state(const char *stream, gsize len)
     g_assert_not_reached();
 }
 
-/* Who is asked what it promises does not change by that */
-static void test_stream(void)
+/* Takes @a and @b, which are streams */
+static void assert_same_state(char *a, gsize len_a, char *b, gsize len_b)
 {
-    const char *opts = "-S -rtc base=2020-01-01,clock=vm -smp 2 "
-        "-device qemu-xhci -device pcie-root-port -device e1000e "
-        "-device virtio-gpu-pci -device virtio-rng-pci "
-        NULL_DISK("size=64M") "-device ide-hd,drive=disk";
-    gsize len_a, len_b;
-    g_autofree char *a = saved_stream(opts, false, &len_a);
-    g_autofree char *b = saved_stream(opts, true, &len_b);
     gsize at_a = device_state(a, len_a);
     gsize at_b = device_state(b, len_b);
 
@@ -434,6 +425,107 @@ static void test_stream(void)
             g_assert_not_reached();
         }
     }
+    g_free(a);
+    g_free(b);
+}
+
+#define STREAM_OPTIONS \
+    "-S -rtc base=2020-01-01,clock=vm -smp 2 " \
+    "-device qemu-xhci -device pcie-root-port -device e1000e " \
+    "-device virtio-gpu-pci -device virtio-rng-pci " \
+    NULL_DISK("size=64M") "-device ide-hd,drive=disk "
+
+/* Who is asked what it promises does not change by that */
+static void test_stream(void)
+{
+    char *streams[2];
+    gsize len[2];
+
+    for (int ask = 0; ask < 2; ask++) {
+        QTestState *from = start_source(STREAM_OPTIONS);
+
+        for (int i = 0; ask && i < 3; i++) {
+            qobject_unref(query_profile(from));
+        }
+        streams[ask] = saved_stream(from, &len[ask]);
+    }
+    assert_same_state(streams[0], len[0], streams[1], len[1]);
+}
+
+/* Nor does who has not loaded anything yet, and is asked what it could keep */
+static void test_stream_of_destination(void)
+{
+    g_autofree char *path = g_strdup_printf("%s/first", tmpfs);
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+    QTestState *from = start_source(STREAM_OPTIONS);
+    QDict *profile = query_profile(from);
+    g_autofree char *first = NULL;
+    char *streams[2];
+    gsize len[2];
+
+    first = saved_stream(from, &len[0]);
+    g_assert_true(g_file_set_contents(path, first, len[0], NULL));
+    for (int ask = 0; ask < 2; ask++) {
+        QTestState *to = start_machine("-incoming defer %s", STREAM_OPTIONS);
+
+        for (int i = 0; ask && i < 3; i++) {
+            qobject_unref(check_profile(to, qobject_ref(profile), NULL));
+        }
+        qtest_qmp_assert_success(to, "{ 'execute': 'migrate-incoming',"
+                                 "  'arguments': { 'uri': %s } }", uri);
+        qobject_unref(wait_status(to, "completed"));
+        streams[ask] = saved_stream(to, &len[ask]);
+    }
+    assert_same_state(streams[0], len[0], streams[1], len[1]);
+    qobject_unref(profile);
+    unlink(path);
+}
+
+#define ROOT_PORT \
+    "-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off " \
+    "-device ioh3420,id=rp,addr=4,chassis=1 "
+
+/* A root port in slot 4 has an interrupt for a guest that has masked it */
+static void mask_hotplug_interrupt(QTestState *from)
+{
+    qtest_outl(from, 0xcf8, 0x80002060);
+    qtest_outw(from, 0xcfe, 1);             /* MSI is on, */
+    qtest_outl(from, 0xcf8, 0x8000206c);
+    qtest_outl(from, 0xcfc, 3);             /* and all vectors are masked */
+    qtest_outl(from, 0xcf8, 0x800020a8);
+    qtest_outw(from, 0xcfc, qtest_inw(from, 0xcfc) | PCI_EXP_SLTCTL_HPIE |
+                            PCI_EXP_SLTCTL_PDCE);
+    qtest_qmp_assert_success(from, "{ 'execute': 'device_add', 'arguments': {"
+                             "  'driver': 'virtio-rng-pci', 'id': 'hot',"
+                             "  'bus': 'rp' } }");
+}
+
+/* It may be there now, and gone when the state is loaded */
+static void test_pending_interrupt(void)
+{
+    static const PromiseTest test = {
+        .code = "device", .warning = true,
+        .subject = "0000:00:04.0/ioh-3240-express-root-port",
+        .source = "*", .destination = "00",
+        .message = "*PCI status differs at 0x70 (MSI capability): *",
+        .from = ROOT_PORT,
+        .to = ROOT_PORT "-device virtio-rng-pci,id=hot,bus=rp",
+    };
+    QTestState *to, *from;
+    QDict *info;
+
+    if (!qtest_has_device("ioh3420")) {
+        g_test_skip("a device is not in this build");
+        return;
+    }
+    to = start_destination(test.to);
+    from = start_source(test.from);
+    mask_hotplug_interrupt(from);
+    info = check_to(from, to, NULL);
+    g_assert_cmpstr(qdict_get_str(info, "status"), ==, "accepted");
+    g_assert_cmpuint(qlist_size(qdict_get_qlist(info, "issues")), ==, 1);
+    assert_issue(info, &test);
+    stop_both(from, to);
 }
 
 /* Devices that may be added twice, in a QEMU that waits and in one that runs */
@@ -572,6 +664,10 @@ void migration_test_add_handshake_promises(MigrationTestEnv *env)
     add_tests("/same", test_same);
     handshake_test_add("/migration/handshake/promises/return", test_return);
     handshake_test_add("/migration/handshake/promises/stream", test_stream);
+    handshake_test_add("/migration/handshake/promises/stream-of-destination",
+                       test_stream_of_destination);
+    handshake_test_add("/migration/handshake/promises/pending-interrupt",
+                       test_pending_interrupt);
     handshake_test_add("/migration/handshake/promises/twins/pc", test_twins_pc);
     handshake_test_add("/migration/handshake/promises/twins/q35",
                        test_twins_q35);
