@@ -69,7 +69,7 @@ help:
 #: make TARGETS=aarch64    and qemu-system-aarch64 beside it; also i386, s390x, ppc64
 #: make QEMU_SRC=DIR       the same from your own QEMU tree, never changed, in build/custom
 #: make demo               builds, and migrates a real guest with the handshake; TARGET=aarch64
-#: make check              builds all bases, and runs all the tests that gate a change
+#: make check              builds 10.0 and 10.2, and runs all the tests that gate a change
 #: make check-full         and those that take long, and once more with multifd
 #: make check-asan         our own tests with AddressSanitizer and UBSan, in build/10.0-asan
 #: make bench              measures and draws

@@ -7,7 +7,7 @@ Usage: libvirt_owner.py [--runs N] [--moment NAME]. Takes root, and what bench-l
 There are sixteen cases: Finish, Confirm and a moment before each, and two daemons and two QEMUs;
 once with a handshake and once without. A daemon that was killed is started again. This is a record
 and no test: what libvirt makes of it depends on how far it had got, and it does not promise that
-there is one owner, unless a lock manager is used. tests/libvirt/test_owner.py has what is certain.
+there is one owner, unless a lock manager is used. tests/libvirt/test_killed.py has what is certain.
 """
 
 from __future__ import annotations

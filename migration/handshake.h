@@ -318,6 +318,16 @@ bool migration_handshake_must_ask(void);
 bool migration_handshake_has_guest(void);
 
 /**
+ * migration_handshake_postcopy_starts: whether the guest may start in postcopy
+ *
+ * Not if the source has been told by another thread that it never will.  Once
+ * this has returned true, no thread tells it that.
+ *
+ * Called by the loader, without lock.
+ */
+bool migration_handshake_postcopy_starts(void);
+
+/**
  * migration_handshake_load_failed: the guest cannot be loaded, or started
  * @errp: why; what the loader has reported is added
  *

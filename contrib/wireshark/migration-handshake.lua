@@ -15,7 +15,7 @@ local PREFIX = 8
 local HELLO, ACCEPT, REJECT, COMMIT, ABORT = 1, 2, 3, 4, 5
 local LOADED, START, LAST_WORD = 8, 9, 10       -- after COMMIT
 local HELLO_MAX, FRAME_MAX = 524288, 131072
-local LATE_MAX = 16384          -- of a frame on the return path
+local LATE_MAX = 16384          -- of LOADED, of LAST WORD, and of any frame on the return path
 local MESSAGE, MESSAGE_MAX = 4, 512     -- of the return path: QEMU takes no larger ones
 local UNKNOWN_MAX = 16          -- frames of unknown types in one direction
 local JSON_DEPTH = 16
@@ -807,7 +807,7 @@ function parse.header(piece, range)
 end
 
 local function limit_of(state, kind)
-    if state.phase == "return_path" then return LATE_MAX end
+    if state.phase == "return_path" or kind == LOADED or kind == LAST_WORD then return LATE_MAX end
     return kind == HELLO and HELLO_MAX or FRAME_MAX
 end
 

@@ -231,6 +231,12 @@ typedef struct Listing {
     unsigned n;
 } Listing;
 
+/* Whether the next one is only counted */
+static bool listing_is_full(const Listing *listing)
+{
+    return listing->n >= LISTED_MAX;
+}
+
 static void listing_add(Listing *listing, const char *name)
 {
     if (++listing->n <= LISTED_MAX) {
@@ -315,7 +321,8 @@ static void judge_bits(const Judgement *j, const HandshakeLimit *limit,
 
         for (; missing; missing &= missing - 1) {
             unsigned bit = i * 64 + ctz64(missing);
-            g_autofree char *name = i < words && limit->describe
+            g_autofree char *name = listing_is_full(&listing) ? NULL
+                : i < words && limit->describe
                 ? limit->describe(limit->opaque, bit)
                 : g_strdup_printf("feature bit %u", bit);
 
@@ -660,6 +667,7 @@ void handshake_compare_promises(const MigrationProfile *source,
 {
     g_autoptr(GHashTable) told = g_hash_table_new_full(g_str_hash, g_str_equal,
                                                        g_free, NULL);
+    g_autoptr(GHashTable) judged = g_hash_table_new(NULL, NULL);
     static const uint32List zero_alone = { .value = 0 };
     const MigrationProfileSectionList *l;
     unsigned vain = 0;
@@ -683,7 +691,11 @@ void handshake_compare_promises(const MigrationProfile *source,
                 issues, back,
             };
 
-            for (guint n = 0; j.limits && n < j.limits->len; n++) {
+            /* A peer may name a section as often as it likes */
+            if (!j.limits || !g_hash_table_add(judged, (void *)j.limits)) {
+                continue;
+            }
+            for (guint n = 0; n < j.limits->len; n++) {
                 const HandshakeLimit *limit = g_ptr_array_index(j.limits, n);
                 Value value = promised_value(section->promises, limit);
 

@@ -147,6 +147,16 @@ HandshakeEnd *handshake_end_new(const strList *features);
 void handshake_end_free(HandshakeEnd *end);
 
 /**
+ * handshake_end_resume: a migration that was paused goes on
+ * @end: the session's, or NULL
+ *
+ * What is met from now on has nothing to do with how it was paused.
+ *
+ * Called in the main thread, before there is a return path again.
+ */
+void handshake_end_resume(HandshakeEnd *end);
+
+/**
  * handshake_end_show_issues: show what the destination has said in the end
  * @end: a source's session
  * @info: what query-migrate shows; its issues come after those

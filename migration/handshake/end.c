@@ -25,10 +25,8 @@
 #include "conversation.h"
 #include "migration/handshake.h"
 #include "migration/migration-stats.h"
-#include "migration/postcopy-ram.h"
 #include "migration/qemu-file.h"
 #include "migration/yank_functions.h"
-#include "system/runstate.h"
 #include "trace.h"
 
 /* How long a source with an error waits for the destination's reason */
@@ -69,12 +67,20 @@ struct HandshakeEnd {
 };
 
 /* What the loader of a destination has to say */
+/* What becomes of the guest here in postcopy: decided once, by either thread */
+typedef enum HandshakeFate {
+    FATE_OPEN,
+    FATE_STARTS,
+    FATE_NEVER,                 /* so the source is told */
+} HandshakeFate;
+
 struct HandshakeLoader {
     bool late_error;
     bool one_owner;
     bool loaded;                /* LOADED has been said */
     bool given;                 /* START has come */
     bool spoken;                /* the LAST WORD has been said */
+    HandshakeFate fate;         /* atomic */
     const char *section;        /* that is being loaded */
     QemuMutex lock;             /* protects what follows */
     HandshakeIssues said;
@@ -127,10 +133,10 @@ static void end_session(MigrationState *s)
     YankInstanceList migration = { .value = MIGRATION_YANK_INSTANCE };
     HandshakeEnd *end = s->handshake->end;
 
-    qatomic_set(&end->gave_up, true);
     if (s->state == MIGRATION_STATUS_SETUP ||
         s->state == MIGRATION_STATUS_ACTIVE ||
         (migration_in_postcopy() && qatomic_read(&end->not_started))) {
+        qatomic_set(&end->gave_up, true);
         qmp_yank(&migration, NULL);
     }
 }
@@ -217,6 +223,14 @@ void handshake_end_free(HandshakeEnd *end)
     handshake_issues_free(&end->issues);
     qemu_mutex_destroy(&end->lock);
     g_free(end);
+}
+
+void handshake_end_resume(HandshakeEnd *end)
+{
+    if (end) {
+        qatomic_set(&end->gave_up, false);
+        qatomic_set(&end->over, false);
+    }
 }
 
 void handshake_end_show_issues(HandshakeEnd *end, MigrationHandshakeInfo *info)
@@ -756,17 +770,12 @@ void handshake_loader_note_error(HandshakeLoader *loader, Error **errp)
     }
 }
 
-/*
- * The postcopy thread may be at its end before this one has spoken, whether the
- * guest has run or not.  Where it has, nothing is left that could fail here.
- */
-static bool coroutine_mixed_fn loader_never_started(void)
+bool migration_handshake_postcopy_starts(void)
 {
-    PostcopyState state = postcopy_state_get();
+    HandshakeLoader *loader = migration_incoming_get_current()->loader;
 
-    return state < POSTCOPY_INCOMING_RUNNING ||
-           (state == POSTCOPY_INCOMING_END && qemu_in_coroutine() &&
-            runstate_check(RUN_STATE_INMIGRATE));
+    return !loader || qatomic_cmpxchg(&loader->fate, FATE_OPEN, FATE_STARTS) !=
+                      FATE_NEVER;
 }
 
 static void coroutine_mixed_fn loader_speak(MigrationIncomingState *mis,
@@ -778,7 +787,8 @@ static void coroutine_mixed_fn loader_speak(MigrationIncomingState *mis,
     };
     QEMUTimer *timer = NULL;
 
-    if (loader_never_started()) {
+    if (qatomic_cmpxchg(&mis->loader->fate, FATE_OPEN, FATE_NEVER) !=
+        FATE_STARTS) {
         word.guest = (char *)HANDSHAKE_GUEST_NOT_STARTED;
     }
     if (dialogue) {

@@ -8,7 +8,6 @@
  */
 
 #include "qemu/osdep.h"
-#include "io/channel-command.h"
 #include "io/channel-socket.h"
 #include "io/channel-util.h"
 #include "monitor/monitor.h"
@@ -102,12 +101,13 @@ migration_handshake_validate_outgoing(const MigrationChannelList *channels,
                    "migration; use channel type 'main'");
         return false;
     }
+    if (resume && options) {
+        error_setg(errp, "Argument 'handshake' has no meaning when a "
+                   "migration is resumed");
+        return false;
+    }
     if (resume) {
-        if (options) {
-            error_setg(errp, "Argument 'handshake' has no meaning when a "
-                       "migration is resumed");
-        }
-        return !options;
+        return validate_transport(handshake->addr, false, errp);
     }
     if (options && options->has_timeout && options->timeout > TIMEOUT_MAX) {
         error_setg(errp, "Option 'timeout' of channel type 'handshake' must "
@@ -204,15 +204,6 @@ static void resume_main_done(MigrationState *s, QIOChannel *ioc, Error *err)
     }
 }
 
-static QIOChannel *channel_from_command(strList *command, Error **errp)
-{
-    g_auto(GStrv) argv = strv_from_str_list(command);
-    QIOChannelCommand *ioc =
-        qio_channel_command_new_spawn((const char *const *)argv, O_RDWR, errp);
-
-    return ioc ? QIO_CHANNEL(ioc) : NULL;
-}
-
 bool migration_handshake_resume(const MigrationAddress *addr, Error **errp)
 {
     ERRP_GUARD();
@@ -224,11 +215,11 @@ bool migration_handshake_resume(const MigrationAddress *addr, Error **errp)
     if (!h->resume_header || addr->transport == MIGRATION_ADDRESS_TYPE_RDMA) {
         return false;
     }
-    if (addr->transport == MIGRATION_ADDRESS_TYPE_EXEC) {
-        ioc = channel_from_command(addr->u.exec.args, errp);
-    } else if (addr->transport != MIGRATION_ADDRESS_TYPE_SOCKET) {
-        error_setg(errp, "A migration can be resumed over a bidirectional "
-                   "channel only");
+    if (addr->transport != MIGRATION_ADDRESS_TYPE_SOCKET) {
+        /* Nobody could end the wait for an answer */
+        error_setg(errp, "This migration can be resumed over a bidirectional "
+                   "socket only, which transport '%s' is not",
+                   MigrationAddressType_str(addr->transport));
     } else if (addr->u.socket.type == SOCKET_ADDRESS_TYPE_FD) {
         ioc = channel_from_fd(addr->u.socket.u.fd.str, errp);
     } else {
@@ -239,6 +230,7 @@ bool migration_handshake_resume(const MigrationAddress *addr, Error **errp)
                    "can be connected to twice");
     }
     if (!*errp) {
+        handshake_end_resume(h->end);
         qapi_free_SocketAddress(h->resume_addr);
         h->resume_addr = QAPI_CLONE(SocketAddress, to);
         handshake_resume_open(HANDSHAKE_CHANNEL_MAIN, &h->session, to, ioc,
@@ -401,6 +393,12 @@ bool migration_handshake_listen(const MigrationChannel *channel, Error **errp)
     return true;
 }
 
+/* Its connections belong to the main loop */
+static void destination_free_bh(void *opaque)
+{
+    handshake_destination_free(opaque);
+}
+
 bool migration_handshake_accept(QIOChannel *ioc)
 {
     MigrationIncomingState *mis = migration_incoming_get_current();
@@ -416,7 +414,8 @@ bool migration_handshake_accept(QIOChannel *ioc)
     }
     /* Otherwise a paused migration is recovered without header */
     if (mis->state == MIGRATION_STATUS_POSTCOPY_PAUSED) {
-        g_clear_pointer(&mis->handshake, handshake_destination_free);
+        aio_bh_schedule_oneshot(qemu_get_aio_context(), destination_free_bh,
+                                g_steal_pointer(&mis->handshake));
         return false;
     }
     if (mis->state != MIGRATION_STATUS_COMPLETED &&

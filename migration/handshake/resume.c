@@ -37,8 +37,6 @@
 #define HEADER_TIMEOUT      5
 /* Connections that have not said yet what they are */
 #define READERS_MAX         8
-/* What one that was turned away may still have on its way, in bytes */
-#define DRAIN_MAX           (2 * HANDSHAKE_HELLO_MAX)
 
 /*
  * The source: a coroutine in the main loop opens a channel
@@ -366,6 +364,17 @@ static void reader_turn_away(ResumeReader *reader, HandshakeHeader *header)
     reader_set_timer(reader);
 }
 
+/* It came while the migration was being paused again, which did not see it */
+static void drop_late_preempt(MigrationIncomingState *mis)
+{
+    QEMU_LOCK_GUARD(&mis->postcopy_prio_thread_mutex);
+    if (mis->postcopy_qemufile_dst) {
+        migration_ioc_unregister_yank_from_file(mis->postcopy_qemufile_dst);
+        qemu_fclose(mis->postcopy_qemufile_dst);
+        mis->postcopy_qemufile_dst = NULL;
+    }
+}
+
 static void reader_take_main(ResumeReader *reader,
                              const HandshakeHeader *header)
 {
@@ -383,6 +392,7 @@ static void reader_take_main(ResumeReader *reader,
     }
     trace_migration_handshake_resume_take(reader->ioc, header->name);
     reader->hr->preempt = false;
+    drop_late_preempt(migration_incoming_get_current());
     ioc = QIO_CHANNEL(object_ref(OBJECT(reader->ioc)));
     reader_remove(reader);
     migration_ioc_register_yank(ioc);
@@ -472,7 +482,7 @@ static void reader_drain(ResumeReader *reader)
         return;
     }
     reader->len += MAX(len, 0);
-    if (len <= 0 || reader->len > DRAIN_MAX) {
+    if (len <= 0 || reader->len > HANDSHAKE_DRAIN_MAX) {
         reader_drop(reader, "drained");
     }
 }
@@ -549,6 +559,7 @@ void handshake_resume_accept(HandshakeResume *hr, QIOChannel *ioc)
     trace_migration_handshake_resume_accept(ioc);
     qio_channel_set_blocking(ioc, false, NULL);
     qio_channel_set_delay(ioc, false);
+    handshake_ioc_keep_alive(ioc, NULL);
     channel = resume_channel(ioc, &err);
     if (!channel) {
         trace_migration_handshake_resume_drop(ioc, error_get_pretty(err));

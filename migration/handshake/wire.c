@@ -22,9 +22,6 @@
 #define PREFIX_TYPE         4
 #define PREFIX_FLAGS        6
 
-/* As much as a peer may still have on its way when it gets our last frame */
-#define DRAIN_MAX           (HANDSHAKE_UNKNOWN_MAX * HANDSHAKE_FRAME_MAX)
-
 void handshake_wire_init(HandshakeWire *wire, QIOChannel *ioc)
 {
     *wire = (HandshakeWire) {
@@ -355,7 +352,7 @@ void coroutine_mixed_fn handshake_wire_drain(HandshakeWire *wire)
                              NULL) < 0) {
         return;
     }
-    while (total < DRAIN_MAX) {
+    while (total < HANDSHAKE_DRAIN_MAX) {
         ssize_t len = qio_channel_read(wire->ioc, buf, 4 * KiB, NULL);
 
         if (len == QIO_CHANNEL_ERR_BLOCK && qemu_in_coroutine()) {

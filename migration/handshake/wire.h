@@ -31,6 +31,9 @@
 /* How many frames of an unknown type a peer may send */
 #define HANDSHAKE_UNKNOWN_MAX       16
 
+/* As much as a peer may still have on its way when it gets our last frame */
+#define HANDSHAKE_DRAIN_MAX         (2 * MiB)
+
 /* A receiver that does not know the type of such a frame must refuse */
 #define HANDSHAKE_FRAME_CRITICAL    0x0001
 

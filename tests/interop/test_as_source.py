@@ -180,8 +180,8 @@ VIOLATIONS: dict[str, list[Words]] = {
 
 
 @pytest.mark.parametrize("words", VIOLATIONS.values(), ids=VIOLATIONS)
-async def test_d19_violations_before_the_verdict(words: list[Words]) -> None:
-    """D19, B2. REJECT to whatever is wrong, as soon as that can be seen."""
+async def test_d24_violations_before_the_verdict(words: list[Words]) -> None:
+    """D24, B2. REJECT to whatever is wrong, as soon as that can be seen."""
     async with qemu_destination() as (_, port), call(port) as talk:
         await talk.say(Header(), *words)
         reject = await talk.verdict()
@@ -378,8 +378,8 @@ async def test_d4_named_channels() -> None:
                 assert codes(reject) == [("transport", name)]
 
 
-async def test_d9_the_answer() -> None:
-    """D9, B8. Exactly the parameters that are effective, as they were sent and in that order."""
+async def test_d11_the_answer() -> None:
+    """D11, B8. Exactly the parameters that are effective, as they were sent and in that order."""
     parameters = [of_multifd("multifd-compression", "none"), *multifd(7),
                   Parameter("return-path", "x", "1").write(), Parameter("new", "x", "1").write(),
                   Parameter("postcopy-ram", "x", "1").write()]
@@ -399,8 +399,8 @@ async def test_d9_the_answer() -> None:
         assert (info["check-only"], info["status"]) == (True, "accepted")
 
 
-async def test_d7_what_is_not_compared() -> None:
-    """D7. Lists that are absent or empty; instances that are none."""
+async def test_d9_what_is_not_compared() -> None:
+    """D9. Lists that are absent or empty; instances that are none."""
     async with qemu_destination(pc_lab()) as (_, port):
         for lists in ({}, {"sections": [], "ram-blocks": []}):
             assert (await accepted(port, changed(CHECK, profile=lists))).issues == []
@@ -477,8 +477,8 @@ async def test_warnings_as_errors() -> None:
         await accepted(port, changed(hello, warnings_as_errors=False))
 
 
-async def test_d17_busy() -> None:
-    """D17, D18. Nobody disturbs a session, and a check does not get around it."""
+async def test_d22_busy() -> None:
+    """D22, D23. Nobody disturbs a session, and a check does not get around it."""
     async with qemu_destination() as (_, port):
         async with ask(port, MINIMUM) as first:
             assert isinstance(await first.verdict(), Accept)
@@ -491,8 +491,8 @@ async def test_d17_busy() -> None:
             assert await first.is_silent()
 
 
-async def test_d18_checks() -> None:
-    """D18, D20. It has no session; whatever the source still says is ignored."""
+async def test_d23_checks() -> None:
+    """D23, D25. It has no session; whatever the source still says is ignored."""
     async with qemu_destination() as (destination, port):
         async with ask(port, CHECK) as check, ask(port, CHECK) as other:
             assert isinstance(await check.verdict(), Accept)
@@ -512,8 +512,8 @@ async def test_d18_checks() -> None:
 
 @pytest.mark.parametrize("hello", [changed(MINIMUM, required=["x"]), CHECK],
                          ids=["refused", "check"])
-async def test_d20_it_drains(hello: Object) -> None:
-    """D20. Its direction ends at once; what still comes is read, so that no reset eats the end."""
+async def test_d25_it_drains(hello: Object) -> None:
+    """D25. Its direction ends at once; what still comes is read, so that no reset eats the end."""
     async with qemu_destination() as (_, port), ask(port, hello) as talk:
         await talk.say(*[SKIPPED] * 10, bytes(100000))
         await talk.verdict()
@@ -595,8 +595,8 @@ COMMITTING = changed(MULTIFD, optional_capabilities=["multifd", "switchover-ack"
 
 @pytest.mark.parametrize("late", [True, False], ids=["late-error", "silent"])
 @pytest.mark.parametrize("words", BAD_COMMITS.values(), ids=BAD_COMMITS)
-async def test_d13_d15_bad_commits(words: Callable[[str], list[Words]], late: bool) -> None:
-    """D13, D15, D20. A last word, if both know it; nothing is applied, and it listens."""
+async def test_d15_d17_bad_commits(words: Callable[[str], list[Words]], late: bool) -> None:
+    """D15, D17, D25. A last word, if both know it; nothing is applied, and it listens."""
     hello = COMMITTING if late else changed(COMMITTING, features=["named-channels"])
     async with qemu_destination() as (destination, port), ask(port, hello) as talk:
         session = await session_of(talk)
@@ -622,8 +622,8 @@ async def require_last_word(talk: Talk, late: bool = True, *words: str) -> Optio
 
 
 @pytest.mark.parametrize("come, words", [(0, "2 channels"), (1, "1 channel")])
-async def test_d13_channels_are_missing(come: int, words: str) -> None:
-    """D13. COMMIT comes when all are there, and not before."""
+async def test_d15_channels_are_missing(come: int, words: str) -> None:
+    """D15. COMMIT comes when all are there, and not before."""
     async with qemu_destination() as (destination, port), ask(port, MULTIFD) as talk:
         async with joined(port, await session_of(talk), come):
             await commit(talk)
@@ -631,8 +631,8 @@ async def test_d13_channels_are_missing(come: int, words: str) -> None:
             await require_untouched(destination)
 
 
-async def test_d15_what_has_changed_since_accept() -> None:
-    """D15. It looks again, and tells all the reasons, but for those that ACCEPT had."""
+async def test_d17_what_has_changed_since_accept() -> None:
+    """D17. It looks again, and tells all the reasons, but for those that ACCEPT had."""
     hello = changed(MULTIFD, profile={"arch": "i386"})
     async with qemu_destination(pc_lab()) as (destination, port), ask(port, hello) as talk:
         accept = await talk.verdict()
@@ -648,8 +648,8 @@ async def test_d15_what_has_changed_since_accept() -> None:
 
 
 @pytest.mark.parametrize("come", [0, 1, 2])
-async def test_d13_without_multifd(come: int) -> None:
-    """D13. What has come of it is closed, and it goes on without."""
+async def test_d15_without_multifd(come: int) -> None:
+    """D15. What has come of it is closed, and it goes on without."""
     hello = changed(COMMITTING, profile={"parameters": multifd(2, "zlib")})
     async with loading_destination() as (destination, port), ask(port, hello) as talk:
         async with joined(port, await session_of(talk), come) as others:
@@ -692,8 +692,8 @@ async def test_b9_digest_is_of_bytes() -> None:
             await require_loading(destination)
 
 
-async def test_d11_channels_after_accept() -> None:
-    """D11, D14, D16. In any order, each answered at once; nothing is applied before COMMIT."""
+async def test_d13_channels_after_accept() -> None:
+    """D13, D16, D21. In any order, each answered at once; nothing is applied before COMMIT."""
     hello = changed(MULTIFD, profile={"parameters": multifd(3)})
     async with loading_destination() as (destination, port), ask(port, hello) as talk:
         session = await session_of(talk)
@@ -734,8 +734,8 @@ BAD_CHANNELS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("bad", BAD_CHANNELS.values(), ids=BAD_CHANNELS)
-async def test_d12_bad_channels_are_dropped_alone(bad: Callable[[bytes], bytes]) -> None:
-    """D12. Without a byte; those that have come stay, and the session goes on to load."""
+async def test_d14_bad_channels_are_dropped_alone(bad: Callable[[bytes], bytes]) -> None:
+    """D14. Without a byte; those that have come stay, and the session goes on to load."""
     async with loading_destination() as (destination, port), ask(port, MULTIFD) as talk:
         session = await session_of(talk)
         async with join(port, channel(session)) as good, call(port) as stranger:
@@ -749,7 +749,7 @@ async def test_d12_bad_channels_are_dropped_alone(bad: Callable[[bytes], bytes])
                 await require_loading(destination)
 
 
-async def test_d12_no_channel_after_commit() -> None:
+async def test_d14_no_channel_after_commit() -> None:
     async with loading_destination() as (destination, port), ask(port, MULTIFD) as talk:
         session = await session_of(talk)
         async with joined(port, session) as others:
@@ -762,8 +762,8 @@ async def test_d12_no_channel_after_commit() -> None:
                 assert await line.is_silent()
 
 
-async def test_d10_parameters_have_the_values_of_the_table() -> None:
-    """D10, D9. Not those of the destination: two channels, though it is set to eight."""
+async def test_d12_parameters_have_the_values_of_the_table() -> None:
+    """D12, D11. Not those of the destination: two channels, though it is set to eight."""
     async with loading_destination() as (destination, port):
         await set_channels(destination, 8)
         async with ask(port, MULTIFD) as talk:
@@ -784,8 +784,8 @@ async def test_d10_parameters_have_the_values_of_the_table() -> None:
                 assert own["multifd-channels"] == 8
 
 
-async def test_d16_255_channels() -> None:
-    """D16, D11. The last one first, with strangers in between."""
+async def test_d21_255_channels() -> None:
+    """D21, D13. The last one first, with strangers in between."""
     hello = changed(MULTIFD, profile={"parameters": multifd(255)})
     async with loading_destination() as (destination, port), contextlib.AsyncExitStack() as stack:
         for _ in range(40):
@@ -799,8 +799,8 @@ async def test_d16_255_channels() -> None:
         await require_loading(destination)
 
 
-async def test_d13_the_source_goes_while_channels_are_there() -> None:
-    """D13, D20. That ends the session, and its channels."""
+async def test_d15_the_source_goes_while_channels_are_there() -> None:
+    """D15, D25. That ends the session, and its channels."""
     async with qemu_destination() as (destination, port), ask(port, MULTIFD) as talk:
         session = await session_of(talk)
         async with join(port, channel(session)) as other:

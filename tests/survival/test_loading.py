@@ -17,7 +17,7 @@ from typing import NamedTuple, Optional
 
 import pytest
 from conftest import TOP
-from machine import Json, Machine, until
+from machine import Json, Machine, NotSeen, until
 from processes import (NO_MULTIFD, OWN_BASE, PATIENCE, UNDER, Address, Options, begin, channels, end,
                        inet, pc_lab, set_capabilities, set_channels, set_psk, unix,
                        wait_running, wait_status)
@@ -290,6 +290,59 @@ async def test_postcopy(tmp_path: Path, tally: Tally, way: str, stays: bool) -> 
             await wait_running(two.source)
 
     await tally.count("pci, in postcopy", end_of(way, stays), once)
+
+
+# The command that brings all devices at once, and the length of its length.
+PACKAGED = bytes.fromhex("08 0007 0004")
+
+
+async def spoil_behind_devices(line: Line) -> None:
+    """Another thread reads that, while the devices are loaded."""
+    await line.reach()
+    answers = asyncio.create_task(line.carry("destination"))
+    said = line.said["source"]
+    while await line.hear("source"):
+        at = said.find(PACKAGED, line.passed["source"])
+        if at < 0 or len(said) < at + 9:
+            # All but what may be the beginning of it.
+            begun = said.find(PACKAGED[0], max(line.passed["source"], len(said) - 8))
+            await line.tell("source", len(said) if begun < 0 else begun)
+            continue
+        behind = at + 9 + int.from_bytes(said[at + 5:at + 9], "big")
+        while len(said) < behind and await line.hear("source"):
+            pass
+        said[behind:] = bytes([0xff]) * 64
+        await line.tell("source", len(said))
+        break
+    await answers
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["stays", "exits"])
+async def test_postcopy_thread(tmp_path: Path, stays: bool) -> None:
+    """One guest runs, whichever of the destination's two threads is first."""
+    devices = tuple(word for slot in range(24) for word in ("-device", "virtio-rng-pci"))
+    async with pair(Kind("", devices, devices), tmp_path, stays=stays) as two:
+        await set_capabilities(two.source, "postcopy-ram")
+        await two.source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 12})
+        async with Relay(int(two.address["port"]), spoil_behind_devices) as relay:
+            await begin(two.source, inet(relay.port), NO_MULTIFD)
+            await wait_status(two.source, "active")
+            await two.source.execute("migrate-start-postcopy")
+
+            async def over() -> Optional[str]:
+                status = (await two.source.migration())["status"]
+                return status if status in ("failed", "postcopy-paused") else None
+
+            status = await until("the source to notice", PATIENCE, over)
+            there = False
+            with contextlib.suppress(NotSeen):      # it may have ended
+                there = await two.destination.is_running()
+            if status == "failed":
+                assert "Unknown section type 255" in (await two.source.migration())["error-desc"]
+                await wait_running(two.source)
+                assert not there
+            else:
+                assert not await two.source.is_running()
 
 
 async def test_source_is_gone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 import socket
 import time
 import uuid
@@ -20,6 +21,8 @@ from processes import (EARLY, LATE, PATIENCE, PROMPT, begin, channels, filled_me
                        wait_status)
 from relay import SPEAKERS, Line, Relay
 from strangers import join_tls
+from test_dead_lines import OURS as KEPT_ALIVE
+from test_dead_lines import kept_alive
 from wire import (HEADER_SIZE, HELLO, STREAM, FakeDestination, Header,
                   Peer, frame, frames, header, hello)
 
@@ -33,6 +36,7 @@ RESUME = "resume-header"
 PAUSED = "postcopy-paused"
 ANOTHER = "this destination is paused in another migration"
 NOBODY = "is it paused in this very migration"
+LOST = "the destination ended the connection after "
 
 
 class Pair(NamedTuple):
@@ -130,6 +134,17 @@ async def test_each_channel_begins_with_a_header(preempt: Sequence[str], tls: bo
         assert await pair.session() == session
 
 
+async def test_channels_are_kept_alive() -> None:
+    """By both sides, as those before the pause."""
+    async with pc_lab() as lab:
+        pair = await interrupted(lab, "postcopy-preempt")
+        await resume(pair.source, await listen_again(pair.destination))
+        for one in pair:
+            await wait_status(one, "postcopy-active")
+        assert kept_alive(pair.source) == kept_alive(pair.destination) == [KEPT_ALIVE] * 2
+        await pair.require_recovered()
+
+
 @pytest.mark.parametrize("machine", ["pc-i440fx-7.2"])
 async def test_preempt_channel_of_old_machines(machine: str) -> None:
     """They open it earlier."""
@@ -162,13 +177,36 @@ async def test_port_of_the_handshake() -> None:
         await pair.require_recovered()
 
 
+@pytest.mark.parametrize("kind, address, words", [
+    ("handshake", {"transport": "rdma", "host": "192.0.2.1", "port": "1"},
+     "transport 'rdma' is not: it agrees on its own settings"),
+    ("handshake", {"transport": "exec", "args": ["/bin/sleep", "60"]},
+     "transport 'exec' is not"),
+    ("main", {"transport": "exec", "args": ["/bin/sleep", "60"]},
+     "over a bidirectional socket only, which transport 'exec' is not"),
+    ("main", {"transport": "file", "filename": "/dev/null", "offset": 0},
+     "over a bidirectional socket only, which transport 'file' is not"),
+])
+async def test_what_nobody_can_resume_over(kind: str, address: Json, words: str) -> None:
+    async with pc_lab() as lab:
+        pair = await interrupted(lab)
+        with pytest.raises(NotSeen, match=re.escape(words)):
+            await pair.source.execute("migrate", {**channels(kind, address), "resume": True})
+        await pair.require_paused()
+        await resume(pair.source, await listen_again(pair.destination))
+        await pair.require_recovered()
+
+
 async def test_it_can_be_interrupted_again() -> None:
+    """And says so in words each time."""
     async with pc_lab() as lab:
         pair = await interrupted(lab, "postcopy-preempt")
         for _ in range(3):
+            assert LOST in (await pair.source.migration())["error-desc"]
             async with Relay(await listen_again(pair.destination)) as relay:
                 await resume(pair.source, relay.port)
                 await interrupt(pair, relay)
+        assert LOST in (await pair.source.migration())["error-desc"]
         await resume(pair.source, await listen_again(pair.destination))
         await pair.require_recovered()
 

@@ -1091,8 +1091,11 @@ static void test_ram_address(void)
           "error ram-block-address m0: 0x100000 -> 0x80000\n");
 }
 
+static unsigned described;
+
 static char *describe(void *opaque, unsigned index)
 {
+    described++;
     return g_strdup_printf("%s%u", (const char *)opaque, index);
 }
 
@@ -1135,8 +1138,8 @@ static char *describe_register(void *opaque, uint64_t number)
     return g_strdup_printf("%s%" PRIu64, (const char *)opaque, number);
 }
 
-/* What sections "dev", "dev 1" and "net-user" could keep */
-static GHashTable *limits_new(void)
+/* What a section "dev" could keep */
+static GPtrArray *dev_limits_new(void)
 {
     static const uint64_t words[] = { 0x10, 0x1 };
     static const uint8_t bytes[] = { 0x12, 0x34, 0, 0xff };
@@ -1147,9 +1150,6 @@ static GHashTable *limits_new(void)
         { 0x30, 0, true },
     };
     GPtrArray *limits = g_ptr_array_new_with_free_func(g_free);
-    GHashTable *all = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
-                                            (GDestroyNotify)g_ptr_array_unref);
-    GPtrArray *few = g_ptr_array_new_with_free_func(g_free);
 
     limits_add(limits, (HandshakeLimit) {
         "counts", (char *)"a.n", HANDSHAKE_RULE_EQUAL, MIGRATION_BREACH_LOAD,
@@ -1207,6 +1207,16 @@ static GHashTable *limits_new(void)
     limits_add(limits, (HandshakeLimit) {
         "machine-capabilities", (char *)"htm", HANDSHAKE_RULE_AT_MOST,
         MIGRATION_BREACH_LOAD, .number = 1 });
+    return limits;
+}
+
+/* What sections "dev", "dev 1" and "net-user" could keep */
+static GHashTable *limits_new(void)
+{
+    GHashTable *all = g_hash_table_new_full(g_str_hash, g_str_equal, g_free,
+                                            (GDestroyNotify)g_ptr_array_unref);
+    GPtrArray *few = g_ptr_array_new_with_free_func(g_free);
+
     limits_add(few, (HandshakeLimit) {
         "virtio-queues", NULL, HANDSHAKE_RULE_AT_MOST, MIGRATION_BREACH_LOSS,
         .promised = true, .number = 1 });
@@ -1222,8 +1232,8 @@ static GHashTable *limits_new(void)
     limits_add(few, (HandshakeLimit) {
         "disk-writable", NULL, HANDSHAKE_RULE_SET, MIGRATION_BREACH_LOSS,
         .set = set_from("0", NULL) });
-    g_hash_table_insert(all, g_strdup("dev 0"), g_ptr_array_ref(limits));
-    g_hash_table_insert(all, g_strdup("dev 1"), limits);
+    g_hash_table_insert(all, g_strdup("dev 0"), dev_limits_new());
+    g_hash_table_insert(all, g_strdup("dev 1"), dev_limits_new());
     g_hash_table_insert(all, g_strdup("net-user 0"), few);
     return all;
 }
@@ -1277,6 +1287,29 @@ static void test_promise_numbers(void)
     check_promise("'virtio-queues': 4", "error device dev: 4 -> 3\n");
     check_promise("'vnet-hdr': false", NULL);
     check_promise("'vnet-hdr': true", "error device dev: yes -> no\n");
+}
+
+/* However long a list is, and however often the same section is named */
+static void test_promise_repeated(void)
+{
+    g_autoptr(GString) section = g_string_new(NULL);
+
+    g_string_printf(section, "'name': 'dev', 'instances': [ 0");
+    for (int i = 0; i < 1000; i++) {
+        g_string_append(section, ", 1, 0");
+    }
+    g_string_append_printf(section, " ], 'promises': { "
+                           "'virtio-features': '%032d%032d' }", 0, 0);
+    for (char *c = strstr(section->str, "000000"); *c == '0'; c++) {
+        *c = 'f';
+    }
+    described = 0;
+    check_promises(section->str, "10.0.0",
+                   "error device dev: F_0, F_1, F_2, F_3, F_5, F_6, F_7, F_8 "
+                   "and 246 more -> missing\n"
+                   "error device dev 1: F_0, F_1, F_2, F_3, F_5, F_6, F_7, F_8 "
+                   "and 246 more -> missing\n");
+    g_assert_cmpuint(described, ==, 2 * 8);
 }
 
 static void test_promise_texts(void)
@@ -1563,6 +1596,7 @@ int main(int argc, char **argv)
         { "ram/ignore-shared", test_ignore_shared },
         { "ram/address", test_ram_address },
         { "promise/numbers", test_promise_numbers },
+        { "promise/repeated", test_promise_repeated },
         { "promise/texts", test_promise_texts },
         { "promise/bits", test_promise_bits },
         { "promise/masked", test_promise_masked },

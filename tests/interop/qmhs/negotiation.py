@@ -379,17 +379,12 @@ class _Judge:
             self._issue("capability-conflict" if alone else "capability-unsupported", name)
 
     def _settle(self, pending: list[str]) -> list[str]:
-        """Returns those that do not work, however often one tries."""
+        """Returns those that do not work even when the others are there."""
         effective = self._result.capabilities
-        moved = True
-        while moved:
-            moved = False
-            for name in list(pending):
-                if self._here.possible([*effective, name]):
-                    pending.remove(name)
-                    effective.append(name)
-                    moved = True
-        return pending
+        for name in pending * 2:
+            if name not in effective and self._here.possible([*effective, name]):
+                effective.append(name)
+        return [name for name in pending if name not in effective]
 
     def _parameter_issues(self, capability: str) -> list[tuple[str, str]]:
         issues = []
@@ -470,7 +465,9 @@ def objections(hello: Hello, session: bytes, accept: Accept) -> list[str]:
     if accept.parameters != [item for item in profile.parameters
                              if item.capability in capabilities]:
         found.append("other parameters")
-    if hello.warnings_as_errors and has_reason(hello, accept.issues):
+    if hello.warnings_as_errors and (
+            any(issue.severity == "error" for issue in accept.issues)
+            or has_reason(hello, accept.issues)):
         found.append("warnings")
     return found
 

@@ -158,6 +158,7 @@ class Source:
         self.without: list[Declined] = []
         self.last_word: Optional[Reason] = None
         self.remarks: list[Issue] = []      # of a destination that has loaded all the same
+        self._remarked = False
         self._all_sent = False
         self._loaded = False
 
@@ -288,6 +289,9 @@ class Source:
 
     def _hear_last_word(self, word: Reason) -> None:
         if word.loaded:
+            if self._remarked:
+                raise Malformed("a second LAST WORD with 'loaded'")
+            self._remarked = True
             self.remarks += word.issues
             return
         self.last_word, why = word, word.message or "no reason"
@@ -455,7 +459,7 @@ class Destination:
         self.state, self.problem = "failed", why
         if LATE_ERROR not in self.judgement.features:
             return b""
-        word = Reason(why, self.judgement.issues, guest=NOT_STARTED)
+        word = Reason(why, guest=NOT_STARTED)
         return self._message(LAST_WORD, word.write()).encode()
 
     def loaded(self, size: int, starts: bool = True, remarks: Sequence[Issue] = ()) -> bytes:
