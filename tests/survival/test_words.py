@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
-from processes import (NO_MULTIFD, UNDER, begin, each_base, end, inet, pc_lab, set_capabilities,
-                       set_channels, start_destination, start_source, wait_running, wait_status)
+from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, each_base, end, inet, pc_lab,
+                       set_capabilities, set_channels, start_destination, start_source,
+                       wait_running, wait_status)
 from relay import Line, Relay
 from test_dead_lines import tcp_sockets
 from test_loading import FAILED, KINDS, Kind, listen, loads, options_of, pair
-from test_own_faults import SLOW
+from test_own_faults import PACKAGED, SLOW, HoldPackage, begin_postcopy, start_pair
 from wire import HEADER_SIZE
 
 # Before the stream
@@ -141,6 +142,32 @@ async def test_device(kind: str, base: str, tmp_path: Path) -> None:
         assert re.fullmatch(f".*: {MEANINGS[kind]} " + r"\(section '0000:.*', byte \d+\)",
                             loads(info)[0]), info
         assert info["error-desc"] == loads(info)[0] + FAILED
+
+
+class HalfPackage(HoldPackage):
+    """Lets half of what postcopy begins with through."""
+
+    def _bound(self, said: bytearray) -> Optional[int]:
+        whole = super()._bound(said)
+        return None if whole is None else (said.find(PACKAGED) + whole) // 2
+
+
+@each_base
+async def test_source_is_gone_in_the_package(base: str) -> None:
+    """Its length and what came of it are no news to anybody."""
+    async with pc_lab(base=base) as lab:
+        source, destination, port = await start_pair(lab, "handshake", "postcopy-ram")
+        hold = HalfPackage()
+        async with Relay(port, hold.treat) as relay:
+            await begin_postcopy(source, relay.port, "handshake")
+            await asyncio.wait_for(hold.reached.wait(), PATIENCE)
+            await relay.hang_up()
+            info = await end(destination)
+        assert info["status"] == "failed"
+        assert re.fullmatch("load of migration failed: (the source ended the connection before "
+                            "the migration was complete: .*|the connection to the source broke: "
+                            ".* reset by peer)", info["error-desc"]), info
+        assert not await destination.is_running()
 
 
 # The source
