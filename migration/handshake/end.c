@@ -843,6 +843,7 @@ void coroutine_mixed_fn migration_handshake_load_failed(Error **errp)
 {
     ERRP_GUARD();
     MigrationIncomingState *mis = migration_incoming_get_current();
+    MigrationState *s = migrate_get_current();
     HandshakeLoader *loader = mis->loader;
     g_autoptr(GString) text = g_string_new("load of migration failed");
     HandshakeIssues why;
@@ -856,13 +857,20 @@ void coroutine_mixed_fn migration_handshake_load_failed(Error **errp)
                                l->value->message);
     }
     trace_migration_handshake_load_failed(text->str);
+    error_free(*errp);
+    *errp = NULL;
+    error_setg(errp, "%s", text->str);
+    if (mis->have_listen_thread) {
+        /* Before the source closes the connection, which another one meets */
+        QEMU_LOCK_GUARD(&s->error_mutex);
+        if (!s->error) {
+            end_set_error(s, error_copy(*errp));
+        }
+    }
     if (loader->late_error) {
         loader_speak(mis, &why);
     }
     handshake_issues_free(&why);
-    error_free(*errp);
-    *errp = NULL;
-    error_setg(errp, "%s", text->str);
 }
 
 static void loader_stop_bh(void *opaque)
