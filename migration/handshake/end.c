@@ -57,6 +57,7 @@ struct HandshakeEnd {
     bool not_started;           /* it does not, and never will */
     bool remarked;              /* LAST WORD has come, though it has loaded */
     bool told;                  /* the destination has said why */
+    bool unexplained;           /* the connection has ended, and that is all */
     bool over;                  /* nothing more comes from there */
     bool yanked;
     bool gave_up;               /* it is us who end the connection */
@@ -361,6 +362,23 @@ static bool end_is_lost(const Error *err)
     return false;
 }
 
+/* Whether TCP has given up: of two threads only one is told */
+static bool end_is_silence(const Error *err)
+{
+    const char *text = error_get_pretty(err);
+
+    return g_str_has_suffix(text, strerror(ETIMEDOUT)) ||
+           g_str_has_suffix(text, strerror(EHOSTUNREACH));
+}
+
+static void end_explain_silence(Error **errp)
+{
+    g_autofree char *sent = size_to_str(migration_transferred_bytes());
+
+    error_prepend(errp, "the destination's host, or the network, does not "
+                  "answer any more, after %s: ", sent);
+}
+
 /* Unless the destination has said why */
 static void end_explain(MigrationState *s, const uint32_t *shut, Error **errp)
 {
@@ -382,14 +400,21 @@ static void end_explain(MigrationState *s, const uint32_t *shut, Error **errp)
                !qemu_file_get_error(s->rp_state.from_dst_file)) {
         error_prepend(errp, "the destination sent what does not belong on the "
                       "return path: ");
-    } else if (g_str_has_suffix(text, strerror(ETIMEDOUT)) ||
-               g_str_has_suffix(text, strerror(EHOSTUNREACH))) {
-        error_prepend(errp, "the destination's host, or the network, does not "
-                      "answer any more, after %s: ", sent);
+    } else if (end_is_silence(*errp)) {
+        end_explain_silence(errp);
     } else {
+        s->handshake->end->unexplained = true;
         error_prepend(errp, "the destination ended the connection after %s and "
                       "did not say why, see its log: ", sent);
     }
+}
+
+/* Called with error_mutex held */
+static void end_set_error(MigrationState *s, Error *err)
+{
+    error_free(s->error);
+    s->error = err;
+    s->error_after_cancel = s->state == MIGRATION_STATUS_CANCELLING;
 }
 
 void migration_handshake_return_path_ended(MigrationState *s,
@@ -412,18 +437,22 @@ void migration_handshake_return_path_ended(MigrationState *s,
     if (qatomic_read(&end->not_started)) {
         qatomic_set(&end->owner, OWNER_KEPT);
     }
-    if (s->state == MIGRATION_STATUS_CANCELLING) {
-        /* It is us */
-    } else if (end->told) {
-        /* It knows better than whatever has happened to our channels */
+    if (s->state != MIGRATION_STATUS_CANCELLING) {
         QEMU_LOCK_GUARD(&s->error_mutex);
-        error_free(s->error);
-        s->error = *errp ? error_copy(*errp) : NULL;
-    } else {
-        /* Who writes may have met the same before */
-        QEMU_LOCK_GUARD(&s->error_mutex);
-        if (s->error ? end_is_lost(s->error) : *errp != NULL) {
-            end_explain(s, shut, s->error ? &s->error : errp);
+        end->unexplained = false;
+        if (end->told) {
+            /* It knows better than whatever has happened to our channels */
+            end_set_error(s, *errp ? error_copy(*errp) : NULL);
+        } else if (!s->error && *errp) {
+            end_explain(s, shut, errp);
+            /* At once: who writes may be about to say what it has met */
+            end_set_error(s, error_copy(*errp));
+            handshake_end_note_error(s, &s->error);
+        } else if (s->error && end_is_lost(s->error)) {
+            if (*errp && end_is_silence(*errp)) {
+                end_set_error(s, error_copy(*errp));
+            }
+            end_explain(s, shut, &s->error);
         }
     }
     trace_migration_handshake_return_path_ended(
@@ -431,6 +460,19 @@ void migration_handshake_return_path_ended(MigrationState *s,
     qatomic_set(&end->over, true);
     qemu_event_set(&end->heard);
     handshake_end_note_error(s, NULL);
+}
+
+/* Who writes may be told what who reads was not */
+static void end_note_silence(MigrationState *s)
+{
+    g_autoptr(Error) err = NULL;
+
+    QEMU_LOCK_GUARD(&s->error_mutex);
+    if (s->handshake->end->unexplained &&
+        qemu_file_get_error_obj(s->to_dst_file, &err) && end_is_silence(err)) {
+        end_explain_silence(&err);
+        end_set_error(s, g_steal_pointer(&err));
+    }
 }
 
 void migration_handshake_await_last_word(MigrationState *s)
@@ -448,6 +490,7 @@ void migration_handshake_await_last_word(MigrationState *s)
         /* Another wait is none */
         qemu_sem_post(&s->rp_state.rp_ended);
     }
+    end_note_silence(s);
 }
 
 bool migration_handshake_hand_over(MigrationState *s)
@@ -491,7 +534,10 @@ void migration_handshake_explain_doubt(MigrationState *s)
     }
     QEMU_LOCK_GUARD(&s->error_mutex);
     if (!s->error) {
-        error_setg(&s->error, "nothing more came");
+        Error *err = NULL;
+
+        error_setg(&err, "nothing more came");
+        end_set_error(s, err);
     }
     error_prepend(&s->error, "the destination was told to start the guest, and "
                   "the connection ended before it said that it has: see there "
@@ -807,6 +853,7 @@ void coroutine_mixed_fn migration_handshake_load_failed(Error **errp)
 {
     ERRP_GUARD();
     MigrationIncomingState *mis = migration_incoming_get_current();
+    MigrationState *s = migrate_get_current();
     HandshakeLoader *loader = mis->loader;
     g_autoptr(GString) text = g_string_new("load of migration failed");
     HandshakeIssues why;
@@ -820,13 +867,20 @@ void coroutine_mixed_fn migration_handshake_load_failed(Error **errp)
                                l->value->message);
     }
     trace_migration_handshake_load_failed(text->str);
+    error_free(*errp);
+    *errp = NULL;
+    error_setg(errp, "%s", text->str);
+    if (mis->have_listen_thread) {
+        /* Before the source closes the connection, which another one meets */
+        QEMU_LOCK_GUARD(&s->error_mutex);
+        if (!s->error) {
+            end_set_error(s, error_copy(*errp));
+        }
+    }
     if (loader->late_error) {
         loader_speak(mis, &why);
     }
     handshake_issues_free(&why);
-    error_free(*errp);
-    *errp = NULL;
-    error_setg(errp, "%s", text->str);
 }
 
 static void loader_stop_bh(void *opaque)

@@ -97,6 +97,23 @@ static void settings_merge(const strList *names, MigrationHandshakeRole role,
     }
 }
 
+/* What the host's administrator can do about it is said, too */
+static void settings_explain_postcopy(Error **errp)
+{
+    ERRP_GUARD();
+    g_autofree char *text = g_strdup(error_get_pretty(*errp));
+    const char *hint = "";
+
+    if (strstr(text, "serfaultfd not available") &&
+        g_str_has_suffix(text, strerror(EPERM))) {
+        hint = ": either let QEMU open /dev/userfaultfd, or set sysctl "
+               "vm.unprivileged_userfaultfd to 1";
+    }
+    error_free(*errp);
+    *errp = NULL;
+    error_setg(errp, "Postcopy is not supported: %s%s", text, hint);
+}
+
 /*
  * To find out takes time, and the more so if memory is locked.  An error is not
  * remembered: whoever reads it may do something about it.
@@ -118,7 +135,7 @@ static bool settings_probe_postcopy(Error **errp)
         os_mlock(is_mlock_on_fault(mlock_state));
     }
     if (!ok) {
-        error_prepend(errp, "Postcopy is not supported: ");
+        settings_explain_postcopy(errp);
     }
     handshake->postcopy_until_ms = ok ? now + POSTCOPY_PROBE_MS : 0;
     handshake->postcopy_ram_version = ram_list.version;

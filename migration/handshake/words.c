@@ -53,6 +53,50 @@ static const struct {
     { "Allowed features: 0x", FEATURES },
 };
 
+/* What users switch off and on; bits that only some devices have are numbers */
+static const char *const virtio_features[64] = {
+    [24] = "notify_on_empty",
+    [27] = "any_layout",
+    [28] = "indirect_desc",
+    [29] = "event_idx",
+    [32] = "VIRTIO_F_VERSION_1",
+    [33] = "iommu_platform",
+    [34] = "packed",
+    [35] = "in_order",
+    [36] = "VIRTIO_F_ORDER_PLATFORM",
+    [37] = "VIRTIO_F_SR_IOV",
+    [38] = "VIRTIO_F_NOTIFICATION_DATA",
+    [40] = "queue_reset",
+};
+
+/* The last 64 bits of a number; there are more since QEMU 10.2 */
+static uint64_t last_bits(const char *hex)
+{
+    size_t len = strspn(hex, "0123456789abcdef");
+
+    return g_ascii_strtoull(hex + (len > 16 ? len - 16 : 0), NULL, 16);
+}
+
+/* Returns which of @used are not in @allowed, or NULL */
+static char *name_features(const char *used, const char *allowed)
+{
+    uint64_t missing = last_bits(used) & ~last_bits(allowed);
+    GString *names = missing ? g_string_new("") : NULL;
+
+    for (int i = 0; i < 64; i++) {
+        if (!(missing & (1ull << i))) {
+            continue;
+        }
+        g_string_append(names, names->len ? ", " : ": ");
+        if (virtio_features[i]) {
+            g_string_append(names, virtio_features[i]);
+        } else {
+            g_string_append_printf(names, "feature bit %d", i);
+        }
+    }
+    return names ? g_string_free(names, FALSE) : NULL;
+}
+
 /* An error that ends where the cause would stand, or in a number */
 static bool is_silent(const char *text)
 {
@@ -67,6 +111,9 @@ char *handshake_explain_loading(const char *text, const char *section,
                                 uint64_t position)
 {
     const char *meaning = is_silent(text) ? SILENT : NULL;
+    const char *used = strstr(text, "Features 0x");
+    const char *allowed = strstr(text, "Allowed features: 0x");
+    g_autofree char *names = NULL;
     g_autofree char *where = NULL;
 
     for (size_t i = 0; i < ARRAY_SIZE(meanings); i++) {
@@ -84,5 +131,10 @@ char *handshake_explain_loading(const char *text, const char *section,
     } else if (position) {
         where = g_strdup_printf(" (byte %" PRIu64 ")", position);
     }
-    return g_strdup_printf("%s: %s%s", text, meaning, where ?: "");
+    if (used && allowed) {
+        names = name_features(used + strlen("Features 0x"),
+                              allowed + strlen("Allowed features: 0x"));
+    }
+    return g_strdup_printf("%s: %s%s%s", text, meaning, names ?: "",
+                           where ?: "");
 }

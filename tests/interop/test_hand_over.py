@@ -201,7 +201,7 @@ async def test_nobody_asks(left_out: tuple[str, ...]) -> None:
 # Before START
 KEEPS: dict[str, list[Union[bytes, Frame, Message]]] = {
     "nothing": [], "half of LOADED": [Frame(LOADED, b"{}").encode()[:-1]],
-    "SHUT 1": [shut(1)], "last word": [message(LAST_WORD, NEVER)],
+    "SHUT 1": [shut(1)], "half of SHUT": [shut(1).encode()[:-1]], "last word": [message(LAST_WORD, NEVER)],
     "doubtful last word": [message(LAST_WORD, {"message": "x"})],
     "last word and SHUT": [message(LAST_WORD, NEVER), shut(1)],
     "too long": [Frame(LOADED, b"{}" + b" " * 16383)], "unknown": [STRANGE],
@@ -211,14 +211,21 @@ KEEPS: dict[str, list[Union[bytes, Frame, Message]]] = {
 }
 
 
-@pytest.mark.parametrize("words", KEEPS.values(), ids=KEEPS)
-async def test_kept(words: list[Union[bytes, Frame, Message]]) -> None:
+# What the source's user reads, if the destination has found no words
+LEFT = "the destination ended the connection after "
+SAYS = {"nothing": LEFT, "half of LOADED": LEFT, "half of SHUT": LEFT,
+        "SHUT 1": "the destination could not load the guest, and did not say why: see its log"}
+
+
+@pytest.mark.parametrize("what", KEEPS)
+async def test_kept(what: str) -> None:
     """A source that has not said START runs its guest again, whatever it hears."""
     async with giving() as one:
-        await one.talk.say(*words)
+        await one.talk.say(*KEEPS[what])
         one.talk.end()
-        await one.kept()
+        info = await one.kept()
         await one.nothing_said()
+        assert info["error-desc"].startswith(SAYS.get(what, "")), info
 
 
 # After START

@@ -18,8 +18,9 @@ from typing import NamedTuple, Optional
 import pytest
 from conftest import TOP
 from machine import Json, Machine, NotSeen, until
-from processes import (NO_MULTIFD, OWN_BASE, PATIENCE, UNDER, Address, Options, begin, channels, end,
-                       inet, pc_lab, set_capabilities, set_channels, set_psk, unix,
+from processes import (NO_MULTIFD, OWN_BASE, PATIENCE, UNDER, Address, Options, begin, channels,
+                       each_base, end, filled_memory, inet, pc_lab, set_capabilities,
+                       set_channels, set_psk, start_destination, start_source, unix,
                        wait_running, wait_status)
 from relay import Line, Relay
 from test_owner import disk, make_disk
@@ -271,25 +272,62 @@ async def test_damaged(tmp_path: Path, tally: Tally, harm: str, stays: bool) -> 
     await tally.count(f"damaged: {harm}", end_of("multifd" if what.line else "tcp", stays), once)
 
 
+async def require_words_in_postcopy(two: Pair, kind: str, way: str) -> Json:
+    """The guest has not run there: it goes on here."""
+    await set_capabilities(two.source, "postcopy-ram")
+    await two.source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 12})
+    await begin(two.source, two.address, options_of(way))
+    await wait_status(two.source, "active")
+    await two.source.execute("migrate-start-postcopy")
+    info = await end(two.source)
+    assert info["status"] == "failed", info
+    assert KINDS[kind].first in loads(info)[0]
+    assert info["error-desc"] == loads(info)[0] + FAILED
+    await wait_running(two.source)
+    return info
+
+
 @pytest.mark.parametrize("stays", [True, False], ids=["stays", "exits"])
 @pytest.mark.parametrize("way", ["tcp", "unix", "tls"])
-async def test_postcopy(tmp_path: Path, tally: Tally, way: str, stays: bool) -> None:
-    """The guest has not run there: it goes on here."""
-    kind = KINDS["pci"]
-
+@pytest.mark.parametrize("kind", KINDS)
+async def test_postcopy(tmp_path: Path, tally: Tally, kind: str, way: str, stays: bool) -> None:
     async def once() -> None:
-        async with pair(kind, tmp_path, way, stays=stays) as two:
-            await set_capabilities(two.source, "postcopy-ram")
-            await two.source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 12})
-            await begin(two.source, two.address, options_of(way))
-            await wait_status(two.source, "active")
-            await two.source.execute("migrate-start-postcopy")
-            info = await end(two.source)
-            assert info["status"] == "failed", info
-            assert kind.first in loads(info)[0] and info["error-desc"] == loads(info)[0] + FAILED
-            await wait_running(two.source)
+        async with pair(KINDS[kind], tmp_path, way, stays=stays) as two:
+            await require_words_in_postcopy(two, kind, way)
 
-    await tally.count("pci, in postcopy", end_of(way, stays), once)
+    await tally.count(f"{kind}, in postcopy", end_of(way, stays), once)
+
+
+@each_base
+@pytest.mark.parametrize("kind", ["pci", "validate", "silent"])
+async def test_postcopy_while_memory_comes(kind: str, base: str, tmp_path: Path) -> None:
+    """The thread that takes it finds that loading has failed, and not why: it keeps quiet."""
+    with filled_memory() as memory:
+        different = KINDS[kind]._replace(source=(*KINDS[kind].source, *memory))
+        for _ in range(4):
+            async with pair(different, tmp_path, base=base) as two:
+                words = loads(await require_words_in_postcopy(two, kind, "tcp"))[0]
+                if base != "10.0":      # which exits
+                    told = (await end(two.destination))["error-desc"]
+                    assert told.startswith(f"load of migration failed: {words}")
+
+
+@each_base
+@pytest.mark.parametrize("paused", [False, True], ids=["starts", "-S"])
+async def test_bitmap_that_is_lost(paused: bool, base: str) -> None:
+    """Since its user does not mind: all is loaded but that, as the source is told."""
+    async with pc_lab(base=base) as lab:
+        source = await start_source(lab, options=(
+            "-blockdev", "driver=null-co,node-name=disk,size=1048576"))
+        await source.execute("block-dirty-bitmap-add", {"node": "disk", "name": "nightly"})
+        await set_capabilities(source, "dirty-bitmaps")
+        _, port = await start_destination(lab, options=["-S"] if paused else [])
+        await begin(source, inet(port), {**NO_MULTIFD, "ignore-issues": ["bitmap-missing"]})
+        info = await end(source)
+        assert info["status"] == "completed" and "error-desc" not in info
+        told, = (issue for issue in info["handshake"]["issues"] if issue["code"] == "load")
+        assert (told["severity"], told["subject"]) == ("warning", "dirty-bitmap")
+        assert told["message"] == "Cannot find device='disk' nor node-name='disk'"
 
 
 # The command that brings all devices at once, and the length of its length.

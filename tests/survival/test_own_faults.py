@@ -173,6 +173,7 @@ async def test_postcopy_that_cannot_complete(base: str, kind: str) -> None:
             assert await destination.is_running() and not await source.is_running()
         for side in (source, destination):
             said, = (line for line in side.errors.splitlines() if "Migration paused" in line)
+            assert "Unable to shutdown socket" not in side.errors, side.errors
             assert all(word in said for word in ("migrate-recover", "'resume'")), said
             assert re.search(r"\): \w.*(Input/output error|reset by peer|Broken pipe)$", said), said
         info = await recover(source, destination)
@@ -270,6 +271,37 @@ async def test_broken_connection_is_told_once(base: str, kind: str) -> None:
 
         await until("the error", PATIENCE, told)
         assert len(source.errors.splitlines()) == 1, source.errors
+
+
+@each_base
+@pytest.mark.parametrize("how", ["precopy", "postcopy"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_disk_that_cannot_be_flushed(base: str, kind: str, how: str, tmp_path: Path) -> None:
+    """It is not the network whose input or output fails."""
+    image = make_disk(tmp_path / "disk")
+    device = "virtio-blk,drive=disk,share-rw=on"
+    async with pc_lab(base=base) as lab:
+        source = await lab.start(
+            "source", "-blockdev", "driver=qcow2,node-name=disk,file.driver=blkdebug,"
+            f"file.image.driver=file,file.image.filename={image},"
+            "file.inject-error.0.event=flush_to_disk,file.inject-error.0.once=off",
+            "-device", device, under=UNDER)
+        options = [*disk(image)[:-1], device]
+        destination, port = await start_incoming(
+            lab, kind, *(["postcopy-ram"] if how == "postcopy" else []), there=tuple(options))
+        # Or there is nothing to be flushed.
+        await source.execute("human-monitor-command",
+                             {"command-line": 'qemu-io disk "write 0 4096"'})
+        if how == "postcopy":
+            await set_capabilities(source, "return-path", "postcopy-ram")
+            await begin_postcopy(source, port, kind)
+        else:
+            await begin(source, inet(port), kind=kind)
+        info = await end(source)
+        assert info["status"] == "failed"
+        assert info["error-desc"].endswith("Failed to stop the VM: Input/output error"), info
+        await wait_running(source)
+        assert not await destination.is_running()
 
 
 @each_base

@@ -4,18 +4,59 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
+import socket
 import struct
+import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import pytest
-from processes import (NO_MULTIFD, begin, each_base, end, inet, pc_lab, set_capabilities,
-                       set_channels, start_destination, start_source, wait_running, wait_status)
+from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, each_base, end, inet, pc_lab,
+                       set_capabilities, set_channels, start_destination, start_source,
+                       wait_running, wait_status)
 from relay import Line, Relay
-from test_loading import FAILED, KINDS, Kind, loads, options_of, pair
-from test_own_faults import SLOW
+from test_dead_lines import tcp_sockets
+from test_loading import FAILED, KINDS, Kind, listen, loads, options_of, pair
+from test_own_faults import PACKAGED, SLOW, HoldPackage, begin_postcopy, start_pair
 from wire import HEADER_SIZE
+
+# Before the stream
+
+
+# Who may not use userfaultfd, not even as root: this kernel asks for more, and there is no device.
+UNPRIVILEGED = (
+    "unshare", "-rm", "sh", "-c", 'device=/dev/userfaultfd; [ ! -e $device ] || { mount --bind '
+    '$device $device && mount -o remount,bind,nodev $device; } || exit 1; exec "$@"', "sh")
+ALLOWED = Path("/proc/sys/vm/unprivileged_userfaultfd")
+
+
+@each_base
+async def test_postcopy_is_not_permitted(base: str) -> None:
+    """What has to be done for it, and where."""
+    if ALLOWED.exists() and ALLOWED.read_text(encoding="ascii").strip() != "0":
+        pytest.skip("everybody may use userfaultfd here")
+    if subprocess.run([*UNPRIVILEGED, "true"], stderr=subprocess.DEVNULL, check=False).returncode:
+        pytest.skip("no user without privileges can be had here")
+    async with pc_lab(base=base) as lab:
+        source = await start_source(lab)
+        destination = await lab.start("destination", "-incoming", "defer",
+                                      under=[*UNPRIVILEGED, *UNDER])
+        await set_capabilities(source, "postcopy-ram")
+        await begin(source, await listen(destination, inet(0), True), NO_MULTIFD)
+        info = await end(source)
+        assert info["status"] == "failed", info
+        told = [issue for issue in info["handshake"]["issues"] if issue["severity"] == "error"]
+        assert [issue["code"] for issue in told] == ["capability-unsupported"]
+        assert re.fullmatch(
+            ".* 'postcopy-ram' .* not possible on the destination: Postcopy is not supported: "
+            "Userfaultfd not available: Operation not permitted: either let QEMU open "
+            "/dev/userfaultfd, or set sysctl vm.unprivileged_userfaultfd to 1",
+            told[0]["message"]), told
+        await wait_running(source)
+
 
 # The loader
 
@@ -86,7 +127,7 @@ async def test_damaged_stream(harm: Harm, base: str, tmp_path: Path) -> None:
 
 MEANINGS = {
     "pci": "a property of the PCI device is not the same on both sides",
-    "virtio": "the guest uses features that the device does not have here",
+    "virtio": "the guest uses features that the device does not have here: iommu_platform",
     "silent": "the device does not say why",
 }
 
@@ -101,6 +142,32 @@ async def test_device(kind: str, base: str, tmp_path: Path) -> None:
         assert re.fullmatch(f".*: {MEANINGS[kind]} " + r"\(section '0000:.*', byte \d+\)",
                             loads(info)[0]), info
         assert info["error-desc"] == loads(info)[0] + FAILED
+
+
+class HalfPackage(HoldPackage):
+    """Lets half of what postcopy begins with through."""
+
+    def _bound(self, said: bytearray) -> Optional[int]:
+        whole = super()._bound(said)
+        return None if whole is None else (said.find(PACKAGED) + whole) // 2
+
+
+@each_base
+async def test_source_is_gone_in_the_package(base: str) -> None:
+    """Its length and what came of it are no news to anybody."""
+    async with pc_lab(base=base) as lab:
+        source, destination, port = await start_pair(lab, "handshake", "postcopy-ram")
+        hold = HalfPackage()
+        async with Relay(port, hold.treat) as relay:
+            await begin_postcopy(source, relay.port, "handshake")
+            await asyncio.wait_for(hold.reached.wait(), PATIENCE)
+            await relay.hang_up()
+            info = await end(destination)
+        assert info["status"] == "failed"
+        assert re.fullmatch("load of migration failed: (the source ended the connection before "
+                            "the migration was complete: .*|the connection to the source broke: "
+                            ".* reset by peer)", info["error-desc"]), info
+        assert not await destination.is_running()
 
 
 # The source
@@ -124,6 +191,74 @@ async def test_destination_is_killed(way: str, base: str, tmp_path: Path) -> Non
         assert info["status"] == "failed"
         assert re.fullmatch(ENDED, info["error-desc"]), info
         await wait_running(two.source)
+
+
+# Who is told, and who says last what it has met.
+TELLS = {
+    "either": None,
+    "reads": ("recvmsg", "sendmsg"),
+    "reads-late": ("recvmsg", "recvmsg"),
+    "writes": ("sendmsg", "recvmsg"),
+    "writes-late": ("sendmsg", "sendmsg"),
+}
+
+
+@each_base
+@pytest.mark.parametrize("tell", TELLS.values(), ids=TELLS)
+async def test_destination_does_not_answer_any_more(tell: Optional[tuple[str, str]], base: str,
+                                                    tmp_path: Path) -> None:
+    """As if its host, or the network, were gone: TCP gives up, and tells one thread."""
+    ram = tmp_path / "ram"
+    ram.write_bytes(os.urandom(24 << 20))
+    much = ["-m", "64"]
+    under = list(UNDER)
+    if tell:
+        library = tmp_path / "tell_one.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library,
+                        Path(__file__).with_name("tell_one.c"), "-ldl"], check=True)
+        under += ["env", f"LD_PRELOAD={library}", f"TELL={tell[0]}", f"LATE={tell[1]}"]
+    async with pc_lab(base=base) as lab:
+        source = await lab.start("source", *much, "-device", f"loader,file={ram},addr=0x1000000,"
+                                                             "force-raw=on", under=under)
+        destination, port = await start_destination(lab, options=much)
+        await source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 16})
+        await begin(source, inet(port), NO_MULTIFD)
+        await wait_status(source, "active")
+        os.kill(destination.pid, signal.SIGSTOP)
+        try:
+            for one in tcp_sockets(source):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 500)
+                one.close()
+            await source.execute("migrate-set-parameters", {"max-bandwidth": 0})
+            info = await end(source)
+        finally:
+            os.kill(destination.pid, signal.SIGCONT)
+        assert info["status"] == "failed"
+        does = {"recvmsg": "read from", "sendmsg": "write to"}[tell[0]] if tell else r"\w+ \w+"
+        assert re.fullmatch("the destination's host, or the network, does not answer any more, "
+                            rf"after [\d.e+]+ \w+: Unable to {does} socket: Connection timed out",
+                            info["error-desc"]), info
+        await wait_running(source)
+
+
+@each_base
+async def test_failure_after_a_cancellation(base: str) -> None:
+    """What is not shown of the one is shown of the other."""
+    async with pc_lab(base=base) as lab:
+        source = await start_source(lab, options=KINDS["pci"].source)
+        _, port = await start_destination(lab, "first", options=KINDS["pci"].source)
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        await begin(source, inet(port), NO_MULTIFD)
+        await wait_status(source, "active")
+        await source.execute("migrate_cancel")
+        info = await end(source)
+        assert info["status"] == "cancelled" and "error-desc" not in info
+        _, port = await start_destination(lab, "second", options=KINDS["pci"].destination)
+        await source.execute("migrate-set-parameters", {"max-bandwidth": 0})
+        await begin(source, inet(port), options_of("tcp"))
+        info = await end(source)
+        assert info["status"] == "failed"
+        assert info.get("error-desc") == loads(info)[0] + FAILED
 
 
 NONSENSE = {
