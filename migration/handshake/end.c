@@ -465,7 +465,7 @@ void migration_handshake_return_path_ended(MigrationState *s,
 /* Who writes may be told what who reads was not */
 static void end_note_silence(MigrationState *s)
 {
-    g_autoptr(Error) err = NULL;
+    Error *err = NULL;
 
     QEMU_LOCK_GUARD(&s->error_mutex);
     if (s->handshake->end->unexplained &&
@@ -473,6 +473,7 @@ static void end_note_silence(MigrationState *s)
         end_explain_silence(&err);
         end_set_error(s, g_steal_pointer(&err));
     }
+    error_free(err);
 }
 
 void migration_handshake_await_last_word(MigrationState *s)
