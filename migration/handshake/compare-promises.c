@@ -234,12 +234,6 @@ typedef struct Listing {
     unsigned n;
 } Listing;
 
-/* Whether the next one is only counted */
-static bool listing_is_full(const Listing *listing)
-{
-    return listing->n >= LISTED_MAX;
-}
-
 static void listing_add(Listing *listing, const char *name)
 {
     if (++listing->n <= LISTED_MAX) {
@@ -310,6 +304,14 @@ static void judge_set(const Judgement *j, const HandshakeLimit *limit,
     listing_judge(j, limit, MIGRATION_BREACH_CHANGE, &changed, NULL);
 }
 
+static char *bit_name(const HandshakeLimit *limit, unsigned bit)
+{
+    /* Of what stands behind all that there is here, nobody knows the name */
+    return limit->describe && bit < 8 * limit->bytes->len
+        ? limit->describe(limit->opaque, bit)
+        : g_strdup_printf("feature bit %u", bit);
+}
+
 static void judge_bits(const Judgement *j, const HandshakeLimit *limit,
                        const char *text)
 {
@@ -323,12 +325,12 @@ static void judge_bits(const Judgement *j, const HandshakeLimit *limit,
                            ~(i < words ? here[i] : 0);
 
         for (; missing; missing &= missing - 1) {
-            unsigned bit = i * 64 + ctz64(missing);
-            g_autofree char *name = listing_is_full(&listing) ? NULL
-                : i < words && limit->describe
-                ? limit->describe(limit->opaque, bit)
-                : g_strdup_printf("feature bit %u", bit);
+            g_autofree char *name = NULL;
 
+            /* A peer may have so many that naming them takes minutes */
+            if (listing.n < LISTED_MAX) {
+                name = bit_name(limit, i * 64 + ctz64(missing));
+            }
             listing_add(&listing, name);
         }
     }

@@ -67,7 +67,6 @@ struct HandshakeEnd {
     HandshakeIssues issues;     /* that were heard, and are not shown yet */
 };
 
-/* What the loader of a destination has to say */
 /* What becomes of the guest here in postcopy: decided once, by either thread */
 typedef enum HandshakeFate {
     FATE_OPEN,
@@ -75,6 +74,7 @@ typedef enum HandshakeFate {
     FATE_NEVER,                 /* so the source is told */
 } HandshakeFate;
 
+/* What the loader of a destination has to say */
 struct HandshakeLoader {
     bool late_error;
     bool one_owner;

@@ -23,6 +23,7 @@ from processes import (NO_MULTIFD, OWN_BASE, PATIENCE, UNDER, Address, Options, 
                        set_channels, set_psk, start_destination, start_source, unix,
                        wait_running, wait_status)
 from relay import Line, Relay
+from test_own_faults import HoldPackage
 from test_owner import disk, make_disk
 from wire import HEADER_SIZE
 
@@ -330,29 +331,15 @@ async def test_bitmap_that_is_lost(paused: bool, base: str) -> None:
         assert told["message"] == "Cannot find device='disk' nor node-name='disk'"
 
 
-# The command that brings all devices at once, and the length of its length.
-PACKAGED = bytes.fromhex("08 0007 0004")
+class SpoilBehindPackage(HoldPackage):
+    """Nonsense follows the devices, which another thread reads while they are loaded."""
 
-
-async def spoil_behind_devices(line: Line) -> None:
-    """Another thread reads that, while the devices are loaded."""
-    await line.reach()
-    answers = asyncio.create_task(line.carry("destination"))
-    said = line.said["source"]
-    while await line.hear("source"):
-        at = said.find(PACKAGED, line.passed["source"])
-        if at < 0 or len(said) < at + 9:
-            # All but what may be the beginning of it.
-            begun = said.find(PACKAGED[0], max(line.passed["source"], len(said) - 8))
-            await line.tell("source", len(said) if begun < 0 else begun)
-            continue
-        behind = at + 9 + int.from_bytes(said[at + 5:at + 9], "big")
-        while len(said) < behind and await line.hear("source"):
-            pass
-        said[behind:] = bytes([0xff]) * 64
-        await line.tell("source", len(said))
-        break
-    await answers
+    def _bound(self, said: bytearray) -> Optional[int]:
+        bound = super()._bound(said)
+        if bound is None or len(said) < bound:
+            return bound
+        said[bound:] = bytes([0xff]) * 64
+        return len(said)
 
 
 @pytest.mark.parametrize("stays", [True, False], ids=["stays", "exits"])
@@ -362,7 +349,7 @@ async def test_postcopy_thread(tmp_path: Path, stays: bool) -> None:
     async with pair(Kind("", devices, devices), tmp_path, stays=stays) as two:
         await set_capabilities(two.source, "postcopy-ram")
         await two.source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 12})
-        async with Relay(int(two.address["port"]), spoil_behind_devices) as relay:
+        async with Relay(int(two.address["port"]), SpoilBehindPackage().treat) as relay:
             await begin(two.source, inet(relay.port), NO_MULTIFD)
             await wait_status(two.source, "active")
             await two.source.execute("migrate-start-postcopy")
