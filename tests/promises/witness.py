@@ -85,7 +85,10 @@ async def wait_well(machine: Machine, limit: float = LIFE_LIMIT) -> None:
         first = start or (now.lines[0] if now.lines else None)
         return first is not None and not now.idle_since(first)
 
-    await until(f"the guest on {machine.name} to get on", limit, well)
+    try:
+        await until(f"the guest on {machine.name} to get on", limit, well)
+    except NotSeen as late:
+        raise NotSeen(f"{late}: from {start} to {Testimony(machine).lines[-1:]}") from late
 
 
 async def life_of(machine: Machine, limit: float = LIFE_LIMIT) -> str:
