@@ -643,8 +643,9 @@ def test_story_of_a_hand_over(place: Path, passes: tuple[str, ...]) -> None:
 def test_return_path_in_segments_of_any_size(place: Path, size: int) -> None:
     """Messages of any length, and whole ones before the last word is."""
     messages = RETURN_PATH + b"\0\7\0\0" + b"\0\3\1\4" + bytes(260)
-    turns = [turn for _, turn in late(messages + LAST)]
-    packets = decode(write(place, connection(CLIENT, turns, size)), (*WHOLE, "qmhs.message"))
+    *turns, (_, said) = late(messages + LAST)
+    pieces = [(MAIN, Turn(False, said.data[at:at + size])) for at in range(0, len(said.data), size)]
+    packets = decode(write(place, connections([*turns, *pieces])), (*WHOLE, "qmhs.message"))
     assert frames(packets)[-1] == ("destination", LAST_WORD)
     assert bytes.fromhex("".join(values(packets, "qmhs.return_path"))) == messages
     assert values(packets, "qmhs.message") == ["no memory"]
