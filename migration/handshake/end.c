@@ -681,13 +681,16 @@ void migration_handshake_loading(const char *section)
 
 /*
  * Straight to the channel, since the loader may not have opened the return path
- * yet; it is the same connection.
+ * yet; it is the same connection.  Once there is a postcopy thread, the channel
+ * blocks, others ask for pages over it, and the loader must not yield: what the
+ * source does not take at once is lost then.
  */
 static bool coroutine_mixed_fn loader_send(MigrationIncomingState *mis,
                                            HandshakeFrameType type,
                                            MigrationHandshakeReason *reason,
                                            const HandshakeIssues *issues)
 {
+    QIOChannel *ioc = qemu_file_get_ioc(mis->from_src_file);
     g_autoptr(GByteArray) buf = g_byte_array_new();
     HandshakeWire wire = { 0 };
     bool ok;
@@ -695,15 +698,11 @@ static bool coroutine_mixed_fn loader_send(MigrationIncomingState *mis,
     if (!handshake_put_reason(buf, type, reason, issues, NULL)) {
         return false;
     }
-    handshake_wire_init(&wire, qemu_file_get_ioc(mis->from_src_file));
-    if (mis->have_listen_thread) {
-        /* Others ask for pages, and nobody yields: the channel is blocking */
-        qemu_mutex_lock(&mis->rp_mutex);
+    if (!qemu_in_coroutine() || mis->have_listen_thread) {
+        return migrate_send_rp_at_once(mis, ioc, buf->data, buf->len);
     }
+    handshake_wire_init(&wire, ioc);
     ok = handshake_wire_send(&wire, buf, NULL);
-    if (mis->have_listen_thread) {
-        qemu_mutex_unlock(&mis->rp_mutex);
-    }
     handshake_wire_destroy(&wire);
     return ok;
 }
