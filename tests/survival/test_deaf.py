@@ -107,6 +107,35 @@ async def test_last_message(base: str, kind: str, tmp_path: Path) -> None:
             await deaf.require_no_room()
 
 
+async def begin_postcopy(source: Machine, port: int, deaf: Deaf) -> None:
+    """When there is room for no more than what comes before the package."""
+    await set_capabilities(source, "postcopy-ram")
+    await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW, "downtime-limit": 1})
+    await begin(source, inet(port), options("handshake", "section-schema"))
+    await asyncio.wait_for(deaf.reached.wait(), PATIENCE)
+    await source.execute("migrate-start-postcopy")
+
+
+async def loaded(destination: Machine) -> None:
+    """The main thread has answered the package, and left the guest as it was told to."""
+    async def paused() -> bool:
+        return (await destination.execute("query-status"))["status"] == "paused"
+
+    async with Watch(destination):
+        await until("the package to be loaded", PATIENCE, paused)
+
+
+@each_base
+async def test_answer_in_postcopy(base: str, tmp_path: Path) -> None:
+    """The main thread answers the PING in the package: it does not wait to be heard."""
+    deaf = Deaf(own_answers=2)
+    async with pc_lab(base=base) as lab:
+        async with deaf_pair(lab, deaf, tmp_path, "handshake") as (source, destination, port):
+            await begin_postcopy(source, port, deaf)
+            await asyncio.wait_for(loaded(destination), PATIENCE)
+            await deaf.require_no_room()
+
+
 @each_base
 async def test_last_word_in_postcopy(base: str, tmp_path: Path) -> None:
     """The main thread says why it cannot load the devices: it does not wait to be heard."""
@@ -114,11 +143,6 @@ async def test_last_word_in_postcopy(base: str, tmp_path: Path) -> None:
     async with pc_lab(base=base) as lab:
         async with deaf_pair(lab, deaf, tmp_path, "handshake",
                              ("-global", "hpet.timers=5")) as (source, destination, port):
-            await set_capabilities(source, "postcopy-ram")
-            await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW,
-                                                            "downtime-limit": 1})
-            await begin(source, inet(port), options("handshake", "section-schema"))
-            await asyncio.wait_for(deaf.reached.wait(), PATIENCE)
-            await source.execute("migrate-start-postcopy")
+            await begin_postcopy(source, port, deaf)
             await asyncio.wait_for(settled_failure(destination), PATIENCE)
             await deaf.require_no_room()
