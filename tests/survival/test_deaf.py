@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from machine import Lab, Machine, until
-from processes import (NO_MULTIFD, PATIENCE, UNDER, Options, Watch, begin, channels, each_base, end,
-                       inet, pc_lab, set_capabilities, start_source, unix)
+from processes import (NO_MULTIFD, PATIENCE, PROMPT, UNDER, Options, Watch, begin, channels,
+                       each_base, end, inet, pc_lab, set_capabilities, start_source, unix,
+                       wait_status)
 from relay import Line, Relay
 from test_own_faults import KINDS, SLOW, Hold, settled_failure
 
@@ -63,17 +64,21 @@ class Deaf(Hold):
         self.reached.set()
         await line.carry("source")
 
-    async def require_no_room(self) -> None:
-        """There was none: all that has come is what was asked for."""
-        assert self.lines[0].unheard("destination") == self._room * PONG
+    def is_full(self) -> bool:
+        """Whether all that has come is what was asked for."""
+        return self.lines[0].unheard("destination") == self._room * PONG
+
+
+PAUSED = ("-S",)
 
 
 @contextlib.asynccontextmanager
 async def deaf_pair(lab: Lab, deaf: Deaf, directory: Path, kind: str,
-                    there: tuple[str, ...] = ()) -> AsyncIterator[tuple[Machine, Machine, int]]:
+                    there: tuple[str, ...] = PAUSED
+                    ) -> AsyncIterator[tuple[Machine, Machine, int]]:
     """Source, destination, and the port of what stands between."""
     source = await start_source(lab)
-    destination = await lab.start("destination", "-S", "-incoming", "defer", *there, under=UNDER)
+    destination = await lab.start("destination", "-incoming", "defer", *there, under=UNDER)
     if kind == "main":
         await set_capabilities(source, "return-path")
         await set_capabilities(destination, "return-path")
@@ -104,7 +109,7 @@ async def test_last_message(base: str, kind: str, tmp_path: Path) -> None:
             await asyncio.wait_for(deaf.reached.wait(), PATIENCE)
             await asyncio.wait_for(has_ended(destination), PATIENCE)
             assert (await destination.migration())["status"] == "completed"
-            await deaf.require_no_room()
+            assert deaf.is_full()
 
 
 async def begin_postcopy(source: Machine, port: int, deaf: Deaf) -> None:
@@ -133,7 +138,7 @@ async def test_answer_in_postcopy(base: str, tmp_path: Path) -> None:
         async with deaf_pair(lab, deaf, tmp_path, "handshake") as (source, destination, port):
             await begin_postcopy(source, port, deaf)
             await asyncio.wait_for(loaded(destination), PATIENCE)
-            await deaf.require_no_room()
+            assert deaf.is_full()
 
 
 @each_base
@@ -142,7 +147,28 @@ async def test_last_word_in_postcopy(base: str, tmp_path: Path) -> None:
     deaf = Deaf(own_answers=2)
     async with pc_lab(base=base) as lab:
         async with deaf_pair(lab, deaf, tmp_path, "handshake",
-                             ("-global", "hpet.timers=5")) as (source, destination, port):
+                             (*PAUSED, "-global", "hpet.timers=5")) as (source, destination, port):
             await begin_postcopy(source, port, deaf)
             await asyncio.wait_for(settled_failure(destination), PATIENCE)
-            await deaf.require_no_room()
+            assert deaf.is_full()
+
+
+@each_base
+async def test_yank_of_who_is_not_heard(base: str, tmp_path: Path) -> None:
+    """LOADED waits for room in the loader's coroutine; there is none, and that can be ended."""
+    deaf = Deaf(own_answers=1)
+    async with pc_lab(base=base) as lab:
+        async with deaf_pair(lab, deaf, tmp_path, "handshake", ()) as (source, destination, port):
+            await begin(source, inet(port), options("handshake"))
+            await asyncio.wait_for(deaf.reached.wait(), PATIENCE)
+            await wait_status(source, "device")
+
+            async def no_room() -> bool:
+                return deaf.is_full()
+
+            await until("all to be said", PATIENCE, no_room)
+            async with Watch(destination):
+                await asyncio.sleep(0.5)
+                assert (await destination.migration())["status"] == "active"
+                await destination.execute("yank", {"instances": [{"type": "migration"}]})
+                assert (await end(destination, PROMPT))["status"] == "failed"
