@@ -58,6 +58,7 @@ typedef struct DestConn {
     bool timed_out;                 /* shut down, for whatever reason */
     bool answered;                  /* our last frame has been sent */
     bool violated;                  /* after ACCEPT: no honest source */
+    bool listens;                   /* for HELLO, header and TLS behind it */
     bool waits;                     /* for COMMIT */
     bool committed;                 /* COMMIT has come, be it good or bad */
     bool changed;                   /* the issues are not those of ACCEPT */
@@ -368,11 +369,9 @@ static void conn_look_bh(void *opaque)
 }
 
 /* Header, a frame that nobody knows, and the verdict, in one piece */
-static bool coroutine_fn conn_send_verdict(DestConn *conn,
-                                           const HandshakeVerdict *verdict,
-                                           Error **errp)
+static bool conn_put_verdict(DestConn *conn, GByteArray *buf,
+                             const HandshakeVerdict *verdict, Error **errp)
 {
-    g_autoptr(GByteArray) buf = g_byte_array_new();
     HandshakeHeader header = {
         .name = HANDSHAKE_CHANNEL_MAIN,
         .session = conn->id,
@@ -382,7 +381,16 @@ static bool coroutine_fn conn_send_verdict(DestConn *conn,
         conn->raw, verdict->accept ? "ACCEPT" : "REJECT");
     handshake_header_put(buf, &header);
     handshake_put_grease(buf);
-    return handshake_put_verdict(buf, verdict, errp) &&
+    return handshake_put_verdict(buf, verdict, errp);
+}
+
+static bool coroutine_fn conn_send_verdict(DestConn *conn,
+                                           const HandshakeVerdict *verdict,
+                                           Error **errp)
+{
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+
+    return conn_put_verdict(conn, buf, verdict, errp) &&
            handshake_wire_send(&conn->wire, buf, errp);
 }
 
@@ -397,14 +405,34 @@ static void coroutine_fn conn_refuse_malformed(DestConn *conn,
     conn->answered = conn_send_verdict(conn, verdict, NULL);
 }
 
+/* A source that is still speaking learns why; nothing was sent to it before */
+static void conn_evict(DestConn *conn)
+{
+    g_autoptr(HandshakeVerdict) verdict = handshake_verdict_new(false);
+    g_autoptr(GByteArray) buf = g_byte_array_new();
+
+    trace_migration_handshake_destination_evict(conn->raw);
+    verdict->message->message = g_strdup("too many connections to the "
+                                         "destination; try again");
+    if (conn->listens && conn_put_verdict(conn, buf, verdict, NULL)) {
+        qio_channel_write(conn->wire.ioc, (const char *)buf->data, buf->len,
+                          NULL);
+    }
+    conn_shutdown(conn);
+}
+
 /* Returns false with @errp set unless conn->json has come */
 static bool coroutine_fn conn_read_hello(DestConn *conn, Error **errp)
 {
     ERRP_GUARD();
     g_autoptr(GString) json = NULL;
     HandshakeFrameType type;
+    bool ok;
 
-    if (!handshake_wire_read_frame(&conn->wire, &type, &json, errp)) {
+    conn->listens = true;
+    ok = handshake_wire_read_frame(&conn->wire, &type, &json, errp);
+    conn->listens = false;
+    if (!ok) {
         if (!conn->wire.broken) {
             conn_refuse_malformed(conn, *errp);
         }
@@ -927,8 +955,7 @@ static bool dest_make_room(HandshakeDestination *hd)
     if (!conn) {
         return false;
     }
-    trace_migration_handshake_destination_evict(conn->raw);
-    conn_shutdown(conn);
+    conn_evict(conn);
     return true;
 }
 

@@ -640,6 +640,23 @@ static void G_GNUC_PRINTF(1, 0) loader_hear_main(const char *fmt, va_list ap)
     }
 }
 
+static void loader_yank_bh(void *opaque)
+{
+    MigrationIncomingState *mis = migration_incoming_get_current();
+
+    if (mis->loader && mis->from_src_file && !mis->have_listen_thread) {
+        handshake_ioc_interrupt(qemu_file_get_ioc(mis->from_src_file));
+    }
+    object_unref(OBJECT(migrate_get_current()));
+}
+
+/* Called by yank, in any thread: a loader that waits for room is not woken */
+static void loader_yank(void *opaque)
+{
+    object_ref(OBJECT(migrate_get_current()));
+    aio_bh_schedule_oneshot(iohandler_get_aio_context(), loader_yank_bh, NULL);
+}
+
 HandshakeLoader *handshake_loader_new(const strList *features)
 {
     HandshakeLoader *loader = g_new0(HandshakeLoader, 1);
@@ -650,12 +667,14 @@ HandshakeLoader *handshake_loader_new(const strList *features)
                                            HANDSHAKE_FEATURE_ONE_OWNER);
     qemu_mutex_init(&loader->lock);
     error_report_set_listener(loader_hear_main);
+    yank_register_function(MIGRATION_YANK_INSTANCE, loader_yank, loader);
     return loader;
 }
 
 void handshake_loader_free(HandshakeLoader *loader)
 {
     if (loader) {
+        yank_unregister_function(MIGRATION_YANK_INSTANCE, loader_yank, loader);
         error_report_set_listener(NULL);
         handshake_issues_free(&loader->said);
         qemu_mutex_destroy(&loader->lock);
@@ -681,13 +700,16 @@ void migration_handshake_loading(const char *section)
 
 /*
  * Straight to the channel, since the loader may not have opened the return path
- * yet; it is the same connection.
+ * yet; it is the same connection.  Once there is a postcopy thread, the channel
+ * blocks, others ask for pages over it, and the loader must not yield: what the
+ * source does not take at once is lost then.
  */
 static bool coroutine_mixed_fn loader_send(MigrationIncomingState *mis,
                                            HandshakeFrameType type,
                                            MigrationHandshakeReason *reason,
                                            const HandshakeIssues *issues)
 {
+    QIOChannel *ioc = qemu_file_get_ioc(mis->from_src_file);
     g_autoptr(GByteArray) buf = g_byte_array_new();
     HandshakeWire wire = { 0 };
     bool ok;
@@ -695,15 +717,11 @@ static bool coroutine_mixed_fn loader_send(MigrationIncomingState *mis,
     if (!handshake_put_reason(buf, type, reason, issues, NULL)) {
         return false;
     }
-    handshake_wire_init(&wire, qemu_file_get_ioc(mis->from_src_file));
-    if (mis->have_listen_thread) {
-        /* Others ask for pages, and nobody yields: the channel is blocking */
-        qemu_mutex_lock(&mis->rp_mutex);
+    if (!qemu_in_coroutine() || mis->have_listen_thread) {
+        return migrate_send_rp_at_once(mis, ioc, buf->data, buf->len);
     }
+    handshake_wire_init(&wire, ioc);
     ok = handshake_wire_send(&wire, buf, NULL);
-    if (mis->have_listen_thread) {
-        qemu_mutex_unlock(&mis->rp_mutex);
-    }
     handshake_wire_destroy(&wire);
     return ok;
 }

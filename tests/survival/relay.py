@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import select
 import socket
 import ssl
 import struct
+import sys
+import termios
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Optional
 
 from machine import LOOPBACK
@@ -41,12 +45,16 @@ class Line:
         """Connect to the destination, unless that has been done."""
         if "destination" in self._ends:
             return
-        sock = socket.socket()
+        target = self.relay.target
+        remote = isinstance(target, int)
+        sock = socket.socket(socket.AF_INET if remote else socket.AF_UNIX)
         sock.setblocking(False)
         self._ends["destination"] = sock
-        await asyncio.get_running_loop().sock_connect(sock, (LOOPBACK, self.relay.target))
+        await asyncio.get_running_loop().sock_connect(
+            sock, (LOOPBACK, target) if remote else str(target))
         for one in self._ends.values():
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if one.family == socket.AF_INET:
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def conversation(self, speaker: str) -> Optional[int]:
         """How many bytes the speaker's part of the handshake has, if that is known."""
@@ -92,7 +100,16 @@ class Line:
         while (self.passed[speaker] < len(self.said[speaker])
                or select.select([self._ends[speaker]], [], [], 0)[0]):
             await asyncio.sleep(0.001)
+        await self.say(speaker, data)
+
+    async def say(self, speaker: str, data: bytes) -> None:
+        """Say what the speaker did not, behind what was passed on."""
         await asyncio.get_running_loop().sock_sendall(self._ends[other_than(speaker)], data)
+
+    def unheard(self, speaker: str) -> int:
+        """How many bytes have come that nobody has heard yet."""
+        count = fcntl.ioctl(self._ends[speaker], termios.FIONREAD, bytes(4))
+        return int.from_bytes(count, sys.byteorder)
 
     def shut(self, speaker: str) -> None:
         """Tell the other one that no more will come."""
@@ -216,12 +233,13 @@ Treatment = Callable[[Line], Coroutine[None, None, None]]
 
 
 class Relay:
-    """A port that leads to another one, by way of a treatment of each connection.
+    """A port that leads to another one, or to a UNIX socket, by way of a treatment of each
+    connection.
 
     They are numbered in the order in which they come, the main channel first.
     """
 
-    def __init__(self, port: int, treatment: Treatment = Line.carry_both):
+    def __init__(self, port: int | Path, treatment: Treatment = Line.carry_both):
         self.target = port
         self._treatment = treatment
         self._listener = socket.socket()

@@ -11,12 +11,12 @@ import pytest
 import strangers
 from machine import LOOPBACK, until
 from processes import (NO_MULTIFD, PATIENCE, Watch, begin, inet, pc_lab, require_good_migration,
-                       require_listening, require_success, set_channels,
-                       start_destination, start_source)
+                       require_listening, require_refused, require_success,
+                       set_channels, start_destination, start_source)
 from relay import Line, Relay
 from strangers import (CONNECTIONS_MAX, CROWD, FEW, IDLE, MEMORY, Attack, join,
                        require_only_the_last, say, under)
-from wire import HELLO, frame, header, hello
+from wire import HEADER_SIZE, HELLO, frame, header, hello
 
 MULTIFD_CHANNELS = 8
 SLOW_CHANNELS = 32      # as many as a source opens at once
@@ -158,3 +158,32 @@ async def test_deaf_connections_make_room() -> None:
                 assert await one.ask(port)
             # With multifd, a session would be given room for its channels besides.
             await require_good_migration(source, destination, port, NO_MULTIFD)
+
+
+async def test_who_speaks_slowly_learns_why_it_goes() -> None:
+    """A source whose HELLO is still on its way when others take all the room."""
+    held = asyncio.Event()
+
+    async def treat(line: Line) -> None:
+        await line.reach()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(line.carry("destination"))
+            while await line.hear("source"):
+                await line.tell("source", HEADER_SIZE + 1)
+                if line.passed["source"] > HEADER_SIZE:
+                    held.set()
+
+    async with pc_lab() as lab, contextlib.AsyncExitStack() as stack:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab)
+        async with Watch(destination, MEMORY, CONNECTIONS_MAX + 2):
+            async with Relay(port, treat) as relay:
+                await begin(source, inet(relay.port), NO_MULTIFD)
+                await asyncio.wait_for(held.wait(), PATIENCE)
+                await asyncio.sleep(0.1)
+                for _ in range(CONNECTIONS_MAX):
+                    await join(port, stack)
+                await require_refused(source, "the destination refused the migration: "
+                                              "too many connections")
+            await stack.aclose()
+            await require_good_migration(source, destination, port)
