@@ -40,6 +40,8 @@ RNG = ("-device", "virtio-rng-pci,addr=0x10")
 BALLOON = ("-device", "virtio-balloon-pci")
 DISK = ("<disk type='file' device='disk'><driver name='qemu' type='{}'/>"
         "<source file='{}'/><target dev='vda' bus='virtio'/></disk>")
+DATA = ("<source file='{}'><dataStore type='file'><format type='raw'/><source file='{}'/>"
+        "</dataStore></source>")
 CONSOLE = "<serial type='file'><source path='{}'/></serial>"
 PIPE = "<serial type='pipe'><source path='{}'/></serial>"
 SOCKET = "<serial type='unix'><source mode='bind' path='{}'/></serial>"
@@ -284,11 +286,14 @@ def require_kept(lab: Lab, way: Way, *more: Path, devices: str = "") -> None:
     def shared(kind: str) -> Path:
         return lab.directory / "shared" / f"{way.transport}-{way.p2p}.{kind}"
 
-    base, data, pstore, nvdimm = (shared(kind) for kind in ("base", "data", "pstore", "nvdimm"))
-    make_image(base, data=data)
-    disk = make_image(shared("disk"), backing=base)
+    base, pstore, nvdimm = (shared(kind) for kind in ("base", "pstore", "nvdimm"))
+    data = lab.path(".data")        # libvirt may not know what is shared
+    make_image(base)
+    disk = make_image(shared("disk"), backing=base, data=data)
     nvdimm.write_bytes(bytes(NVDIMM_MIB << 20))
-    devices += (DISK.format("qcow2", disk) + PSTORE.format(pstore)
+    devices += (DISK.format("qcow2", disk).replace(f"<source file='{disk}'/>",
+                                                   DATA.format(disk, data))
+                + PSTORE.format(pstore)
                 + NVDIMM.format(nvdimm, NVDIMM_MIB))
     with lab.guest(emulator(PATCHED), RNG, devices=devices, more=SLOTS) as guest:
         paths = (base, data, disk, pstore, nvdimm, lab.kernel, *more)
