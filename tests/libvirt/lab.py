@@ -40,6 +40,7 @@ DOMAIN = """
     <kernel>{kernel}</kernel>
   </os>
   <features><acpi/></features>
+  {more}
   <devices>
     <emulator>{emulator}</emulator>
     <controller type='usb' model='none'/>
@@ -162,14 +163,15 @@ class Lab:
     # Guests
 
     def start(self, emulator: Path, arguments: Sequence[str] = (), machine: str = MACHINE,
-              host: Optional[Host] = None, devices: str = "", name: str = "") -> Guest:
+              host: Optional[Host] = None, devices: str = "", name: str = "",
+              more: str = "") -> Guest:
         """A new one, on A unless told otherwise, once it works."""
         host = host or self.a
         guest = Guest(name or f"guest-{next(self._numbers)}", host, emulator)
         definition = self.path(".xml")
         definition.write_text(DOMAIN.format(
             namespace=QEMU_NAMESPACE, name=guest.name, memory=MEMORY_MIB, kernel=self.kernel,
-            machine=quoteattr(machine), emulator=emulator, devices=devices,
+            machine=quoteattr(machine), emulator=emulator, devices=devices, more=more,
             arguments="".join(f"<qemu:arg value={quoteattr(one)}/>" for one in arguments)))
         host.ask("define", definition)
         host.ask("start", guest.name)

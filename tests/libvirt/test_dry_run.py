@@ -22,8 +22,8 @@ import pytest
 from conftest import QEMU
 from daemons import LIMIT, Failed, Host, Result, Running, Setup, fetched, run
 from emulators import PATCHED, STOCK, emulator
-from lab import (DIRECT_TCP, DIRECT_UNIX, P2P_TCP, PARALLEL, POSTCOPY, SLOW, TLS,
-                 TUNNELLED, WAYS, Guest, Lab, State, Way, laboratory)
+from lab import (DIRECT_TCP, DIRECT_UNIX, MEMORY_MIB, MIGRATION_LIMIT, P2P_TCP, PARALLEL,
+                 POSTCOPY, SLOW, TLS, TUNNELLED, WAYS, Guest, Lab, State, Way, laboratory)
 from series import series
 
 ALL_AT_ONCE = Way("TLS, parallel", "tcp", (*TLS.options, *PARALLEL.options))
@@ -40,7 +40,19 @@ RNG = ("-device", "virtio-rng-pci,addr=0x10")
 BALLOON = ("-device", "virtio-balloon-pci")
 DISK = ("<disk type='file' device='disk'><driver name='qemu' type='{}'/>"
         "<source file='{}'/><target dev='vda' bus='virtio'/></disk>")
+DATA = ("<source file='{}'><dataStore type='file'><format type='raw'/><source file='{}'/>"
+        "</dataStore></source>")
 CONSOLE = "<serial type='file'><source path='{}'/></serial>"
+PIPE = "<serial type='pipe'><source path='{}'/></serial>"
+SOCKET = "<serial type='unix'><source mode='bind' path='{}'/></serial>"
+SOUND = "<sound model='ac97'/><audio id='1' type='file' path='{}'/>"
+NVDIMM = ("<memory model='nvdimm' access='shared'><source><path>{}</path></source>"
+          "<target><size unit='MiB'>{}</size><node>0</node></target></memory>")
+NVDIMM_MIB = 16
+SLOTS = f"""
+  <maxMemory slots='2' unit='MiB'>512</maxMemory>
+  <cpu><numa><cell id='0' cpus='0' memory='{MEMORY_MIB}' unit='MiB'/></numa></cpu>
+"""
 PSTORE = "<pstore backend='acpi-erst'><path>{}</path><size unit='KiB'>64</size></pstore>"
 SIZE = 8 << 20
 
@@ -190,11 +202,20 @@ def parameters(guest: Guest) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
 
 
+def complaints(host: Host) -> list[str]:
+    """What the daemon believes to be errors; that a client goes is one of them, as ever."""
+    return [line for line in host.log.read_text(errors="replace").splitlines()
+            if ": error :" in line and " virNetSocketReadWire:" not in line]
+
+
 @pytest.mark.parametrize("way", CHECKED, ids=lambda way: way.name)
 def test_yes(lab: Lab, way: Way) -> None:
     with lab.guest(emulator(PATCHED), [*RNG, *BALLOON]) as guest:
+        known = {host.name: complaints(host) for host in (lab.a, lab.b)}
         with nothing_happens(lab, guest):
             require_yes(lab.check(guest, way), AGREED.get(way.name, OTHERS))
+        for host in (lab.a, lab.b):
+            assert complaints(host) == known[host.name]
         told = parameters(guest)
         assert told["handshake.status"] == "accepted" and told["handshake.check_only"] == "1"
         assert told["handshake.peer.machine"] == "pc-i440fx-10.0"
@@ -247,31 +268,42 @@ def image(path: Path) -> Image:
     found = path.stat()
     return Image((found.st_uid, found.st_gid, found.st_mode),
                  {name: os.getxattr(path, name) for name in os.listxattr(path)},
-                 found.st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+                 found.st_mtime_ns,
+                 hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
 
 
-def make_image(path: Path, size: int = SIZE, backing: Optional[Path] = None) -> Path:
+def make_image(path: Path, size: int = SIZE, backing: Optional[Path] = None,
+               data: Optional[Path] = None) -> Path:
     tool = QEMU.resolve().parent / "qemu-img"
     more = ["-b", str(backing), "-F", "qcow2"] if backing else []
+    more += ["-o", f"data_file={data}"] if data else []
     assert run([tool, "create", "-q", "-f", "qcow2", *more, path, str(size)]).ok
     return path
 
 
 def require_kept(lab: Lab, way: Way, *more: Path, devices: str = "") -> None:
     """What is on shared storage, and belongs to the source's QEMU now."""
-    shared = lab.directory / "shared"
-    base = make_image(shared / f"{way.transport}-{way.p2p}.base")
-    disk = make_image(shared / f"{way.transport}-{way.p2p}.disk", backing=base)
-    pstore = shared / f"{way.transport}-{way.p2p}.pstore"
-    devices += DISK.format("qcow2", disk) + PSTORE.format(pstore)
-    with lab.guest(emulator(PATCHED), RNG, devices=devices) as guest:
-        paths = (base, disk, pstore, lab.kernel, *more)
+    def shared(kind: str) -> Path:
+        return lab.directory / "shared" / f"{way.transport}-{way.p2p}.{kind}"
+
+    base, pstore, nvdimm = (shared(kind) for kind in ("base", "pstore", "nvdimm"))
+    data = lab.path(".data")        # libvirt may not know what is shared
+    make_image(base)
+    disk = make_image(shared("disk"), backing=base, data=data)
+    nvdimm.write_bytes(bytes(NVDIMM_MIB << 20))
+    devices += (DISK.format("qcow2", disk).replace(f"<source file='{disk}'/>",
+                                                   DATA.format(disk, data))
+                + PSTORE.format(pstore)
+                + NVDIMM.format(nvdimm, NVDIMM_MIB))
+    with lab.guest(emulator(PATCHED), RNG, devices=devices, more=SLOTS) as guest:
+        paths = (base, data, disk, pstore, nvdimm, lab.kernel, *more)
         for path in more:
-            path.write_text("It has said something.")
+            if path.is_file():
+                path.write_text("It has said something.")
         before = [image(path) for path in paths]
-        for path in (disk, pstore, lab.kernel):
+        for path in (data, disk, pstore, nvdimm, lab.kernel):
             assert image(path).owner[1] == GROUPS["A"]
-        there = sorted(shared.iterdir())
+        there = sorted(disk.parent.iterdir())
         with nothing_happens(lab, guest):
             require_yes(lab.check(guest, way))
             assert [image(path) for path in paths] == before
@@ -279,17 +311,22 @@ def require_kept(lab: Lab, way: Way, *more: Path, devices: str = "") -> None:
             other.write_text(other.read_text().replace(str(pstore), f"{pstore}.new"))
             require_no(lab.check(guest, way, "--xml", other), "virtio-rng")
         assert [image(path) for path in paths] == before
-        assert sorted(shared.iterdir()) == there
+        assert sorted(disk.parent.iterdir()) == there
         # A migration does what a check must not do.
         assert lab.migrate(guest, way).ok
-        assert [image(path) for path in paths] != before
+        assert image(disk) != before[2] and image(nvdimm) != before[4]
 
 
 @pytest.mark.parametrize("way", BOTH, ids=lambda way: way.name)
 def test_shared_storage(lab: Lab, way: Way) -> None:
     """The images keep owner and label, whatever the other host would give them."""
-    console = lab.directory / "shared" / f"{way.transport}-{way.p2p}.console"
-    require_kept(lab, way, console, devices=CONSOLE.format(console))
+    console, pipe, socket, sound = (
+        lab.directory / "shared" / f"{way.transport}-{way.p2p}.{kind}"
+        for kind in ("console", "pipe", "socket", "sound"))
+    os.mkfifo(pipe)
+    require_kept(lab, way, console, pipe, socket, sound,
+                 devices=CONSOLE.format(console) + PIPE.format(pipe) + SOCKET.format(socket)
+                 + SOUND.format(sound))
 
 
 def test_remembered_owners(tmp_path: Path) -> None:
@@ -304,6 +341,28 @@ def test_remembered_owners(tmp_path: Path) -> None:
         with lab.guest(emulator(PATCHED)):
             assert image(lab.kernel).remembered
         require_kept(lab, P2P_TCP)
+
+
+def test_memory_that_does_not_fit(lab: Lab) -> None:
+    """What stands in place of a file does not hide that the real one would not do."""
+    here, small = lab.path(".nvdimm"), lab.path(".nvdimm")
+    here.write_bytes(bytes(NVDIMM_MIB << 20))
+    small.write_bytes(bytes(NVDIMM_MIB << 19))
+    with lab.guest(emulator(PATCHED), devices=NVDIMM.format(here, NVDIMM_MIB),
+                   more=SLOTS) as guest, nothing_happens(lab, guest):
+        def checked(there: Path) -> Result:
+            other = lab.passing(guest)
+            other.write_text(other.read_text().replace(str(here), str(there)))
+            return lab.check(guest, P2P_TCP, "--xml", other)
+
+        require_yes(checked(here))
+        result = checked(small)
+        assert result.status == 1 and lines(result)["Can migrate"] == "no", result
+        assert f"does not fit into '{small}' of {NVDIMM_MIB << 19} bytes" in result.stderr, result
+        missing = lab.path(".nvdimm")
+        result = checked(missing)
+        assert result.status == 1 and f"unable to stat '{missing}'" in result.stderr, result
+        assert not missing.exists() and small.stat().st_size == NVDIMM_MIB << 19
 
 
 def copied(lab: Lab, guest: Guest, here: Path, there: Path, *arguments: str) -> list[str]:
@@ -498,6 +557,52 @@ def test_warnings(lab: Lab, way: Way) -> None:
             assert not logged(host, "error", said)
 
 
+# Carries one connection only.
+NARROW = """
+import select, socket
+listener = socket.create_server(("127.0.0.2", {0}))
+print("ready", flush=True)
+near = listener.accept()[0]
+listener.close()
+far = socket.create_connection(("127.0.0.1", {0}))
+while True:
+    for one, other in ((near, far), (far, near)):
+        if select.select([one], [], [], 0.01)[0]:
+            other.sendall(one.recv(1 << 20) or exit())
+"""
+NARROW_PORT = 49901
+
+
+@pytest.mark.parametrize("way", BOTH, ids=lambda way: way.name)
+def test_declined(lab: Lab, way: Way) -> None:
+    """What was optional and is not used is told, and why."""
+    lab.run([sys.executable, "-c", NARROW.format(NARROW_PORT + way.p2p)])
+    options = ["migrate", "--live", "--postcopy", "--persistent", "--undefinesource",
+               *(["--p2p"] if way.p2p else [])]
+    with lab.guest(emulator(PATCHED)) as guest:
+        before = guest.state()
+        result = lab.a.virsh(*options, guest.name, lab.b.uri,
+                             f"tcp://127.0.0.2:{NARROW_PORT + way.p2p}",
+                             "--listen-address", "127.0.0.1", limit=MIGRATION_LIMIT)
+        assert result.ok, result
+        guest.host = lab.b
+        lab.require_well(guest, before)
+        told = parameters(guest)
+        assert told["handshake.declined.count"] == "1"
+        assert told["handshake.declined.0.capability"] == "postcopy-preempt"
+        reason = told["handshake.declined.0.reason"]
+        assert f"\nNot used:         postcopy-preempt: {reason}\n" in lab.b.ask(
+            "domjobinfo", "--handshake", guest.name)
+        said = dict(line.split(": ", 1) for line in lab.b.ask(
+            "domjobinfo", "--completed", "--rawstats", guest.name).splitlines() if ": " in line)
+        assert set(said["handshake.capabilities"].split(",")) == {
+            "return-path", "postcopy-ram", "switchover-ack"}
+        line = f"Migration of domain {guest.name}: 'postcopy-preempt' is not used: "
+        for host in (lab.a, lab.b):
+            assert logged(host, "info", line, reason)
+            assert not logged(host, "warning", line) and not logged(host, "error", line)
+
+
 def test_last_words(lab: Lab) -> None:
     """Why the destination could not load what it was not to refuse."""
     with lab.guest(emulator(PATCHED), RNG) as guest:
@@ -687,6 +792,18 @@ def test_dies_while_asking(lab: Lab, silent: list[str], victim: str) -> None:
         host.start()
         assert result.status == 1 and "Can migrate" not in result.stdout, result
         require_as_before(lab, guest, before, state)
+
+
+def test_guest_dies_while_asking(lab: Lab, silent: list[str]) -> None:
+    """Its QEMU, that is. The other host does not keep what it was asked with."""
+    with lab.guest(emulator(PATCHED)) as guest:
+        checking = begin_waiting(lab, guest, P2P_TCP, silent)
+        kill(lab.a.qemu(guest.name))
+        result = checking.result(LIMIT)
+        assert result.status == 1 and "Can migrate" not in result.stdout, result
+        assert result.stderr.strip(), result
+        assert not lab.b.qemu(guest.name) and not lab.a.qemu(guest.name)
+        assert guest.name not in lab.b.ask("list", "--all", "--name")
 
 
 def test_hooks(lab: Lab) -> None:
