@@ -346,10 +346,14 @@ bool migration_handshake_awaits_word(void)
     return end && end->late_error;
 }
 
+/* Of what could not be written it says no more than that */
+#define SETUP_FAILED    "ram_save_setup failed: "
+
 /* Whether a channel has ended, and nothing else: so says who met that first */
 static bool end_is_lost(const Error *err)
 {
     static const char *const lost[] = {
+        SETUP_FAILED,
         "Channel error: ", "Unable to read from socket: ",
         "Unable to write to socket: ", "Cannot read from TLS channel: ",
         "Cannot write to TLS channel: ", "The TLS connection was ",
@@ -450,7 +454,9 @@ void migration_handshake_return_path_ended(MigrationState *s,
             end_set_error(s, error_copy(*errp));
             handshake_end_note_error(s, &s->error);
         } else if (s->error && end_is_lost(s->error)) {
-            if (*errp && end_is_silence(*errp)) {
+            if (*errp && (end_is_silence(*errp) ||
+                          strstart(error_get_pretty(s->error), SETUP_FAILED,
+                                   NULL))) {
                 end_set_error(s, error_copy(*errp));
             }
             end_explain(s, shut, &s->error);
@@ -531,6 +537,8 @@ bool migration_handshake_hand_over(MigrationState *s)
 
 void migration_handshake_explain_doubt(MigrationState *s)
 {
+    /* Who could not write to the end does not know why */
+    migration_handshake_await_last_word(s);
     if (!migration_handshake_given(s) || migration_handshake_started(s)) {
         return;
     }
