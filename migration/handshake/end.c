@@ -59,7 +59,7 @@ struct HandshakeEnd {
     bool told;                  /* the destination has said why */
     bool unexplained;           /* the connection has ended, and that is all */
     bool over;                  /* nothing more comes from there */
-    bool yanked;
+    bool yanked;                /* atomic */
     bool gave_up;               /* it is us who end the connection */
     QemuEvent heard;            /* @loaded or @over */
     QEMUTimer *timer;           /* ends the session after an error */
@@ -81,6 +81,7 @@ struct HandshakeLoader {
     bool loaded;                /* LOADED has been said */
     bool given;                 /* START has come */
     bool spoken;                /* the LAST WORD has been said */
+    bool yanked;                /* atomic */
     HandshakeFate fate;         /* atomic */
     const char *section;        /* that is being loaded */
     QemuMutex lock;             /* protects what follows */
@@ -127,6 +128,24 @@ static bool end_skip_frame(uint16_t type, uint16_t flags, unsigned *skipped,
     return true;
 }
 
+/* Called by yank, in any thread */
+static void end_yank(void *opaque)
+{
+    bool *yanked = opaque;
+
+    qatomic_set(yanked, true);
+}
+
+/* Whether somebody has yanked it, and all that comes now is because of that */
+static bool end_was_yanked(bool *yanked)
+{
+    /* A yank that goes from channel to channel has come to all by then */
+    yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank, yanked);
+    yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, yanked);
+    /* A migration that is paused by it may go on, and fail in another way */
+    return qatomic_xchg(yanked, false);
+}
+
 /* The source's side */
 
 static void end_session(MigrationState *s)
@@ -169,29 +188,11 @@ static void end_session_bh(void *opaque)
     object_unref(OBJECT(s));
 }
 
-/* Called by yank, in any thread */
-static void end_yank(void *opaque)
-{
-    HandshakeEnd *end = opaque;
-
-    qatomic_set(&end->yanked, true);
-}
-
-/* Whether somebody has yanked it, and all that comes now is because of that */
-static bool end_was_yanked(HandshakeEnd *end)
-{
-    /* A yank that goes from channel to channel has come to all by then */
-    yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank, end);
-    yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, end);
-    /* A migration that is paused by it may go on, and fail in another way */
-    return qatomic_xchg(&end->yanked, false);
-}
-
 void handshake_end_note_error(MigrationState *s, Error **errp)
 {
     HandshakeEnd *end = s->handshake->end;
 
-    if (errp && !end->told && end_was_yanked(end)) {
+    if (errp && !end->told && end_was_yanked(&end->yanked)) {
         error_free(*errp);
         *errp = NULL;
         error_setg(errp, "the migration was yanked");
@@ -212,13 +213,13 @@ HandshakeEnd *handshake_end_new(const strList *features)
     qemu_event_init(&end->heard, false);
     qemu_mutex_init(&end->lock);
     end->timer = timer_new_ms(QEMU_CLOCK_REALTIME, end_timer_cb, NULL);
-    yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, end);
+    yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, &end->yanked);
     return end;
 }
 
 void handshake_end_free(HandshakeEnd *end)
 {
-    yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank, end);
+    yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank, &end->yanked);
     timer_free(end->timer);
     qemu_event_destroy(&end->heard);
     handshake_issues_free(&end->issues);
@@ -345,10 +346,14 @@ bool migration_handshake_awaits_word(void)
     return end && end->late_error;
 }
 
+/* Of what could not be written it says no more than that */
+#define SETUP_FAILED    "ram_save_setup failed: "
+
 /* Whether a channel has ended, and nothing else: so says who met that first */
 static bool end_is_lost(const Error *err)
 {
     static const char *const lost[] = {
+        SETUP_FAILED,
         "Channel error: ", "Unable to read from socket: ",
         "Unable to write to socket: ", "Cannot read from TLS channel: ",
         "Cannot write to TLS channel: ", "The TLS connection was ",
@@ -449,7 +454,9 @@ void migration_handshake_return_path_ended(MigrationState *s,
             end_set_error(s, error_copy(*errp));
             handshake_end_note_error(s, &s->error);
         } else if (s->error && end_is_lost(s->error)) {
-            if (*errp && end_is_silence(*errp)) {
+            if (*errp && (end_is_silence(*errp) ||
+                          strstart(error_get_pretty(s->error), SETUP_FAILED,
+                                   NULL))) {
                 end_set_error(s, error_copy(*errp));
             }
             end_explain(s, shut, &s->error);
@@ -530,6 +537,8 @@ bool migration_handshake_hand_over(MigrationState *s)
 
 void migration_handshake_explain_doubt(MigrationState *s)
 {
+    /* Who could not write to the end does not know why */
+    migration_handshake_await_last_word(s);
     if (!migration_handshake_given(s) || migration_handshake_started(s)) {
         return;
     }
@@ -666,6 +675,7 @@ HandshakeLoader *handshake_loader_new(const strList *features)
     loader->one_owner = handshake_has_name(features,
                                            HANDSHAKE_FEATURE_ONE_OWNER);
     qemu_mutex_init(&loader->lock);
+    yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, &loader->yanked);
     error_report_set_listener(loader_hear_main);
     yank_register_function(MIGRATION_YANK_INSTANCE, loader_yank, loader);
     return loader;
@@ -676,6 +686,8 @@ void handshake_loader_free(HandshakeLoader *loader)
     if (loader) {
         yank_unregister_function(MIGRATION_YANK_INSTANCE, loader_yank, loader);
         error_report_set_listener(NULL);
+        yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank,
+                                 &loader->yanked);
         handshake_issues_free(&loader->said);
         qemu_mutex_destroy(&loader->lock);
         g_free(loader);
@@ -783,7 +795,9 @@ static bool loader_lost_source(MigrationIncomingState *mis, Error **errp)
         error_free(err);
         return false;
     }
-    if (strstart(error_get_pretty(err), "Channel error", NULL)) {
+    if (end_was_yanked(&mis->loader->yanked)) {
+        error_setg(errp, "the migration was yanked");
+    } else if (strstart(error_get_pretty(err), "Channel error", NULL)) {
         error_setg(errp, "the source ended the connection before the migration "
                    "was complete: it was cancelled there, or failed");
     } else {
@@ -831,7 +845,8 @@ void handshake_loader_note_error(HandshakeLoader *loader, Error **errp)
     if (!qatomic_read(&loader->spoken)) {
         error_free(*errp);
         *errp = NULL;
-        error_setg(errp, "%s", text);
+        error_setg(errp, "%s", end_was_yanked(&loader->yanked)
+                   ? "the migration was yanked" : text);
     }
 }
 
@@ -935,8 +950,10 @@ static bool coroutine_fn loader_await_start(MigrationIncomingState *mis,
         uint16_t type, flags;
 
         if (qemu_file_get_error(f)) {
-            error_setg(errp, "the source went away before it had given the "
-                       "guest to this QEMU, which does not start it");
+            error_setg(errp, "%s had given the guest to this QEMU, which does "
+                       "not start it", end_was_yanked(&mis->loader->yanked)
+                       ? "the migration was yanked before the source"
+                       : "the source went away before it");
             return false;
         }
         json = end_read_frame(f, len, HANDSHAKE_FRAME_MAX, &type, &flags, errp);

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A stream that cannot be loaded: the source learns why, in the loader's own words.
 
-Each is done QMHS_LOADING times (once). How often the source's error began with what the
-loader had said first goes to build/loading.rst, or where QMHS_LOADING_TABLE says, if that is
-more than once; docs/endings.rst has it of 40 times each.
+Or both learn who has ended it, where nobody can say why. Each is done QMHS_LOADING times
+(once). How often the words were those goes to build/loading.rst, or where QMHS_LOADING_TABLE
+says, if that is more than once; docs/endings.rst has it of 40 times each.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -329,6 +330,198 @@ async def test_bitmap_that_is_lost(paused: bool, base: str) -> None:
         told, = (issue for issue in info["handshake"]["issues"] if issue["code"] == "load")
         assert (told["severity"], told["subject"]) == ("warning", "dirty-bitmap")
         assert told["message"] == "Cannot find device='disk' nor node-name='disk'"
+
+
+# Between COMMIT and the loader
+
+
+class HoldCommit:
+    """Lets no more of the main channel through than COMMIT, without its last byte or with it."""
+
+    def __init__(self, all_of_it: bool) -> None:
+        self._all_of_it = all_of_it
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def treat(self, line: Line) -> None:
+        if line.number:
+            return await line.carry_both()
+        await line.reach()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(line.carry("destination"))
+            said, bound = line.said["source"], None
+            while (bound is None or len(said) < bound) and await line.hear("source"):
+                bound = line.conversation("source")
+                await line.tell("source", len(said) if bound is None
+                                else min(len(said), bound - (not self._all_of_it)))
+            self.reached.set()
+            await self.go_on.wait()
+            await line.carry("source")
+
+
+class HoldChannel:
+    """Lets no channel through but the main one, so that there is no COMMIT."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def treat(self, line: Line) -> None:
+        if line.number:
+            self.reached.set()
+            await self.go_on.wait()
+        await line.carry_both()
+
+
+@pytest.mark.parametrize("way", ["tcp", "tls", "multifd"])
+async def test_behind_commit(tmp_path: Path, tally: Tally, way: str) -> None:
+    """Something has changed since ACCEPT: there is no loader that could say so."""
+    async def once() -> None:
+        async with pair(Kind(""), tmp_path, way) as two:
+            hold = HoldCommit(False) if way == "tcp" else HoldChannel()
+            async with Relay(int(two.address["port"]), hold.treat) as relay:
+                # What is seen of TLS is that another channel is opened.
+                await begin(two.source, inet(relay.port), NO_MULTIFD if way == "tcp" else {})
+                await asyncio.wait_for(hold.reached.wait(), PATIENCE)
+                await set_capabilities(two.destination, "mapped-ram")
+                hold.go_on.set()
+                info = await end(two.source)
+            assert info["status"] == "failed", info
+            told = await two.destination.handshake()
+            assert told["status"] == "failed" and "mapped-ram" in told["message"], told
+            assert info["error-desc"] == told["message"] + FAILED
+            assert "capability-conflict" in [one["code"] for one in info["handshake"]["issues"]]
+            await wait_running(two.source)
+
+    await tally.count("changed since ACCEPT", way, once)
+
+
+# Nobody says why: who has ended it
+
+
+SAYS_NOTHING = (r"(before the stream began: )?the destination ended the connection after [\d.e+]+ "
+                r"\w+ and did not say why, see its log: \w.*")
+YANKED = "the migration was yanked"
+# What a thread has met first stands alone.
+YANKED_THERE = f"(load of migration failed: )?{YANKED}"
+IS_GONE = (r"multifd channel \d: \w.*|load of migration failed: (the source ended the connection "
+           "before the migration was complete: it was cancelled there, or failed|the connection to "
+           "the source broke: .*)")
+
+
+class Loss(NamedTuple):
+    """What happens, and how the errors of the two read then, if they have one."""
+
+    happen: Callable[[Pair, Relay], Awaitable[None]]
+    source: Optional[str]
+    destination: Optional[str]
+    status: str = "failed"
+
+
+async def kill_source(two: Pair, _relay: Relay) -> None:
+    two.source.kill()
+
+
+async def kill_destination(two: Pair, _relay: Relay) -> None:
+    two.destination.kill()
+
+
+async def yank_source(two: Pair, _relay: Relay) -> None:
+    await two.source.execute("yank", {"instances": [{"type": "migration"}]})
+
+
+async def yank_destination(two: Pair, _relay: Relay) -> None:
+    await two.destination.execute("yank", {"instances": [{"type": "migration"}]})
+
+
+async def cancel(two: Pair, _relay: Relay) -> None:
+    await two.source.execute("migrate_cancel")
+
+
+async def cut(_two: Pair, relay: Relay) -> None:
+    await relay.hang_up()
+
+
+async def reset(_two: Pair, relay: Relay) -> None:
+    for line in relay.lines:
+        line.reset()
+    await relay.hang_up()
+
+
+LOSSES = {
+    "destination killed": Loss(kill_destination, SAYS_NOTHING, None),
+    "destination yanked": Loss(yank_destination, SAYS_NOTHING, YANKED_THERE),
+    "cut": Loss(cut, SAYS_NOTHING, IS_GONE),
+    "reset": Loss(reset, SAYS_NOTHING, IS_GONE),
+    "source killed": Loss(kill_source, None, IS_GONE),
+    "source yanked": Loss(yank_source, YANKED, IS_GONE),
+    "cancelled": Loss(cancel, None, IS_GONE, "cancelled"),
+}
+
+
+async def require_loss(two: Pair, loss: Loss, stays: bool = True) -> None:
+    if loss.happen != kill_source:
+        info = await end(two.source)
+        assert info["status"] == loss.status, info
+        assert ("error-desc" in info) == (loss.source is not None), info
+        if loss.source:
+            assert re.fullmatch(loss.source, info["error-desc"]), info
+        await wait_running(two.source)
+    if loss.destination and not stays:
+        await asyncio.wait_for(two.destination.gone(), PATIENCE)
+        assert two.destination.exit_status == 1
+        assert re.search(loss.destination, two.destination.errors), two.destination.errors
+    elif loss.destination:
+        info = await end(two.destination)
+        assert info["status"] == "failed"
+        assert re.fullmatch(loss.destination, info["error-desc"]), info
+        assert not await two.destination.is_running()
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["stays", "exits"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", LOSSES)
+async def test_loss(tmp_path: Path, tally: Tally, name: str, way: str, stays: bool) -> None:
+    """While the stream is being loaded."""
+    loss = LOSSES[name]
+    relayed = loss.happen in (cut, reset)
+    if relayed and way == "unix":
+        pytest.skip("what stands between carries TCP")
+    if loss.destination is None and not stays:
+        pytest.skip("it is killed")
+
+    async def once() -> None:
+        async with pair(Kind(""), tmp_path, way, stays) as two:
+            await set_channels(two.source, 2)
+            await two.source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 16})
+            port = 0 if way == "unix" else int(two.address["port"])
+            async with Relay(port) as relay:
+                await begin(two.source, inet(relay.port) if relayed else two.address,
+                            options_of(way))
+                for one in (two.source, two.destination):
+                    await wait_status(one, "active")
+                await loss.happen(two, relay)
+                await require_loss(two, loss, stays)
+
+    await tally.count(name, end_of(way, stays), once)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+async def test_loss_behind_commit(tmp_path: Path, tally: Tally, name: str) -> None:
+    """The loader has nothing yet, and the return path is not open."""
+    async def once() -> None:
+        async with pair(Kind(""), tmp_path) as two:
+            hold = HoldCommit(True)
+            async with Relay(int(two.address["port"]), hold.treat) as relay:
+                await begin(two.source, inet(relay.port), NO_MULTIFD)
+                await asyncio.wait_for(hold.reached.wait(), PATIENCE)
+                await wait_status(two.destination, "active")
+                await LOSSES[name].happen(two, relay)
+                if LOSSES[name].happen not in (cut, reset):
+                    await relay.hang_up()
+                await require_loss(two, LOSSES[name])
+
+    await tally.count(f"{name}, behind COMMIT", "tcp", once)
 
 
 class SpoilBehindPackage(HoldPackage):

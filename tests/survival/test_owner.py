@@ -23,6 +23,7 @@ from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, channels, end, inet, 
 
 NOT_GIVEN = ("the source went away before it had given the guest to this QEMU, "
              "which does not start it")
+YANKED = "the migration was yanked before the source had given the guest to this QEMU"
 SLOW = 64 << 10         # bytes a second, or precopy is over before postcopy begins
 SLOWER = 4096           # ... or postcopy before it is looked at
 CARD = ["-device", "virtio-net-pci,romfile="]
@@ -125,6 +126,11 @@ class Held:
         await self.destination_failed()
         assert NOT_GIVEN in (await self.destination.migration())["error-desc"]
 
+    async def destination_yanked(self) -> None:
+        """It is this side that has ended the connection, and not the source."""
+        await self.destination_failed()
+        assert YANKED in (await self.destination.migration())["error-desc"]
+
     async def destination_runs(self) -> None:
         await wait_running(self.destination)
         for node in await self.destination.execute("query-named-block-nodes"):
@@ -216,6 +222,7 @@ async def play(one: Held, ending: Ending) -> None:
 
 NEVER = Held.destination_not_given
 FAILED = Held.destination_failed
+WAS_YANKED = Held.destination_yanked
 RUNS = Held.destination_runs
 DOUBT = Held.in_doubt
 HERE = Held.continue_here
@@ -224,7 +231,7 @@ HERE = Held.continue_here
 @parametrize(
     cancel=Ending(Held.cancel, (cancelled, NEVER)),
     yank_source=Ending(Held.yank_source, (failed, NEVER)),
-    yank_destination=Ending(Held.yank_destination, (failed, FAILED)),
+    yank_destination=Ending(Held.yank_destination, (failed, WAS_YANKED)),
     cut=Ending(Held.cut, (failed, NEVER)),
     reset=Ending(Held.reset, (failed, FAILED)),
     kill_source=Ending(Held.kill_source, (NEVER,)),
@@ -242,7 +249,7 @@ async def test_before_the_source_knows_that_it_is_loaded(ending: Ending, tmp_pat
 
 @parametrize(
     yank_source=Ending(Held.yank_source, (DOUBT, NEVER, HERE)),
-    yank_destination=Ending(Held.yank_destination, (DOUBT, FAILED, HERE)),
+    yank_destination=Ending(Held.yank_destination, (DOUBT, WAS_YANKED, HERE)),
     cut=Ending(Held.cut, (DOUBT, NEVER, HERE)),
     reset=Ending(Held.reset, (DOUBT, FAILED, HERE)),
     kill_source=Ending(Held.kill_source, (NEVER,)),

@@ -493,6 +493,32 @@ async def test_answer_that_is_none(answer: Optional[bytes], words: str) -> None:
         await pair.require_recovered()
 
 
+async def test_answer_that_is_late() -> None:
+    """Its last byte comes when the source does not wait any more."""
+    async with pc_lab() as lab:
+        pair = await interrupted(lab)
+        async with FakeDestination() as fake:
+            await resume(pair.source, fake.port)
+            peer = await fake.next()
+            answer = await peer.read(HEADER_SIZE)
+            await peer.send(answer[:-1])
+            await pair.source.execute("yank", {"instances": [{"type": "migration"}]}, oob=True)
+            await require_turned_away(pair.source, "yanked")
+            with contextlib.suppress(ConnectionError):
+                await peer.send(answer[-1:])
+            assert await peer.ended(PROMPT)
+            await pair.require_paused()
+            # To the next question it is none either.
+            await resume(pair.source, fake.port)
+            peer = await fake.next()
+            assert await peer.read(HEADER_SIZE) == answer
+            peer.finish()
+            await require_turned_away(pair.source, NOBODY)
+        await pair.require_paused()
+        await resume(pair.source, await listen_again(pair.destination))
+        await pair.require_recovered()
+
+
 async def test_nobody_listens() -> None:
     async with pc_lab() as lab:
         pair = await interrupted(lab)

@@ -193,6 +193,37 @@ async def test_destination_is_killed(way: str, base: str, tmp_path: Path) -> Non
         await wait_running(two.source)
 
 
+def tell_one(directory: Path, tell: str, late: str) -> list[str]:
+    """What to start a machine under, for tell_one.c."""
+    library = directory / "tell_one.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library,
+                    Path(__file__).with_name("tell_one.c"), "-ldl"], check=True)
+    return [*UNDER, "env", f"LD_PRELOAD={library}", f"TELL={tell}", f"LATE={late}"]
+
+
+@each_base
+async def test_reset_before_the_stream(base: str, tmp_path: Path) -> None:
+    """Who begins to write knows no more than that it cannot, and who reads is late."""
+    async def treat(line: Line) -> None:
+        await line.reach()
+        answers = asyncio.create_task(line.pass_on("destination"))
+        while line.conversation("source") is None and await line.hear("source"):
+            await line.tell("source", len(line.said["source"]))
+        answers.cancel()
+        await asyncio.gather(answers, return_exceptions=True)
+        line.reset()
+
+    async with pc_lab(base=base) as lab:
+        source = await lab.start("source", under=tell_one(tmp_path, "nobody", "recvmsg"))
+        _, port = await start_destination(lab)
+        async with Relay(port, treat) as relay:
+            await begin(source, inet(relay.port), NO_MULTIFD)
+            info = await end(source)
+        assert info["status"] == "failed"
+        assert re.fullmatch(f"(before the stream began: )?{ENDED}", info["error-desc"]), info
+        await wait_running(source)
+
+
 # Who is told, and who says last what it has met.
 TELLS = {
     "either": None,
@@ -211,12 +242,7 @@ async def test_destination_does_not_answer_any_more(tell: Optional[tuple[str, st
     ram = tmp_path / "ram"
     ram.write_bytes(os.urandom(24 << 20))
     much = ["-m", "64"]
-    under = list(UNDER)
-    if tell:
-        library = tmp_path / "tell_one.so"
-        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library,
-                        Path(__file__).with_name("tell_one.c"), "-ldl"], check=True)
-        under += ["env", f"LD_PRELOAD={library}", f"TELL={tell[0]}", f"LATE={tell[1]}"]
+    under = tell_one(tmp_path, *tell) if tell else UNDER
     async with pc_lab(base=base) as lab:
         source = await lab.start("source", *much, "-device", f"loader,file={ram},addr=0x1000000,"
                                                              "force-raw=on", under=under)
