@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import re
+import socket
 import struct
 import subprocess
 from pathlib import Path
 from typing import Optional
 
 import pytest
-from machine import Json, Lab, Machine, NotSeen, until
-from processes import (PATIENCE, UNDER, begin, channels, each_base, end, inet, pc_lab,
+from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
+from processes import (PATIENCE, UNDER, begin, channels, each_base, end, inet, listen, pc_lab,
                        set_capabilities, set_channels, start_source, wait_running, wait_status)
 from relay import Line, Relay
 from test_owner import disk, make_disk
@@ -132,6 +135,14 @@ async def test_failure_beside_the_file(base: str, kind: str) -> None:
             assert not await destination.is_running()
 
 
+def make_library(directory: Path, name: str) -> Path:
+    """For LD_PRELOAD, of one of the C files beside this one."""
+    library = directory / f"{name}.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library,
+                    Path(__file__).with_name(f"{name}.c"), "-ldl"], check=True)
+    return library
+
+
 async def begin_postcopy(source: Machine, port: int, kind: str) -> None:
     """Up to the point where there is something left for it."""
     await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW, "downtime-limit": 1})
@@ -194,6 +205,56 @@ async def test_devices_that_cannot_be_loaded_in_postcopy(base: str, kind: str) -
         assert info["status"] == "failed", info
         await wait_running(source)
         await settled_failure(destination)
+
+
+@each_base
+async def test_multifd_channel_that_fails_late(base: str, tmp_path: Path) -> None:
+    """Nobody waits for one that never came to be, however slowly its failure is noted."""
+    room = 4096
+    trace = tmp_path / "trace"
+    os.mkfifo(trace)
+    # What it traces of the failure waits for room, and with it whatever comes after that.
+    pipe = os.open(trace, os.O_RDWR | os.O_NONBLOCK)
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, room)
+    os.write(pipe, bytes(room))
+    try:
+        async with pc_lab(base=base) as lab:
+            source = await lab.start("source", "-D", str(trace), "-trace",
+                                     "multifd_new_send_channel_async_error", under=UNDER)
+            await set_capabilities(source, "multifd")
+            await set_channels(source, 1)
+            with socket.create_server((LOOPBACK, 0), backlog=0) as listener:
+                await begin(source, inet(listener.getsockname()[1]), kind="main")
+                # The second connection finds no place, and tries again in a second.
+                await asyncio.sleep(0.5)
+                main, _ = listener.accept()
+            with main:
+                await asyncio.sleep(2)
+                assert os.read(pipe, room) == bytes(room)
+                info = await end(source)
+                assert info["status"] == "failed" and "refused" in info["error-desc"], info
+                assert b"multifd_new_send_channel_async_error" in os.read(pipe, room)
+                await wait_running(source)
+    finally:
+        os.close(pipe)
+
+
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
+async def test_cancel_is_no_failure(base: str, kind: str, tmp_path: Path) -> None:
+    """Whoever cancels shuts down channels, and others may see that at once."""
+    library = make_library(tmp_path, "slow_shutdown")
+    async with pc_lab(base=base) as lab:
+        source = await lab.start("source", under=(*UNDER, "env", f"LD_PRELOAD={library}"))
+        _, port = await start_incoming(lab, kind)
+        await set_capabilities(source, "return-path")
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        await begin(source, inet(port), kind=kind)
+        await wait_status(source, "active")
+        await source.execute("migrate_cancel")
+        info = await end(source)
+        assert info["status"] == "cancelled", info
+        await wait_running(source)
 
 
 async def settled_failure(destination: Machine) -> None:
@@ -345,9 +406,7 @@ async def test_connection_that_ends_behind_the_package(base: str, kind: str,
     """The guest runs there, whatever cannot be written any more."""
     if base != "10.0" and kind == "main":
         pytest.skip("whether the source has heard that it is loaded is chance: a known limit")
-    library = tmp_path / "lose_ping.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library,
-                    Path(__file__).with_name("lose_ping.c"), "-ldl"], check=True)
+    library = make_library(tmp_path, "lose_ping")
     async with pc_lab(base=base) as lab:
         source = await lab.start("source", under=(
             *UNDER, "env", f"LD_PRELOAD={library}", f"LOSE_PING_WHEN={tmp_path}/running"))
@@ -362,3 +421,57 @@ async def test_connection_that_ends_behind_the_package(base: str, kind: str,
         info = await recover(source, destination)
         assert info["status"] == "completed", info
         assert await destination.is_running() and not await source.is_running()
+
+
+# What a guest has written
+
+
+# It counts in a byte of each of 16 pages, for ever.
+#   mov ax, 0x1000; mov ds, ax; xor bx, bx; next: inc byte [bx]; add bx, 0x1000; jmp next
+WRITER = bytes.fromhex("b80010 8ed8 31db fe07 81c30010 ebf8").ljust(510, b"\0") + b"\x55\xaa"
+WRITTEN = (0x10000, 0x10000)
+
+
+async def written(machine: Machine, path: Path) -> bytes:
+    await machine.execute("pmemsave", {"val": WRITTEN[0], "size": WRITTEN[1],
+                                       "filename": str(path)})
+    return path.read_bytes()
+
+
+@each_base
+@pytest.mark.parametrize("first", [1, 32], ids=["smaller", "larger"])
+async def test_memory_that_is_not_the_first_block(base: str, first: int, tmp_path: Path) -> None:
+    """TCG's CPUs are told about another block: one of 1 MiB, or of more than all of RAM."""
+    async with pc_lab(base=base) as lab:
+        lab.accelerator = "tcg"
+        machines = []
+        for name, *options in (("source",), ("destination", "-S", "-incoming", "defer")):
+            boot = tmp_path / name
+            boot.write_bytes(WRITER)
+            machines.append(await lab.start(
+                name, "-object", f"memory-backend-ram,id=first,size={first}M",
+                "-drive", f"if=ide,format=raw,file={boot}", *options, under=UNDER))
+        source, destination = machines
+
+        async def writes() -> bool:
+            return any((await written(source, tmp_path / "memory"))[::4096])
+
+        await until("the guest to write", PATIENCE, writes)
+        port = await listen(destination, "main")
+        # So slow that its pages are sent more than once while it runs
+        await source.execute("migrate-set-parameters", {"max-bandwidth": 512 << 10,
+                                                        "downtime-limit": 1})
+        await begin(source, inet(port), kind="main")
+
+        async def is_sent_anew() -> bool:
+            info = await source.migration()
+            return (info["status"] == "completed"
+                    or info.get("ram", {}).get("dirty-sync-count", 0) > 4)
+
+        await until("some passes", PATIENCE, is_sent_anew)
+        await source.execute("migrate-set-parameters", {"max-bandwidth": 0, "downtime-limit": 300})
+        info = await end(source)
+        assert info["status"] == "completed", info
+        await wait_status(destination, "completed")
+        had, has = [await written(machine, tmp_path / "memory") for machine in machines]
+        assert had == has
