@@ -71,6 +71,8 @@ class Harm(NamedTuple):
 
 
 RAM = rb"\x01...(.)\x03ram.{4}\0\0\0\x04"       # the header of its first section
+PAGE = rb"\x02\0\0\0.(.).{7}\x06(p)c\.ram"       # the first one, and of which block it is
+FOREIGN = r": damaged or foreign stream \(section 'ram', byte \d+\)"
 HARMS = {
     "section": Harm(RAM.replace(b"(.)", b".").replace(rb"\x01", rb"(\x01)"), 0x47,
                     "type 71: no migration stream at this point: it is damaged, or another "
@@ -78,8 +80,9 @@ HARMS = {
     "command": Harm(rb"\x08\0(\x01)\0\0", 0x63, "MIG_CMD 0x63 unknown .*: the source uses "
                     r"something newer, or the stream is damaged \(byte \d+\)"),
     "flags": Harm(RAM.replace(b"(.)", b".") + rb".{7}(\x04)", 0,
-                  "Unknown combination of migration flags: 0x0: damaged or foreign stream "
-                  r"\(section 'ram', byte \d+\)"),
+                  "Unknown combination of migration flags: 0x0" + FOREIGN),
+    "offset": Harm(PAGE.replace(b"(p)", b"p"), 0x7f, "Illegal RAM offset 7f[0-9a-f]+" + FOREIGN),
+    "block": Harm(PAGE.replace(b"(.)", b"."), 0x71, "Can't find block qc.ram" + FOREIGN),
     "footer": Harm(RAM.replace(b"(.)", b".") + rb".*?(\x7e)\0\0\0", 0x7d,
                    "Missing section footer for ram: saved by another version of the device, or "
                    r"damaged \(section 'ram', byte \d+\)"),
@@ -287,10 +290,14 @@ async def test_failure_after_a_cancellation(base: str) -> None:
         assert info.get("error-desc") == loads(info)[0] + FAILED
 
 
+NOT_OURS = "the destination sent what does not belong on the return path: "
 NONSENSE = {
-    "message": (b"wxyz", "Received invalid message 0x7778 length 0x797a"),
-    "length": (struct.pack(">HH", 1, 2),
+    "message": (b"wxyz", NOT_OURS + "Received invalid message 0x7778 length 0x797a"),
+    "length": (struct.pack(">HH", 1, 2), NOT_OURS +
                r"Received 'SHUT' message \(0x0001\) with incorrect length 2 expecting 4"),
+    "pages": (struct.pack(">HHQI", 4, 12, 0, 4096),
+              "the destination asked for memory that this guest does not have: "
+              "MIG_RP_MSG_REQ_PAGES has no previous block"),
 }
 
 
@@ -307,8 +314,7 @@ async def test_nonsense_on_the_return_path(said: bytes, words: str, base: str) -
             await relay.lines[0].insert("destination", said)
             info = await end(source)
         assert info["status"] == "failed"
-        assert re.fullmatch("the destination sent what does not belong on the return path: "
-                            + words, info["error-desc"]), info
+        assert re.fullmatch(words, info["error-desc"]), info
         await wait_running(source)
 
 
