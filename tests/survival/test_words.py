@@ -318,6 +318,23 @@ async def test_nonsense_on_the_return_path(said: bytes, words: str, base: str) -
         await wait_running(source)
 
 
+@each_base
+async def test_return_path_ends_in_a_message(base: str) -> None:
+    async with pc_lab(base=base) as lab:
+        source = await start_source(lab)
+        _, port = await start_destination(lab)
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        async with Relay(port) as relay:
+            await begin(source, inet(relay.port), NO_MULTIFD)
+            await wait_status(source, "active")
+            await relay.lines[0].insert("destination", struct.pack(">HHH", 1, 4, 0))
+            relay.lines[0].shut("destination")
+            info = await end(source)
+        assert info["status"] == "failed"
+        assert re.fullmatch(ENDED, info["error-desc"]), info
+        await wait_running(source)
+
+
 REQ_PAGES_ID = 3
 
 
