@@ -675,19 +675,19 @@ HandshakeLoader *handshake_loader_new(const strList *features)
     loader->one_owner = handshake_has_name(features,
                                            HANDSHAKE_FEATURE_ONE_OWNER);
     qemu_mutex_init(&loader->lock);
-    yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, &loader->yanked);
     error_report_set_listener(loader_hear_main);
     yank_register_function(MIGRATION_YANK_INSTANCE, loader_yank, loader);
+    yank_register_function(MIGRATION_YANK_INSTANCE, end_yank, &loader->yanked);
     return loader;
 }
 
 void handshake_loader_free(HandshakeLoader *loader)
 {
     if (loader) {
-        yank_unregister_function(MIGRATION_YANK_INSTANCE, loader_yank, loader);
-        error_report_set_listener(NULL);
         yank_unregister_function(MIGRATION_YANK_INSTANCE, end_yank,
                                  &loader->yanked);
+        yank_unregister_function(MIGRATION_YANK_INSTANCE, loader_yank, loader);
+        error_report_set_listener(NULL);
         handshake_issues_free(&loader->said);
         qemu_mutex_destroy(&loader->lock);
         g_free(loader);

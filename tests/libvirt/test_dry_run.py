@@ -196,9 +196,9 @@ def require_no(result: Result, *reasons: str) -> None:
         assert reason in result.stdout and reason in result.stderr, result
 
 
-def parameters(guest: Guest) -> dict[str, str]:
+def parameters(guest: Guest, of: str = "--handshake") -> dict[str, str]:
     """The result as programs get it."""
-    said = guest.host.ask("domjobinfo", "--handshake", "--rawstats", guest.name)
+    said = guest.host.ask("domjobinfo", of, "--rawstats", guest.name)
     return dict(line.split(": ", 1) for line in said.splitlines() if ": " in line)
 
 
@@ -521,8 +521,7 @@ def test_ignored(lab: Lab, way: Way) -> None:
         assert told["handshake.status"] == "accepted" and told["handshake.check_only"] == "0"
         assert told["handshake.issue.0.severity"] == "warning"
         assert set(told["handshake.capabilities"].split(",")) == set(agreed.split(","))
-        said = dict(line.split(": ", 1) for line in lab.b.ask(
-            "domjobinfo", "--completed", "--rawstats", guest.name).splitlines() if ": " in line)
+        said = parameters(guest, "--completed")
         assert said["handshake.status"] == "accepted" and int(said["handshake.duration"]) > 0
         assert said["handshake.capabilities"] == told["handshake.capabilities"]
         for host in (lab.a, lab.b):
@@ -593,8 +592,7 @@ def test_declined(lab: Lab, way: Way) -> None:
         reason = told["handshake.declined.0.reason"]
         assert f"\nNot used:         postcopy-preempt: {reason}\n" in lab.b.ask(
             "domjobinfo", "--handshake", guest.name)
-        said = dict(line.split(": ", 1) for line in lab.b.ask(
-            "domjobinfo", "--completed", "--rawstats", guest.name).splitlines() if ": " in line)
+        said = parameters(guest, "--completed")
         assert set(said["handshake.capabilities"].split(",")) == {
             "return-path", "postcopy-ram", "switchover-ack"}
         line = f"Migration of domain {guest.name}: 'postcopy-preempt' is not used: "

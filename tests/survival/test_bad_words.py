@@ -10,12 +10,13 @@ import unicodedata
 from typing import NamedTuple
 
 import pytest
-from frames import LAST_WORD, LOADED
+from frames import LAST_WORD, LOADED, RP_SHUT
 from processes import NO_MULTIFD, PATIENCE, begin, end, inet, pc_lab, start_source, wait_running
-from wire import COMMIT, FEATURES, FakeDestination, Peer, frame, prefix
+from test_loading import FAILED
+from test_words import NOT_OURS
+from wire import COMMIT, FEATURES, FakeDestination, frame, prefix
 
 LIMIT = 16 << 10        # bytes of a LAST WORD
-SHUT_ID = 1
 CONTROL = ("Cc", "Cf")
 
 
@@ -24,7 +25,7 @@ def word(message: str) -> bytes:
 
 
 def shut(value: int) -> bytes:
-    return struct.pack(">HHI", SHUT_ID, 4, value)
+    return struct.pack(">HHI", RP_SHUT, 4, value)
 
 
 class Case(NamedTuple):
@@ -34,12 +35,11 @@ class Case(NamedTuple):
     step: int = 0                   # so many bytes at a time
 
 
-GONE = "the disk is gone (the destination could not load the guest)"
-NONSENSE = "the destination sent what does not belong on the return path: "
+GONE = f"the disk is gone{FAILED}"
 CASES = {
     "long": Case(prefix(LAST_WORD, LIMIT + 1) + bytes(LIMIT + 1),
-                 NONSENSE + f"migration handshake: frame of {LIMIT + 1} bytes"),
-    "endless": Case(prefix(LAST_WORD, 0xffffffff) + bytes(LIMIT), NONSENSE),
+                 NOT_OURS + f"migration handshake: frame of {LIMIT + 1} bytes"),
+    "endless": Case(prefix(LAST_WORD, 0xffffffff) + bytes(LIMIT), NOT_OURS),
     "half": Case(word("the disk is gone")[:20], "the destination ended the connection after"),
     "malformed": Case(frame(LAST_WORD, b"\xff\xfe{"), "no reason was given (the destination"),
     "control": Case(word("the\r\n\x07\x1b[2J\u202edisk\x7f\x00"), "the"),
@@ -47,12 +47,12 @@ CASES = {
     "bytes": Case(word("the disk is gone"), GONE, (), 1),
     "behind SHUT": Case(shut(1) + word("the disk is gone"),
                         "the destination could not load the guest, and did not say why"),
-    "not offered": Case(word("the disk is gone"), NONSENSE + "migration handshake: unexpected",
+    "not offered": Case(word("the disk is gone"), NOT_OURS + "migration handshake: unexpected",
                         ("late-error",)),
     # Of a stream that has hardly begun. In the end nobody can know that it is not true.
-    "LOADED": Case(frame(LOADED, {}), NONSENSE + "migration handshake: LOADED at the"),
-    "LOADED twice": Case(2 * frame(LOADED, {}), NONSENSE + "migration handshake: LOADED at the"),
-    "LOADED, not offered": Case(frame(LOADED, {}), NONSENSE + "migration handshake: unexpected",
+    "LOADED": Case(frame(LOADED, {}), NOT_OURS + "migration handshake: LOADED at the"),
+    "LOADED twice": Case(2 * frame(LOADED, {}), NOT_OURS + "migration handshake: LOADED at the"),
+    "LOADED, not offered": Case(frame(LOADED, {}), NOT_OURS + "migration handshake: unexpected",
                                 ("one-owner",)),
 }
 

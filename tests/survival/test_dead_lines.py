@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import itertools
 import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -19,7 +20,7 @@ from machine import Machine, until
 from processes import (NO_MULTIFD, PATIENCE, PROMPT, Watch, begin, channels, each_base, end, inet,
                        pc_lab, require_success, set_capabilities, set_channels, start_destination,
                        start_source, wait_running, wait_status)
-from relay import Line, Relay
+from relay import Line, Relay, Treatment
 from test_own_faults import KINDS, MULTIFD_CHANNELS, start_pair
 from wire import HEADER_SIZE
 
@@ -35,6 +36,12 @@ Ending = Callable[[Machine, Machine], Awaitable[None]]
 # One connection of multifd carries nothing
 
 
+async def let_open(line: Line) -> None:
+    """Nothing of what comes then."""
+    while line.passed["source"] < OPENED and await line.hear("source"):
+        await line.tell("source", OPENED)
+
+
 class BlackHole:
     """Lets a channel of multifd be opened, and nothing through that comes then."""
 
@@ -48,8 +55,7 @@ class BlackHole:
         if line.number == 1:
             async with asyncio.TaskGroup() as group:
                 group.create_task(line.pass_on("destination"))
-                while line.passed["source"] < OPENED and await line.hear("source"):
-                    await line.tell("source", OPENED)
+                await let_open(line)
                 await line.drain("source")
         else:
             async with asyncio.TaskGroup() as group:
@@ -119,22 +125,29 @@ async def test_multifd_connection_is_dead(base: str, kind: str, ending: Ending) 
                 await ending(source, destination)
 
 
-async def test_way_is_dead() -> None:
-    """Nobody says that the source is gone: the loader does not wait for ever."""
+@contextlib.asynccontextmanager
+async def one_lost(treatment: Treatment) -> AsyncIterator[tuple[Machine, Machine]]:
+    """Source and destination of a session that waits for what has got lost."""
     async with pc_lab() as lab:
         source, destination, port = await start_pair(lab, "handshake", "multifd")
-        hole = BlackHole()
-        async with Relay(port, hole.treat) as relay:
+        async with Relay(port, treatment) as relay:
             await start_and_lose_one(source, relay, "handshake")
-            hole.dead = True
-            source.kill()
-            began = time.monotonic()
-            async with Watch(destination):
-                info = await end(destination, SILENCE + GIVES_UP)
-            assert info["status"] == "failed"
-            assert f"nothing has come on it for {SILENCE:.0f} s" in info["error-desc"]
-            assert time.monotonic() - began > SILENCE - 2 * PATIENCE
-            assert not await destination.is_running()
+            yield source, destination
+
+
+async def test_way_is_dead() -> None:
+    """Nobody says that the source is gone: the loader does not wait for ever."""
+    hole = BlackHole()
+    async with one_lost(hole.treat) as (source, destination):
+        hole.dead = True
+        source.kill()
+        began = time.monotonic()
+        async with Watch(destination):
+            info = await end(destination, SILENCE + GIVES_UP)
+        assert info["status"] == "failed"
+        assert f"nothing has come on it for {SILENCE:.0f} s" in info["error-desc"]
+        assert time.monotonic() - began > SILENCE - 2 * PATIENCE
+        assert not await destination.is_running()
 
 
 class Away:
@@ -149,24 +162,19 @@ class Away:
         await line.reach()
         async with asyncio.TaskGroup() as group:
             group.create_task(line.carry("destination"))
-            while line.passed["source"] < OPENED and await line.hear("source"):
-                await line.tell("source", OPENED)
+            await let_open(line)
             await self.back.wait()
             await line.carry("source")
 
 
 async def test_way_is_away_for_a_while() -> None:
     """TCP goes on when it is back, and so does the loader, which has waited."""
-    async with pc_lab() as lab:
-        source, destination, port = await start_pair(lab, "handshake", "multifd")
-        away = Away()
-        async with Relay(port, away.treat) as relay:
-            await start_and_lose_one(source, relay, "handshake")
-            async with Watch(destination):
-                await asyncio.sleep(AWAY)
-                assert (await destination.migration())["status"] == "active"
-                away.back.set()
-                await require_success(source, destination)
+    away = Away()
+    async with one_lost(away.treat) as (source, destination), Watch(destination):
+        await asyncio.sleep(AWAY)
+        assert (await destination.migration())["status"] == "active"
+        away.back.set()
+        await require_success(source, destination)
 
 
 # Keep-alive

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -130,27 +130,28 @@ async def loaded(destination: Machine) -> None:
         await until("the package to be loaded", PATIENCE, paused)
 
 
+async def play_postcopy(base: str, directory: Path, seen: Callable[[Machine], Awaitable[None]],
+                        *there: str) -> None:
+    """The main thread of the destination has something to say, and then that is seen."""
+    deaf = Deaf(own_answers=2)
+    async with pc_lab(base=base) as lab:
+        async with deaf_pair(lab, deaf, directory, "handshake",
+                             (*PAUSED, *there)) as (source, destination, port):
+            await begin_postcopy(source, port, deaf)
+            await asyncio.wait_for(seen(destination), PATIENCE)
+            assert deaf.is_full()
+
+
 @each_base
 async def test_answer_in_postcopy(base: str, tmp_path: Path) -> None:
     """The main thread answers the PING in the package: it does not wait to be heard."""
-    deaf = Deaf(own_answers=2)
-    async with pc_lab(base=base) as lab:
-        async with deaf_pair(lab, deaf, tmp_path, "handshake") as (source, destination, port):
-            await begin_postcopy(source, port, deaf)
-            await asyncio.wait_for(loaded(destination), PATIENCE)
-            assert deaf.is_full()
+    await play_postcopy(base, tmp_path, loaded)
 
 
 @each_base
 async def test_last_word_in_postcopy(base: str, tmp_path: Path) -> None:
     """The main thread says why it cannot load the devices: it does not wait to be heard."""
-    deaf = Deaf(own_answers=2)
-    async with pc_lab(base=base) as lab:
-        async with deaf_pair(lab, deaf, tmp_path, "handshake",
-                             (*PAUSED, "-global", "hpet.timers=5")) as (source, destination, port):
-            await begin_postcopy(source, port, deaf)
-            await asyncio.wait_for(settled_failure(destination), PATIENCE)
-            assert deaf.is_full()
+    await play_postcopy(base, tmp_path, settled_failure, "-global", "hpet.timers=5")
 
 
 @each_base

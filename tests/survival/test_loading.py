@@ -24,9 +24,9 @@ from processes import (NO_MULTIFD, OWN_BASE, PATIENCE, UNDER, Address, Options, 
                        set_channels, set_psk, start_destination, start_source, unix,
                        wait_running, wait_status)
 from relay import Line, Relay
-from test_own_faults import HoldPackage
+from test_own_faults import Hold, HoldPackage
 from test_owner import disk, make_disk
-from wire import HEADER_SIZE
+from wire import HEADER_SIZE, LAST_WORDS, end_of_conversation
 
 TIMES = int(os.environ.get("QMHS_LOADING", "1"))
 TABLE = Path(os.environ.get("QMHS_LOADING_TABLE", TOP / "build/loading.rst"))
@@ -335,28 +335,19 @@ async def test_bitmap_that_is_lost(paused: bool, base: str) -> None:
 # Between COMMIT and the loader
 
 
-class HoldCommit:
+class HoldCommit(Hold):
     """Lets no more of the main channel through than COMMIT, without its last byte or with it."""
 
     def __init__(self, all_of_it: bool) -> None:
+        super().__init__(b"")
         self._all_of_it = all_of_it
-        self.reached = asyncio.Event()
-        self.go_on = asyncio.Event()
 
-    async def treat(self, line: Line) -> None:
-        if line.number:
-            return await line.carry_both()
-        await line.reach()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(line.carry("destination"))
-            said, bound = line.said["source"], None
-            while (bound is None or len(said) < bound) and await line.hear("source"):
-                bound = line.conversation("source")
-                await line.tell("source", len(said) if bound is None
-                                else min(len(said), bound - (not self._all_of_it)))
-            self.reached.set()
-            await self.go_on.wait()
-            await line.carry("source")
+    def _bound(self, said: bytearray) -> Optional[int]:
+        end_of_commit = end_of_conversation(said, LAST_WORDS)
+        return None if end_of_commit is None else end_of_commit - (not self._all_of_it)
+
+    def _safe(self, said: bytearray) -> int:
+        return len(said)
 
 
 class HoldChannel:
@@ -399,8 +390,9 @@ async def test_behind_commit(tmp_path: Path, tally: Tally, way: str) -> None:
 # Nobody says why: who has ended it
 
 
-SAYS_NOTHING = (r"(before the stream began: )?the destination ended the connection after [\d.e+]+ "
-                r"\w+ and did not say why, see its log: \w.*")
+ENDED = (r"the destination ended the connection after [\d.e+]+ \w+ and did not say why, see its "
+         r"log: \w.*")
+SAYS_NOTHING = f"(before the stream began: )?{ENDED}"
 YANKED = "the migration was yanked"
 # What a thread has met first stands alone.
 YANKED_THERE = f"(load of migration failed: )?{YANKED}"
