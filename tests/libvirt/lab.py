@@ -333,6 +333,16 @@ class Lab:
             raise Failed(f"{guest.name} has never been on {host.name}")
         return found[-1]
 
+    def last_commands(self, guest: Guest) -> str:
+        """What each of its processes was asked last, for who wonders why nothing happens."""
+        said = []
+        for host in (self.a, self.b):
+            for number, one in enumerate(self.conversations(guest, host), 1):
+                asked = [command.name + ("" if command.took is not None else " (no answer)")
+                         for command in one.commands()[-3:]]
+                said.append(f"{host.name}'s process {number}: {', '.join(asked)}")
+        return "; ".join(said)
+
     def handshakes(self, guest: Guest) -> dict[str, Optional[Json]]:
         """By the name of the host: what query-migrate tells of the last handshake, or has told
         libvirt if that QEMU is gone."""

@@ -758,7 +758,7 @@ def begin_waiting(lab: Lab, guest: Guest, way: Way, silent: list[str]) -> Runnin
     deadline = time.monotonic() + LIMIT
     while len(lab.conversation(guest, lab.a).commands("migrate")) == asked:
         if checking.over or time.monotonic() > deadline:
-            raise Failed(f"no check: {checking.result(0)}")
+            raise Failed(f"no check: {checking.result(0)}; {lab.last_commands(guest)}")
         time.sleep(0.02)
     return checking
 

@@ -71,8 +71,11 @@ class Line:
 
     async def _receive(self, speaker: str) -> bytes:
         await asyncio.sleep(0)      # or who sends fast enough keeps all others waiting
+        end = self._ends[speaker]
+        if end.fileno() < 0:        # closed meanwhile
+            return b""
         try:
-            return await asyncio.get_running_loop().sock_recv(self._ends[speaker], PIECE)
+            return await asyncio.get_running_loop().sock_recv(end, PIECE)
         except ConnectionError:
             return b""
 
