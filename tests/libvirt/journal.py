@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Optional
 Json = dict[str, Any]
 
 LINE = re.compile(r"(\d+-\d+-\d+ \d+:\d+:\d+\.\d+)\+0000: (\d+): \w+ : [^ ]+ : (.*)")
-GUEST = re.compile(r"Domain id=\d+ name='([^']*)' uuid=[^ ]+ is tainted: ")
+GUEST = re.compile(r"Domain id=\d+ name='([^']*)' uuid=[^ ]+ is tainted: high-privileges")
 NEW = re.compile(r"QEMU_MONITOR_NEW: mon=(\S+)")
 MESSAGE = re.compile(r"QEMU_MONITOR_(SEND_MSG|RECV_REPLY|RECV_EVENT): mon=(\S+) \w+=(\{.*)")
 KINDS = {"SEND_MSG": "command", "RECV_REPLY": "reply", "RECV_EVENT": "event"}
