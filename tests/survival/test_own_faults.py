@@ -218,6 +218,7 @@ async def test_multifd_channel_that_fails_late(base: str, tmp_path: Path) -> Non
     pipe = os.open(trace, os.O_RDWR | os.O_NONBLOCK)
     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, room)
     os.write(pipe, bytes(room))
+    begun = asyncio.Event()
 
     async def treat(line: Line) -> None:
         if not line.number:
@@ -225,7 +226,7 @@ async def test_multifd_channel_that_fails_late(base: str, tmp_path: Path) -> Non
         # The thread that does TLS fails by itself, without the main loop.
         await line.say("destination", b"nonsense" * 8)
         while await line.hear("source"):
-            pass
+            begun.set()
 
     try:
         async with pc_lab(base=base) as lab:
@@ -240,6 +241,7 @@ async def test_multifd_channel_that_fails_late(base: str, tmp_path: Path) -> Non
                 await set_channels(machine, 1)
             async with Relay(await listen(destination, "main"), treat) as relay:
                 await begin(source, inet(relay.port), kind="main")
+                await asyncio.wait_for(begun.wait(), PATIENCE)
                 await asyncio.sleep(2)
                 assert os.read(pipe, room) == bytes(room)
                 info = await end(source)
