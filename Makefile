@@ -16,7 +16,7 @@ export QEMU_SRC REFRESH
 export QMHS_TARGETS := $(TARGETS)
 
 .PHONY: all check check-full check-asan check-series series refresh demo bench bench-libvirt \
-        promises matrix fuzz mutate mutate-libvirt clean help
+        promises matrix fuzz mutate mutate-fixes mutate-libvirt clean help
 
 all:
 	@scripts/build $(PLACE)
@@ -54,6 +54,9 @@ bench-libvirt:
 mutate:
 	@scripts/mutate $(PLACE) $(if $(ONLY),--only '$(ONLY)')
 
+mutate-fixes:
+	@scripts/mutate-fixes $(if $(filter file,$(origin BASE)),11.1,$(BASE)) $(if $(ONLY),--only '$(ONLY)')
+
 mutate-libvirt:
 	@scripts/mutate-libvirt $(if $(ONLY),--only '$(ONLY)')
 
@@ -81,6 +84,7 @@ help:
 #: make bench-libvirt      measures how long libvirt takes to set up a migration; takes root
 #: make fuzz               fuzzes the handshake, each target for SECONDS=60; SMOKE=1: a few
 #: make mutate             breaks the code on purpose, and sees the tests fail; ONLY=PATTERN
+#: make mutate-fixes       takes one fix at a time out of 11.1's series, and sees its test fail
 #: make mutate-libvirt     the same with the series for libvirt; takes root
 #: make series             writes build/series/10.0/*/*.patch for git am, and checks it
 #: make check-series       and builds and tests after each of its parts; PARTS=1-fixes: some

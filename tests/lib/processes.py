@@ -90,9 +90,10 @@ async def start_source(lab: Lab, name: str = "source", tls: bool = False,
 
 async def start_destination(lab: Lab, name: str = "destination", tls: bool = False,
                             kind: str = "handshake",
-                            options: Sequence[str] = ()) -> tuple[Machine, int]:
+                            options: Sequence[str] = (),
+                            under: Sequence[str] = UNDER) -> tuple[Machine, int]:
     """Returns the port that it listens on as well."""
-    destination = await lab.start(name, "-incoming", "defer", *options, under=UNDER)
+    destination = await lab.start(name, "-incoming", "defer", *options, under=under)
     if tls:
         await set_tls(destination, "server")
     return destination, await listen(destination, kind)

@@ -16,13 +16,14 @@ from typing import NamedTuple, Optional
 
 import pytest
 from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
-from processes import (EARLY, LATE, PATIENCE, PROMPT, begin, channels, filled_memory, inet, pc_lab,
-                       require_success, set_capabilities, start_destination, start_source,
+from processes import (EARLY, LATE, PATIENCE, PROMPT, UNDER, begin, channels, filled_memory, inet,
+                       pc_lab, require_success, set_capabilities, start_destination, start_source,
                        wait_status)
 from relay import SPEAKERS, Line, Relay
 from strangers import join_tls
 from test_dead_lines import OURS as KEPT_ALIVE
 from test_dead_lines import kept_alive
+from test_own_faults import make_library
 from wire import (HEADER_SIZE, HELLO, STREAM, FakeDestination, Header,
                   Peer, frame, frames, header, hello)
 
@@ -73,11 +74,13 @@ async def begin_postcopy(source: Machine, port: int, *capabilities: str) -> None
 
 
 async def interrupted(lab: Lab, *capabilities: str, name: str = "", tls: bool = False,
-                      treatment=Line.carry_both) -> Pair:
+                      treatment=Line.carry_both, under: Sequence[str] = UNDER) -> Pair:
     """A migration that has lost its connections."""
     with filled_memory() as memory:
         source = await start_source(lab, f"source{name}", tls, memory)
-    destination, port = await start_destination(lab, f"destination{name}", tls)
+    # Threads have names.
+    destination, port = await start_destination(lab, f"destination{name}", tls, under=under,
+                                                options=("-name", "debug-threads=on"))
     pair = Pair(source, destination)
     async with Relay(port, treatment) as relay:
         await begin_postcopy(source, relay.port, *capabilities)
@@ -207,6 +210,21 @@ async def test_it_can_be_interrupted_again() -> None:
                 await resume(pair.source, relay.port)
                 await interrupt(pair, relay)
         assert LOST in (await pair.source.migration())["error-desc"]
+        await resume(pair.source, await listen_again(pair.destination))
+        await pair.require_recovered()
+
+
+async def test_preempt_thread_that_is_slow(tmp_path: Path) -> None:
+    """Its channel is there, and gone again before it has the lock."""
+    library = make_library(tmp_path, "slow_preempt")
+    async with pc_lab() as lab:
+        pair = await interrupted(lab, "postcopy-preempt",
+                                 under=(*UNDER, "env", f"LD_PRELOAD={library}"))
+        await asyncio.sleep(1)      # until it waits
+        async with Relay(await listen_again(pair.destination)) as relay:
+            await resume(pair.source, relay.port)
+            await interrupt(pair, relay)
+        await asyncio.sleep(1)      # until it has the lock
         await resume(pair.source, await listen_again(pair.destination))
         await pair.require_recovered()
 
