@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
+from machine import LOOPBACK, NotSeen
 from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, each_base, end, inet, pc_lab,
                        set_capabilities, set_channels, start_destination, start_source,
                        wait_running, wait_status)
@@ -70,6 +71,7 @@ class Harm(NamedTuple):
     instead: int
     words: str
     line: int = 0
+    compression: str = "none"
 
 
 RAM = rb"\x01...(.)\x03ram.{4}\0\0\0\x04"       # the header of its first section
@@ -90,6 +92,11 @@ HARMS = {
                    r"damaged \(section 'ram', byte \d+\)"),
     "multifd": Harm(rb"(.)", 0x7f, r"multifd channel \d: multifd: received packet magic 7f223344, "
                     "expected 11223344: this channel is damaged", 1),
+    # Where the data of its first pages begin
+    "zlib": Harm(rb"(\x78)\x01", 0x7f, r"multifd channel (\d): multifd \1: inflate returned -3 "
+                 "instead of Z_OK: this channel is damaged", 1, "zlib"),
+    "zstd": Harm(rb"(\x28)\xb5\x2f\xfd", 0x7f, r"multifd channel (\d): multifd \1: decompressStream "
+                 "returned Unknown frame descriptor: this channel is damaged", 1, "zstd"),
 }
 
 
@@ -120,6 +127,11 @@ class Spoil:
 async def test_damaged_stream(harm: Harm, base: str, tmp_path: Path) -> None:
     async with pair(Kind(""), tmp_path, base=base) as two:
         await set_channels(two.source, 2)
+        try:
+            await two.source.execute("migrate-set-parameters",
+                                     {"multifd-compression": harm.compression})
+        except NotSeen:
+            pytest.skip("this QEMU has been built without it")
         async with Relay(int(two.address["port"]), Spoil(harm).treat) as relay:
             await begin(two.source, inet(relay.port), None if harm.line else NO_MULTIFD)
             info = await end(two.source)
