@@ -187,6 +187,25 @@ async def test_source_is_gone_in_the_package(base: str) -> None:
         assert not await destination.is_running()
 
 
+@each_base
+async def test_connection_that_is_one_too_many(base: str) -> None:
+    """Over `main`, which is told no more than that."""
+    async with pc_lab(base=base) as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab, kind="main")
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        await begin(source, inet(port), kind="main")
+        await wait_status(destination, "active")
+        reader, writer = await asyncio.open_connection(LOOPBACK, port)
+        host, own = writer.get_extra_info("sockname")
+        assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+        writer.close()
+        assert (f"Extra incoming migration connection from tcp:{host}:{own}; ignoring"
+                in destination.errors)
+        await source.execute("migrate-set-parameters", {"max-bandwidth": 0})
+        assert (await end(source))["status"] == "completed"
+
+
 # The source
 
 
