@@ -415,6 +415,35 @@ async def test_disk_that_cannot_be_flushed(base: str, kind: str, how: str, tmp_p
 
 @each_base
 @pytest.mark.parametrize("kind", KINDS)
+async def test_preempt_channel_that_is_refused(base: str, kind: str) -> None:
+    """The main channel goes to the same place, so that this does not say which one it is."""
+    async def only_main(line: Line) -> None:
+        await line.relay.refuse()
+        await line.carry_both()
+
+    async with pc_lab(base=base) as lab:
+        source, destination, port = await start_pair(lab, kind, "postcopy-ram", "postcopy-preempt")
+        async with Relay(port, only_main) as relay:
+            if kind == "main":
+                await begin_postcopy(source, relay.port, kind)
+            else:
+                await begin(source, inet(relay.port))
+            info = await end(source)
+            words = {"main": "the preempt channel cannot be opened: ",
+                     "handshake": "capability 'postcopy-preempt' is set, and connection 'preempt' "
+                                  f"0 to tcp:{LOOPBACK}:{relay.port} does not get through: "}[kind]
+            words += f"Failed to connect to '{LOOPBACK}:{relay.port}': Connection refused"
+            assert (info["status"], info["error-desc"]) == ("failed", words)
+            await wait_running(source)
+        if kind == "main":
+            assert (await end(destination))["status"] == "failed"
+        else:
+            assert (await destination.handshake())["message"] == f"the source gave up: {words}"
+        assert not await destination.is_running()
+
+
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
 async def test_export_that_is_open(base: str, kind: str, tmp_path: Path) -> None:
     """A guest whose disk has come by NBD goes on to somewhere else: who still writes there?"""
     def shared(name: str) -> list[str]:
