@@ -59,7 +59,7 @@ KINDS = {
     "virtio": Kind("Features 0x", boots("on"), boots("off"), firmware=True),
     "pci": Kind("get_pci_config_device: Bad config data",
                 ("-device", "virtio-rng-pci,vectors=2"), ("-device", "virtio-rng-pci,vectors=3")),
-    "validate": Kind("Input validation failed: hpet/num_timers",
+    "validate": Kind("hpet: there are 3 timers on the source, and 4 here",
                      ("-machine", "hpet=on", "-global", "hpet.timers=3"),
                      ("-machine", "hpet=on", "-global", "hpet.timers=4")),
     # Nothing says why: what there is to say is where.
