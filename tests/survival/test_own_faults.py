@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import re
@@ -11,7 +12,7 @@ import socket
 import struct
 import subprocess
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import pytest
 from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
@@ -382,25 +383,48 @@ async def test_broken_connection_is_told_once(base: str, kind: str) -> None:
         assert len(source.errors.splitlines()) == 1, source.errors
 
 
+class DiskFault(NamedTuple):
+    """When it comes, which one it is, and what is said of it."""
+
+    event: str
+    errno: int
+    words: str
+
+
+DISK_FAULTS = {
+    "flush": DiskFault("flush_to_disk", errno.EIO, "Failed to stop the VM: Input/output error"),
+    "bitmap": DiskFault("cluster_alloc", errno.ENOSPC, "Block inactivate failed during "
+                        "switchover: Lost persistent bitmaps during inactivation of node 'disk': "
+                        "Failed to allocate clusters for bitmap 'nightly': No space left on "
+                        "device"),
+}
+
+
 @each_base
 @pytest.mark.parametrize("how", ["precopy", "postcopy"])
+@pytest.mark.parametrize("fault", DISK_FAULTS.values(), ids=DISK_FAULTS)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_disk_that_cannot_be_flushed(base: str, kind: str, how: str, tmp_path: Path) -> None:
-    """It is not the network whose input or output fails."""
+async def test_disk_that_fails(base: str, kind: str, fault: DiskFault, how: str,
+                               tmp_path: Path) -> None:
+    """It is not the network whose input or output fails, nor has anybody else the disk."""
     image = make_disk(tmp_path / "disk")
     device = "virtio-blk,drive=disk,share-rw=on"
     async with pc_lab(base=base) as lab:
         source = await lab.start(
             "source", "-blockdev", "driver=qcow2,node-name=disk,file.driver=blkdebug,"
             f"file.image.driver=file,file.image.filename={image},"
-            "file.inject-error.0.event=flush_to_disk,file.inject-error.0.once=off",
-            "-device", device, under=UNDER)
+            f"file.inject-error.0.event={fault.event},file.inject-error.0.errno={fault.errno},"
+            "file.inject-error.0.once=off", "-device", device, under=UNDER)
         options = [*disk(image)[:-1], device]
         destination, port = await start_incoming(
             lab, kind, *(["postcopy-ram"] if how == "postcopy" else []), there=tuple(options))
-        # Or there is nothing to be flushed.
-        await source.execute("human-monitor-command",
-                             {"command-line": 'qemu-io disk "write 0 4096"'})
+        if fault.event == "flush_to_disk":
+            # Or there is nothing to be flushed.
+            await source.execute("human-monitor-command",
+                                 {"command-line": 'qemu-io disk "write 0 4096"'})
+        else:
+            await source.execute("block-dirty-bitmap-add", {
+                "node": "disk", "name": "nightly", "persistent": True})
         if how == "postcopy":
             await set_capabilities(source, "return-path", "postcopy-ram")
             await begin_postcopy(source, port, kind)
@@ -408,7 +432,7 @@ async def test_disk_that_cannot_be_flushed(base: str, kind: str, how: str, tmp_p
             await begin(source, inet(port), kind=kind)
         info = await end(source)
         assert info["status"] == "failed"
-        assert info["error-desc"].endswith("Failed to stop the VM: Input/output error"), info
+        assert info["error-desc"].endswith(fault.words), info
         await wait_running(source)
         assert not await destination.is_running()
 
