@@ -23,7 +23,7 @@ from processes import (NO_MULTIFD, OWN_BASE, PATIENCE, UNDER, Address, Options, 
                        each_base, end, filled_memory, inet, pc_lab, set_capabilities,
                        set_channels, set_psk, start_destination, start_source, unix,
                        wait_running, wait_status)
-from relay import Line, Relay
+from relay import Line, Relay, Treatment
 from test_own_faults import Hold, HoldPackage
 from test_owner import disk, make_disk
 from wire import HEADER_SIZE, LAST_WORDS, end_of_conversation
@@ -335,6 +335,20 @@ async def test_bitmap_that_is_lost(paused: bool, base: str) -> None:
 # Between COMMIT and the loader
 
 
+@contextlib.asynccontextmanager
+async def relay_to(two: Pair, directory: Path, treatment: Treatment = Line.carry_both,
+                   ) -> AsyncIterator[tuple[Relay, Address]]:
+    """Between them, of the kind that the destination listens on; and where it is."""
+    if two.address["type"] == "unix":
+        path = directory / "relay"
+        path.unlink(missing_ok=True)
+        async with Relay(Path(two.address["path"]), treatment, path) as relay:
+            yield relay, unix(path)
+    else:
+        async with Relay(int(two.address["port"]), treatment) as relay:
+            yield relay, inet(relay.port)
+
+
 class HoldCommit(Hold):
     """Lets no more of the main channel through than COMMIT, without its last byte or with it."""
 
@@ -364,15 +378,16 @@ class HoldChannel:
         await line.carry_both()
 
 
-@pytest.mark.parametrize("way", ["tcp", "tls", "multifd"])
+@pytest.mark.parametrize("way", WAYS)
 async def test_behind_commit(tmp_path: Path, tally: Tally, way: str) -> None:
     """Something has changed since ACCEPT: there is no loader that could say so."""
     async def once() -> None:
         async with pair(Kind(""), tmp_path, way) as two:
-            hold = HoldCommit(False) if way == "tcp" else HoldChannel()
-            async with Relay(int(two.address["port"]), hold.treat) as relay:
+            alone = way in ("tcp", "unix")
+            hold = HoldCommit(False) if alone else HoldChannel()
+            async with relay_to(two, tmp_path, hold.treat) as (_, address):
                 # What is seen of TLS is that another channel is opened.
-                await begin(two.source, inet(relay.port), NO_MULTIFD if way == "tcp" else {})
+                await begin(two.source, address, NO_MULTIFD if alone else {})
                 await asyncio.wait_for(hold.reached.wait(), PATIENCE)
                 await set_capabilities(two.destination, "mapped-ram")
                 hold.go_on.set()
@@ -477,8 +492,6 @@ async def test_loss(tmp_path: Path, tally: Tally, name: str, way: str, stays: bo
     """While the stream is being loaded."""
     loss = LOSSES[name]
     relayed = loss.happen in (cut, reset)
-    if relayed and way == "unix":
-        pytest.skip("what stands between carries TCP")
     if loss.destination is None and not stays:
         pytest.skip("it is killed")
 
@@ -486,10 +499,8 @@ async def test_loss(tmp_path: Path, tally: Tally, name: str, way: str, stays: bo
         async with pair(Kind(""), tmp_path, way, stays) as two:
             await set_channels(two.source, 2)
             await two.source.execute("migrate-set-parameters", {"max-bandwidth": 1 << 16})
-            port = 0 if way == "unix" else int(two.address["port"])
-            async with Relay(port) as relay:
-                await begin(two.source, inet(relay.port) if relayed else two.address,
-                            options_of(way))
+            async with relay_to(two, tmp_path) as (relay, address):
+                await begin(two.source, address if relayed else two.address, options_of(way))
                 for one in (two.source, two.destination):
                     await wait_status(one, "active")
                 await loss.happen(two, relay)
@@ -498,22 +509,29 @@ async def test_loss(tmp_path: Path, tally: Tally, name: str, way: str, stays: bo
     await tally.count(name, end_of(way, stays), once)
 
 
+@pytest.mark.parametrize("stays", [True, False], ids=["stays", "exits"])
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "tls"])     # which hides COMMIT
 @pytest.mark.parametrize("name", LOSSES)
-async def test_loss_behind_commit(tmp_path: Path, tally: Tally, name: str) -> None:
+async def test_loss_behind_commit(tmp_path: Path, tally: Tally, name: str, way: str,
+                                  stays: bool) -> None:
     """The loader has nothing yet, and the return path is not open."""
+    if LOSSES[name].destination is None and not stays:
+        pytest.skip("it is killed")
+
     async def once() -> None:
-        async with pair(Kind(""), tmp_path) as two:
+        async with pair(Kind(""), tmp_path, way, stays) as two:
+            await set_channels(two.source, 2)
             hold = HoldCommit(True)
-            async with Relay(int(two.address["port"]), hold.treat) as relay:
-                await begin(two.source, inet(relay.port), NO_MULTIFD)
+            async with relay_to(two, tmp_path, hold.treat) as (relay, address):
+                await begin(two.source, address, options_of(way))
                 await asyncio.wait_for(hold.reached.wait(), PATIENCE)
                 await wait_status(two.destination, "active")
                 await LOSSES[name].happen(two, relay)
                 if LOSSES[name].happen not in (cut, reset):
                     await relay.hang_up()
-                await require_loss(two, LOSSES[name])
+                await require_loss(two, LOSSES[name], stays)
 
-    await tally.count(f"{name}, behind COMMIT", "tcp", once)
+    await tally.count(f"{name}, behind COMMIT", end_of(way, stays), once)
 
 
 class SpoilBehindPackage(HoldPackage):
