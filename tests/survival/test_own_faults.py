@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -11,13 +12,15 @@ import re
 import socket
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
 from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
-from processes import (PATIENCE, UNDER, begin, channels, each_base, end, inet, listen, pc_lab,
-                       set_capabilities, set_channels, start_source, wait_running, wait_status)
+from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, channels, each_base, end, inet, listen,
+                       pc_lab, set_capabilities, set_channels, start_source, wait_running,
+                       wait_status)
 from relay import Line, Relay
 from test_owner import disk, make_disk
 
@@ -209,7 +212,7 @@ async def test_devices_that_cannot_be_loaded_in_postcopy(base: str, kind: str) -
 
 
 class HeldTrace:
-    """Whoever traces an event waits, since there is no room for what is to be said of it."""
+    """Whoever traces an event may have to wait, when there is no room for what it says of it."""
 
     ROOM = 4096
 
@@ -219,7 +222,6 @@ class HeldTrace:
         self._event = event
         self._pipe = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
         fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, self.ROOM)
-        os.write(self._pipe, bytes(self.ROOM))
         self.options = ("-D", str(pipe), "-trace", event)
 
     def __enter__(self) -> HeldTrace:
@@ -227,6 +229,13 @@ class HeldTrace:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._pipe)
+
+    def hold(self) -> None:
+        """From now on."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._pipe, self.ROOM):
+                pass
+        os.write(self._pipe, bytes(self.ROOM))
 
     def let_go(self) -> None:
         assert os.read(self._pipe, self.ROOM) == bytes(self.ROOM)
@@ -239,6 +248,7 @@ class HeldTrace:
 async def test_multifd_channel_that_fails_late(base: str, tmp_path: Path) -> None:
     """Nobody waits for one that never came to be, however slowly its failure is noted."""
     with HeldTrace(tmp_path, "multifd_new_send_channel_async_error") as held:
+        held.hold()
         async with pc_lab(base=base) as lab:
             source = await lab.start("source", *held.options, under=UNDER)
             await set_capabilities(source, "multifd")
@@ -262,6 +272,7 @@ async def test_multifd_channel_that_fails_late(base: str, tmp_path: Path) -> Non
 async def test_failure_that_is_not_over(base: str, kind: str, tmp_path: Path) -> None:
     """Whoever tries again at once is told to do so later, when it works."""
     with HeldTrace(tmp_path, "migration_thread_after_loop") as held:
+        held.hold()
         async with pc_lab(base=base) as lab:
             source = await lab.start("source", *held.options, under=UNDER)
             await set_capabilities(source, "return-path")
@@ -326,6 +337,76 @@ async def settled_failure(destination: Machine) -> None:
 NOT_WORTH_A_LINE = ("Channel error", "Unable to shutdown socket: Transport endpoint",
                     "failed to save SaveStateEntry", "Unable to write to socket",
                     "Unable to read from socket")
+
+
+class Failure(NamedTuple):
+    """What is in use, up to where it goes well, and what is said then."""
+
+    words: str
+    capabilities: tuple[str, ...] = ()
+    kind: str = "handshake"
+    hold: Optional[Callable[[], Hold]] = None
+
+
+TIMERS = "hpet: there are 3 timers on the source, and 5 here"
+FAILURES = {
+    "killed": Failure("the destination ended the connection after "),
+    "multifd": Failure("the destination ended the connection after ", ("multifd",)),
+    "loader": Failure(TIMERS, hold=lambda: Hold(DEVICES)),
+    "postcopy": Failure(TIMERS, ("postcopy-ram",), hold=HoldPackage),
+    "preempt": Failure("the preempt channel cannot be opened: ",
+                       ("postcopy-ram", "postcopy-preempt"), "main"),
+}
+
+
+@each_base
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+async def test_who_sees_a_failure_sees_why(base: str, failure: Failure, tmp_path: Path) -> None:
+    """At once: whoever has set the status can do nothing more before it is looked at."""
+    hold = failure.hold() if failure.hold else None
+    options = {**NO_MULTIFD, "ignore-issues": ["section-schema"]}
+    with HeldTrace(tmp_path, "migrate_set_state") as held:
+        async with pc_lab(base=base) as lab:
+            source = await lab.start("source", *held.options, under=UNDER)
+            await set_capabilities(source, "return-path", *failure.capabilities)
+            await set_channels(source, MULTIFD_CHANNELS)
+            await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW,
+                                                            "downtime-limit": 1})
+            destination, port = await start_incoming(
+                lab, failure.kind, *failure.capabilities,
+                there=("-global", "hpet.timers=5") if hold else ())
+            async with Relay(port, hold.treat if hold else Line.carry_both) as relay:
+                await begin(source, inet(relay.port),
+                            options if failure.kind == "handshake" else None, kind=failure.kind)
+                await wait_status(source, "active")
+                if hold:
+                    if "postcopy-ram" in failure.capabilities:
+                        await source.execute("migrate-start-postcopy")
+                        goes_on = "postcopy-active" if base == "10.0" else "postcopy-device"
+                    else:
+                        await source.execute("migrate-set-parameters", {"max-bandwidth": 0})
+                        goes_on = "device"
+                    await asyncio.wait_for(hold.reached.wait(), PATIENCE)
+                    await wait_status(source, goes_on)
+                held.hold()
+                if hold:
+                    hold.go_on.set()
+                elif "postcopy-ram" in failure.capabilities:
+                    await relay.refuse()
+                    await source.execute("migrate-start-postcopy")
+                else:
+                    destination.kill()
+
+                async def has_failed() -> Optional[Json]:
+                    info = await source.migration()
+                    return info if info["status"] in ("failing", "failed") else None
+
+                info = await until("the failure", PATIENCE, has_failed, every=0.001)
+                assert info.get("error-desc", "").startswith(failure.words), info
+                held.let_go()
+                assert (await end(source))["error-desc"] == info["error-desc"]
+                assert held.has_passed()
+                await wait_running(source)
 
 
 @pytest.mark.parametrize("capability", [(), ("multifd",), ("postcopy-ram",)],
