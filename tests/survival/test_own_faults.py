@@ -230,11 +230,13 @@ class HeldTrace:
     def __exit__(self, *_: object) -> None:
         os.close(self._pipe)
 
-    def hold(self) -> None:
-        """From now on."""
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._pipe, self.ROOM):
-                pass
+    async def hold(self, behind: str = "") -> None:
+        """From now on, when it has said that."""
+        said = b""
+        while behind.encode() not in said:
+            with contextlib.suppress(BlockingIOError):
+                said += os.read(self._pipe, self.ROOM)
+            await asyncio.sleep(0.001)
         os.write(self._pipe, bytes(self.ROOM))
 
     def let_go(self) -> None:
@@ -248,7 +250,7 @@ class HeldTrace:
 async def test_multifd_channel_that_fails_late(base: str, tmp_path: Path) -> None:
     """Nobody waits for one that never came to be, however slowly its failure is noted."""
     with HeldTrace(tmp_path, "multifd_new_send_channel_async_error") as held:
-        held.hold()
+        await held.hold()
         async with pc_lab(base=base) as lab:
             source = await lab.start("source", *held.options, under=UNDER)
             await set_capabilities(source, "multifd")
@@ -272,7 +274,7 @@ async def test_multifd_channel_that_fails_late(base: str, tmp_path: Path) -> Non
 async def test_failure_that_is_not_over(base: str, kind: str, tmp_path: Path) -> None:
     """Whoever tries again at once is told to do so later, when it works."""
     with HeldTrace(tmp_path, "migration_thread_after_loop") as held:
-        held.hold()
+        await held.hold()
         async with pc_lab(base=base) as lab:
             source = await lab.start("source", *held.options, under=UNDER)
             await set_capabilities(source, "return-path")
@@ -378,7 +380,8 @@ async def test_who_sees_a_failure_sees_why(base: str, failure: Failure, tmp_path
             async with Relay(port, hold.treat if hold else Line.carry_both) as relay:
                 await begin(source, inet(relay.port),
                             options if failure.kind == "handshake" else None, kind=failure.kind)
-                await wait_status(source, "active")
+                goes_on = "active"
+                await wait_status(source, goes_on)
                 if hold:
                     if "postcopy-ram" in failure.capabilities:
                         await source.execute("migrate-start-postcopy")
@@ -387,8 +390,7 @@ async def test_who_sees_a_failure_sees_why(base: str, failure: Failure, tmp_path
                         await source.execute("migrate-set-parameters", {"max-bandwidth": 0})
                         goes_on = "device"
                     await asyncio.wait_for(hold.reached.wait(), PATIENCE)
-                    await wait_status(source, goes_on)
-                held.hold()
+                await asyncio.wait_for(held.hold(f"state {goes_on}\n"), PATIENCE)
                 if hold:
                     hold.go_on.set()
                 elif "postcopy-ram" in failure.capabilities:
