@@ -15,15 +15,14 @@ from typing import NamedTuple, Optional
 
 import pytest
 from machine import LOOPBACK, NotSeen
-from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, each_base, end, inet, pc_lab,
+from processes import (NO_MULTIFD, PATIENCE, UNDER, Options, begin, each_base, end, inet, pc_lab,
                        set_capabilities, set_channels, start_destination, start_source,
                        wait_running, wait_status)
 from relay import Line, Relay
 from test_dead_lines import tcp_sockets
 from test_loading import (ENDED, FAILED, KINDS, SAYS_NOTHING, Kind, listen, loads, options_of,
                           pair)
-from test_own_faults import (PACKAGED, SLOW, HoldPackage, begin_postcopy, make_library,
-                             start_pair)
+from test_own_faults import SLOW, HalfPackage, begin_postcopy, make_library, start_pair
 from wire import HEADER_SIZE
 
 # Before the stream
@@ -126,7 +125,7 @@ class Spoil:
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 async def test_damaged_stream(harm: Harm, base: str, tmp_path: Path) -> None:
     async with pair(Kind(""), tmp_path, base=base) as two:
-        await set_channels(two.source, 2)
+        await set_channels(two.source, 1)   # or it may be the other one that has the pages
         try:
             await two.source.execute("migrate-set-parameters",
                                      {"multifd-compression": harm.compression})
@@ -159,14 +158,6 @@ async def test_device(kind: str, base: str, tmp_path: Path) -> None:
         assert re.fullmatch(f".*: {MEANINGS[kind]} " + r"\(section '0000:.*', byte \d+\)",
                             loads(info)[0]), info
         assert info["error-desc"] == loads(info)[0] + FAILED
-
-
-class HalfPackage(HoldPackage):
-    """Lets half of what postcopy begins with through."""
-
-    def _bound(self, said: bytearray) -> Optional[int]:
-        whole = super()._bound(said)
-        return None if whole is None else (said.find(PACKAGED) + whole) // 2
 
 
 @each_base
