@@ -223,22 +223,26 @@ def tell_one(directory: Path, tell: str, late: str) -> list[str]:
 
 
 @each_base
-async def test_reset_before_the_stream(base: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [NO_MULTIFD, {}], ids=["single", "multifd"])
+async def test_reset_before_the_stream(options: Options, base: str, tmp_path: Path) -> None:
     """Who begins to write knows no more than that it cannot, and who reads is late."""
     async def treat(line: Line) -> None:
+        if line.number:
+            return await line.carry_both()
         await line.reach()
         answers = asyncio.create_task(line.pass_on("destination"))
         while line.conversation("source") is None and await line.hear("source"):
             await line.tell("source", len(line.said["source"]))
         answers.cancel()
         await asyncio.gather(answers, return_exceptions=True)
-        line.reset()
+        for one in line.relay.lines:
+            one.reset()
 
     async with pc_lab(base=base) as lab:
         source = await lab.start("source", under=tell_one(tmp_path, "nobody", "recvmsg"))
         _, port = await start_destination(lab)
         async with Relay(port, treat) as relay:
-            await begin(source, inet(relay.port), NO_MULTIFD)
+            await begin(source, inet(relay.port), options)
             info = await end(source)
         assert info["status"] == "failed"
         assert re.fullmatch(SAYS_NOTHING, info["error-desc"]), info
