@@ -32,6 +32,9 @@
 /* How long a source with an error waits for the destination's reason */
 #define LAST_WORD_TIMEOUT_MS    500
 
+/* What is said of a migration that has not been active yet */
+#define BEFORE_STREAM   "before the stream began: "
+
 /* How long a destination gives the source to read it */
 #define LAST_WORD_DRAIN_MS      2000
 
@@ -197,7 +200,7 @@ void handshake_end_note_error(MigrationState *s, Error **errp)
         *errp = NULL;
         error_setg(errp, "the migration was yanked");
     } else if (s->state == MIGRATION_STATUS_SETUP && !end->told) {
-        error_prepend(errp, "before the stream began: ");
+        error_prepend(errp, BEFORE_STREAM);
     }
     object_ref(OBJECT(s));
     aio_bh_schedule_oneshot(iohandler_get_aio_context(), end_session_bh, s);
@@ -349,6 +352,15 @@ bool migration_handshake_awaits_word(void)
 /* Of what could not be written it says no more than that */
 #define SETUP_FAILED    "ram_save_setup failed: "
 
+/* Without what has been put before it, once it was noted */
+static const char *end_what_was_met(const Error *err)
+{
+    const char *text = error_get_pretty(err);
+
+    strstart(text, BEFORE_STREAM, &text);
+    return text;
+}
+
 /* Whether a channel has ended, and nothing else: so says who met that first */
 static bool end_is_lost(const Error *err)
 {
@@ -360,7 +372,7 @@ static bool end_is_lost(const Error *err)
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(lost); i++) {
-        if (strstart(error_get_pretty(err), lost[i], NULL)) {
+        if (strstart(end_what_was_met(err), lost[i], NULL)) {
             return true;
         }
     }
@@ -455,7 +467,7 @@ void migration_handshake_return_path_ended(MigrationState *s,
             handshake_end_note_error(s, &s->error);
         } else if (s->error && end_is_lost(s->error)) {
             if (*errp && (end_is_silence(*errp) ||
-                          strstart(error_get_pretty(s->error), SETUP_FAILED,
+                          strstart(end_what_was_met(s->error), SETUP_FAILED,
                                    NULL))) {
                 end_set_error(s, error_copy(*errp));
             }

@@ -223,6 +223,7 @@ class Line:
             pass
 
     def reset(self) -> None:
+        """Of a UNIX socket it is an end, or a reset for those who have not read all."""
         for end in self._ends.values():
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
@@ -237,18 +238,19 @@ Treatment = Callable[[Line], Coroutine[None, None, None]]
 
 class Relay:
     """A port that leads to another one, or to a UNIX socket, by way of a treatment of each
-    connection.
+    connection. It may be a UNIX socket itself, at `path`.
 
     They are numbered in the order in which they come, the main channel first.
     """
 
-    def __init__(self, port: int | Path, treatment: Treatment = Line.carry_both):
+    def __init__(self, port: int | Path, treatment: Treatment = Line.carry_both,
+                 path: Optional[Path] = None):
         self.target = port
         self._treatment = treatment
-        self._listener = socket.socket()
+        self._listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
         self._listener.setblocking(False)
-        self._listener.bind((LOOPBACK, 0))
-        self.port: int = self._listener.getsockname()[1]
+        self._listener.bind(str(path) if path else (LOOPBACK, 0))
+        self.port: int = 0 if path else self._listener.getsockname()[1]
         self.lines: list[Line] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting: Optional[asyncio.Task[None]] = None

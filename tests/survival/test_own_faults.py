@@ -4,18 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import fcntl
 import os
 import re
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import pytest
-from machine import Json, Lab, Machine, NotSeen, until
-from processes import (PATIENCE, UNDER, begin, channels, each_base, end, inet, listen, pc_lab,
-                       set_capabilities, set_channels, set_psk, start_source, wait_running,
+from machine import LOOPBACK, Json, Lab, Machine, NotSeen, until
+from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, channels, each_base, end, inet, listen,
+                       pc_lab, set_capabilities, set_channels, set_psk, start_source, wait_running,
                        wait_status)
 from relay import Line, Relay
 from test_owner import disk, make_disk
@@ -108,6 +111,14 @@ class HoldPackage(Hold):
             return None
         length, = struct.unpack_from(">I", said, at)
         return at + 4 + length
+
+
+class HalfPackage(HoldPackage):
+    """Lets half of what postcopy begins with through."""
+
+    def _bound(self, said: bytearray) -> Optional[int]:
+        whole = super()._bound(said)
+        return None if whole is None else (said.find(PACKAGED) + whole) // 2
 
 
 @each_base
@@ -207,17 +218,45 @@ async def test_devices_that_cannot_be_loaded_in_postcopy(base: str, kind: str) -
         await settled_failure(destination)
 
 
+class HeldTrace:
+    """Whoever traces an event may have to wait, when there is no room for what it says of it."""
+
+    ROOM = 4096
+
+    def __init__(self, directory: Path, event: str) -> None:
+        pipe = directory / "trace"
+        os.mkfifo(pipe)
+        self._event = event
+        self._pipe = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+        fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, self.ROOM)
+        self.options = ("-D", str(pipe), "-trace", event)
+
+    def __enter__(self) -> HeldTrace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._pipe)
+
+    async def hold(self, behind: str = "") -> None:
+        """From now on, when it has said that."""
+        said = b""
+        while behind.encode() not in said:
+            with contextlib.suppress(BlockingIOError):
+                said += os.read(self._pipe, self.ROOM)
+            await asyncio.sleep(0.001)
+        os.write(self._pipe, bytes(self.ROOM))
+
+    def let_go(self) -> None:
+        assert os.read(self._pipe, self.ROOM) == bytes(self.ROOM)
+
+    def has_passed(self) -> bool:
+        return self._event.encode() in os.read(self._pipe, self.ROOM)
+
+
 @each_base
 async def test_multifd_channel_that_fails_late(base: str, tmp_path: Path) -> None:
     """Nobody waits for one that never came to be, however slowly its failure is noted."""
-    room = 4096
-    trace = tmp_path / "trace"
-    os.mkfifo(trace)
     library = make_library(tmp_path, "slow_handshake")
-    # What it traces of the failure waits for room, and with it whatever comes after that.
-    pipe = os.open(trace, os.O_RDWR | os.O_NONBLOCK)
-    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, room)
-    os.write(pipe, bytes(room))
     begun = asyncio.Event()
 
     async def treat(line: Line) -> None:
@@ -228,10 +267,11 @@ async def test_multifd_channel_that_fails_late(base: str, tmp_path: Path) -> Non
         while await line.hear("source"):
             begun.set()
 
-    try:
+    with HeldTrace(tmp_path, "multifd_new_send_channel_async_error") as held:
+        # What comes after what it traces of the failure has to wait, too.
+        await held.hold()
         async with pc_lab(base=base) as lab:
-            source = await lab.start("source", "-D", str(trace), "-trace",
-                                     "multifd_new_send_channel_async_error",
+            source = await lab.start("source", *held.options,
                                      under=(*UNDER, "env", f"LD_PRELOAD={library}"))
             destination = await lab.start("destination", "-incoming", "defer", under=UNDER)
             await set_psk(source, "client", tmp_path)
@@ -243,13 +283,43 @@ async def test_multifd_channel_that_fails_late(base: str, tmp_path: Path) -> Non
                 await begin(source, inet(relay.port), kind="main")
                 await asyncio.wait_for(begun.wait(), PATIENCE)
                 await asyncio.sleep(2)
-                assert os.read(pipe, room) == bytes(room)
+                held.let_go()
                 info = await end(source)
                 assert info["status"] == "failed" and "TLS" in info["error-desc"], info
-                assert b"multifd_new_send_channel_async_error" in os.read(pipe, room)
+                assert held.has_passed()
                 await wait_running(source)
-    finally:
-        os.close(pipe)
+
+
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
+async def test_failure_that_is_not_over(base: str, kind: str, tmp_path: Path) -> None:
+    """Whoever tries again at once is told to do so later, when it works."""
+    with HeldTrace(tmp_path, "migration_thread_after_loop") as held:
+        await held.hold()
+        async with pc_lab(base=base) as lab:
+            source = await lab.start("source", *held.options, under=UNDER)
+            await set_capabilities(source, "return-path")
+            await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+            first, port = await start_incoming(lab, kind)
+            await begin(source, inet(port), kind=kind)
+            await wait_status(source, "active")
+            first.kill()
+            await first.heard()
+            second, port = await start_incoming(lab, kind)
+            # From 11.0 on it has not failed before that is over.
+            failed, words = (("failed", "is not over yet: try again in a moment")
+                             if base.startswith("10.") else ("failing", "in progress"))
+            await wait_status(source, failed)
+            with pytest.raises(NotSeen, match=words):
+                await begin(source, inet(port), kind=kind, patience=0)
+            held.let_go()
+            await wait_status(source, "failed")
+            await wait_running(source)
+            await source.execute("migrate-set-parameters", {"max-bandwidth": 0})
+            await begin(source, inet(port), kind=kind)
+            assert (await end(source))["status"] == "completed"
+            await wait_running(second)
+            assert held.has_passed()
 
 
 @each_base
@@ -290,6 +360,76 @@ async def settled_failure(destination: Machine) -> None:
 NOT_WORTH_A_LINE = ("Channel error", "Unable to shutdown socket: Transport endpoint",
                     "failed to save SaveStateEntry", "Unable to write to socket",
                     "Unable to read from socket")
+
+
+class Failure(NamedTuple):
+    """What is in use, up to where it goes well, and what is said then."""
+
+    words: str
+    capabilities: tuple[str, ...] = ()
+    kind: str = "handshake"
+    hold: Optional[Callable[[], Hold]] = None
+
+
+TIMERS = "hpet: there are 3 timers on the source, and 5 here"
+FAILURES = {
+    "killed": Failure("the destination ended the connection after "),
+    "multifd": Failure("the destination ended the connection after ", ("multifd",)),
+    "loader": Failure(TIMERS, hold=lambda: Hold(DEVICES)),
+    "postcopy": Failure(TIMERS, ("postcopy-ram",), hold=HalfPackage),
+    "preempt": Failure("the preempt channel cannot be opened: ",
+                       ("postcopy-ram", "postcopy-preempt"), "main"),
+}
+
+
+@each_base
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+async def test_who_sees_a_failure_sees_why(base: str, failure: Failure, tmp_path: Path) -> None:
+    """At once: whoever has set the status can do nothing more before it is looked at."""
+    hold = failure.hold() if failure.hold else None
+    options = {**NO_MULTIFD, "ignore-issues": ["section-schema"]}
+    with HeldTrace(tmp_path, "migrate_set_state") as held:
+        async with pc_lab(base=base) as lab:
+            source = await lab.start("source", *held.options, under=UNDER)
+            await set_capabilities(source, "return-path", *failure.capabilities)
+            await set_channels(source, MULTIFD_CHANNELS)
+            await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW,
+                                                            "downtime-limit": 1})
+            destination, port = await start_incoming(
+                lab, failure.kind, *failure.capabilities,
+                there=("-global", "hpet.timers=5") if hold else ())
+            async with Relay(port, hold.treat if hold else Line.carry_both) as relay:
+                await begin(source, inet(relay.port),
+                            options if failure.kind == "handshake" else None, kind=failure.kind)
+                goes_on = "active"
+                await wait_status(source, goes_on)
+                if hold:
+                    if "postcopy-ram" in failure.capabilities:
+                        await source.execute("migrate-start-postcopy")
+                        goes_on = "postcopy-active" if base == "10.0" else "postcopy-device"
+                    else:
+                        await source.execute("migrate-set-parameters", {"max-bandwidth": 0})
+                        goes_on = "device"
+                    await asyncio.wait_for(hold.reached.wait(), PATIENCE)
+                await asyncio.wait_for(held.hold(f"state {goes_on}\n"), PATIENCE)
+                if hold:
+                    hold.go_on.set()
+                elif "postcopy-ram" in failure.capabilities:
+                    await relay.refuse()
+                    await source.execute("migrate-start-postcopy")
+                else:
+                    destination.kill()
+
+                async def has_failed() -> Optional[Json]:
+                    info = await source.migration()
+                    return info if info["status"] in ("failing", "failed") else None
+
+                info = await until("the failure", PATIENCE, has_failed, every=0.001)
+                assert info.get("error-desc", "").startswith(failure.words), info
+                held.let_go()
+                assert (await end(source))["error-desc"] == info["error-desc"]
+                assert held.has_passed()
+                await wait_running(source)
 
 
 @pytest.mark.parametrize("capability", [(), ("multifd",), ("postcopy-ram",)],
@@ -347,25 +487,48 @@ async def test_broken_connection_is_told_once(base: str, kind: str) -> None:
         assert len(source.errors.splitlines()) == 1, source.errors
 
 
+class DiskFault(NamedTuple):
+    """When it comes, which one it is, and what is said of it."""
+
+    event: str
+    errno: int
+    words: str
+
+
+DISK_FAULTS = {
+    "flush": DiskFault("flush_to_disk", errno.EIO, "Failed to stop the VM: Input/output error"),
+    "bitmap": DiskFault("cluster_alloc", errno.ENOSPC, "Block inactivate failed during "
+                        "switchover: Lost persistent bitmaps during inactivation of node 'disk': "
+                        "Failed to allocate clusters for bitmap 'nightly': No space left on "
+                        "device"),
+}
+
+
 @each_base
 @pytest.mark.parametrize("how", ["precopy", "postcopy"])
+@pytest.mark.parametrize("fault", DISK_FAULTS.values(), ids=DISK_FAULTS)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_disk_that_cannot_be_flushed(base: str, kind: str, how: str, tmp_path: Path) -> None:
-    """It is not the network whose input or output fails."""
+async def test_disk_that_fails(base: str, kind: str, fault: DiskFault, how: str,
+                               tmp_path: Path) -> None:
+    """It is not the network whose input or output fails, nor has anybody else the disk."""
     image = make_disk(tmp_path / "disk")
     device = "virtio-blk,drive=disk,share-rw=on"
     async with pc_lab(base=base) as lab:
         source = await lab.start(
             "source", "-blockdev", "driver=qcow2,node-name=disk,file.driver=blkdebug,"
             f"file.image.driver=file,file.image.filename={image},"
-            "file.inject-error.0.event=flush_to_disk,file.inject-error.0.once=off",
-            "-device", device, under=UNDER)
+            f"file.inject-error.0.event={fault.event},file.inject-error.0.errno={fault.errno},"
+            "file.inject-error.0.once=off", "-device", device, under=UNDER)
         options = [*disk(image)[:-1], device]
         destination, port = await start_incoming(
             lab, kind, *(["postcopy-ram"] if how == "postcopy" else []), there=tuple(options))
-        # Or there is nothing to be flushed.
-        await source.execute("human-monitor-command",
-                             {"command-line": 'qemu-io disk "write 0 4096"'})
+        if fault.event == "flush_to_disk":
+            # Or there is nothing to be flushed.
+            await source.execute("human-monitor-command",
+                                 {"command-line": 'qemu-io disk "write 0 4096"'})
+        else:
+            await source.execute("block-dirty-bitmap-add", {
+                "node": "disk", "name": "nightly", "persistent": True})
         if how == "postcopy":
             await set_capabilities(source, "return-path", "postcopy-ram")
             await begin_postcopy(source, port, kind)
@@ -373,8 +536,37 @@ async def test_disk_that_cannot_be_flushed(base: str, kind: str, how: str, tmp_p
             await begin(source, inet(port), kind=kind)
         info = await end(source)
         assert info["status"] == "failed"
-        assert info["error-desc"].endswith("Failed to stop the VM: Input/output error"), info
+        assert info["error-desc"].endswith(fault.words), info
         await wait_running(source)
+        assert not await destination.is_running()
+
+
+@each_base
+@pytest.mark.parametrize("kind", KINDS)
+async def test_preempt_channel_that_is_refused(base: str, kind: str) -> None:
+    """The main channel goes to the same place, so that this does not say which one it is."""
+    async def only_main(line: Line) -> None:
+        await line.relay.refuse()
+        await line.carry_both()
+
+    async with pc_lab(base=base) as lab:
+        source, destination, port = await start_pair(lab, kind, "postcopy-ram", "postcopy-preempt")
+        async with Relay(port, only_main) as relay:
+            if kind == "main":
+                await begin_postcopy(source, relay.port, kind)
+            else:
+                await begin(source, inet(relay.port))
+            info = await end(source)
+            words = {"main": "the preempt channel cannot be opened: ",
+                     "handshake": "capability 'postcopy-preempt' is set, and connection 'preempt' "
+                                  f"0 to tcp:{LOOPBACK}:{relay.port} does not get through: "}[kind]
+            words += f"Failed to connect to '{LOOPBACK}:{relay.port}': Connection refused"
+            assert (info["status"], info["error-desc"]) == ("failed", words)
+            await wait_running(source)
+        if kind == "main":
+            assert (await end(destination))["status"] == "failed"
+        else:
+            assert (await destination.handshake())["message"] == f"the source gave up: {words}"
         assert not await destination.is_running()
 
 

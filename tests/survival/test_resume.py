@@ -335,15 +335,27 @@ async def test_silent_crowd(said: str, tls: bool) -> None:
                 assert await peer.ended(SILENCE + LATE)
 
 
-async def test_silent_one_is_dropped() -> None:
+async def test_header_that_is_late() -> None:
+    """A stranger's, and that of the right source, which is told and tries again."""
+    async def all_but_one_byte(line: Line) -> None:
+        await line.reach()
+        await line.hear("source")
+        await line.tell("source", HEADER_SIZE - 1)
+        await line.drain("destination")
+        await line.carry_both()
+
     async with pc_lab() as lab:
         pair = await interrupted(lab)
         port = await listen_again(pair.destination)
         start = time.monotonic()
-        async with stranger(port, header()[:-1]) as peer:
+        async with stranger(port, header()[:-1]) as peer, Relay(port, all_but_one_byte) as relay:
+            await resume(pair.source, relay.port)
             assert await peer.ended(SILENCE + LATE)
+            await require_turned_away(pair.source, NOBODY, LATE)
         assert time.monotonic() - start > SILENCE - EARLY
         await pair.require_paused()
+        await resume(pair.source, port)
+        await pair.require_recovered()
 
 
 async def test_header_byte_by_byte() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -14,15 +15,15 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 import pytest
-from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, each_base, end, inet, pc_lab,
+from machine import LOOPBACK, NotSeen
+from processes import (NO_MULTIFD, PATIENCE, UNDER, Options, begin, each_base, end, inet, pc_lab,
                        set_capabilities, set_channels, start_destination, start_source,
                        wait_running, wait_status)
 from relay import Line, Relay
 from test_dead_lines import tcp_sockets
 from test_loading import (ENDED, FAILED, KINDS, SAYS_NOTHING, Kind, listen, loads, options_of,
                           pair)
-from test_own_faults import (PACKAGED, SLOW, HoldPackage, begin_postcopy, make_library,
-                             start_pair)
+from test_own_faults import SLOW, HalfPackage, begin_postcopy, make_library, start_pair
 from wire import HEADER_SIZE
 
 # Before the stream
@@ -70,6 +71,7 @@ class Harm(NamedTuple):
     instead: int
     words: str
     line: int = 0
+    compression: str = "none"
 
 
 RAM = rb"\x01...(.)\x03ram.{4}\0\0\0\x04"       # the header of its first section
@@ -90,6 +92,11 @@ HARMS = {
                    r"damaged \(section 'ram', byte \d+\)"),
     "multifd": Harm(rb"(.)", 0x7f, r"multifd channel \d: multifd: received packet magic 7f223344, "
                     "expected 11223344: this channel is damaged", 1),
+    # Where the data of its first pages begin
+    "zlib": Harm(rb"(\x78)\x01", 0x7f, r"multifd channel (\d): multifd \1: inflate returned -3 "
+                 "instead of Z_OK: this channel is damaged", 1, "zlib"),
+    "zstd": Harm(rb"(\x28)\xb5\x2f\xfd", 0x7f, r"multifd channel (\d): multifd \1: decompressStream "
+                 "returned Unknown frame descriptor: this channel is damaged", 1, "zstd"),
 }
 
 
@@ -119,7 +126,12 @@ class Spoil:
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 async def test_damaged_stream(harm: Harm, base: str, tmp_path: Path) -> None:
     async with pair(Kind(""), tmp_path, base=base) as two:
-        await set_channels(two.source, 2)
+        await set_channels(two.source, 1)   # or it may be the other one that has the pages
+        try:
+            await two.source.execute("migrate-set-parameters",
+                                     {"multifd-compression": harm.compression})
+        except NotSeen:
+            pytest.skip("this QEMU has been built without it")
         async with Relay(int(two.address["port"]), Spoil(harm).treat) as relay:
             await begin(two.source, inet(relay.port), None if harm.line else NO_MULTIFD)
             info = await end(two.source)
@@ -149,14 +161,6 @@ async def test_device(kind: str, base: str, tmp_path: Path) -> None:
         assert info["error-desc"] == loads(info)[0] + FAILED
 
 
-class HalfPackage(HoldPackage):
-    """Lets half of what postcopy begins with through."""
-
-    def _bound(self, said: bytearray) -> Optional[int]:
-        whole = super()._bound(said)
-        return None if whole is None else (said.find(PACKAGED) + whole) // 2
-
-
 @each_base
 async def test_source_is_gone_in_the_package(base: str) -> None:
     """Its length and what came of it are no news to anybody."""
@@ -173,6 +177,25 @@ async def test_source_is_gone_in_the_package(base: str) -> None:
                             "the migration was complete: .*|the connection to the source broke: "
                             ".* reset by peer)", info["error-desc"]), info
         assert not await destination.is_running()
+
+
+@each_base
+async def test_connection_that_is_one_too_many(base: str) -> None:
+    """Over `main`, which is told no more than that."""
+    async with pc_lab(base=base) as lab:
+        source = await start_source(lab)
+        destination, port = await start_destination(lab, kind="main")
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        await begin(source, inet(port), kind="main")
+        await wait_status(destination, "active")
+        reader, writer = await asyncio.open_connection(LOOPBACK, port)
+        host, own = writer.get_extra_info("sockname")
+        assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+        writer.close()
+        assert (f"Extra incoming migration connection from tcp:{host}:{own}; ignoring"
+                in destination.errors)
+        await source.execute("migrate-set-parameters", {"max-bandwidth": 0})
+        assert (await end(source))["status"] == "completed"
 
 
 # The source
@@ -201,22 +224,28 @@ def tell_one(directory: Path, tell: str, late: str) -> list[str]:
 
 
 @each_base
-async def test_reset_before_the_stream(base: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [NO_MULTIFD, {}], ids=["single", "multifd"])
+async def test_reset_before_the_stream(options: Options, base: str, tmp_path: Path) -> None:
     """Who begins to write knows no more than that it cannot, and who reads is late."""
     async def treat(line: Line) -> None:
+        if line.number:
+            with contextlib.suppress(OSError):      # it is closed meanwhile
+                await line.carry_both()
+            return
         await line.reach()
         answers = asyncio.create_task(line.pass_on("destination"))
         while line.conversation("source") is None and await line.hear("source"):
             await line.tell("source", len(line.said["source"]))
         answers.cancel()
         await asyncio.gather(answers, return_exceptions=True)
-        line.reset()
+        for one in line.relay.lines:
+            one.reset()
 
     async with pc_lab(base=base) as lab:
         source = await lab.start("source", under=tell_one(tmp_path, "nobody", "recvmsg"))
         _, port = await start_destination(lab)
         async with Relay(port, treat) as relay:
-            await begin(source, inet(relay.port), NO_MULTIFD)
+            await begin(source, inet(relay.port), options)
             info = await end(source)
         assert info["status"] == "failed"
         assert re.fullmatch(SAYS_NOTHING, info["error-desc"]), info
