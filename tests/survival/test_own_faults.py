@@ -239,12 +239,13 @@ class HeldTrace:
 
     async def hold(self, behind: str = "") -> None:
         """From now on, when it has said that."""
-        said = b""
-        while behind.encode() not in said:
+        said, held = b"", False
+        while not held:
             with contextlib.suppress(BlockingIOError):
                 said += os.read(self._pipe, self.ROOM)
+            with contextlib.suppress(BlockingIOError):      # something more has come
+                held = behind.encode() in said and bool(os.write(self._pipe, bytes(self.ROOM)))
             await asyncio.sleep(0.001)
-        os.write(self._pipe, bytes(self.ROOM))
 
     def let_go(self) -> None:
         assert os.read(self._pipe, self.ROOM) == bytes(self.ROOM)
