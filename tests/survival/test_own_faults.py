@@ -21,7 +21,7 @@ from processes import (NO_MULTIFD, PATIENCE, UNDER, begin, channels, each_base, 
                        pc_lab, set_capabilities, set_channels, set_psk, start_source, wait_running,
                        wait_status)
 from relay import Line, Relay
-from test_owner import disk, make_disk
+from test_owner import SLOWER, disk, make_disk
 
 KINDS = ["main", "handshake"]
 MULTIFD_CHANNELS = 2
@@ -473,7 +473,7 @@ async def test_failure_before_a_cancel_is_told(base: str, kind: str) -> None:
 async def test_broken_connection_is_told_once(base: str, kind: str) -> None:
     async with pc_lab(base=base) as lab:
         source, destination, port = await start_pair(lab, kind)
-        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOW})
+        await source.execute("migrate-set-parameters", {"max-bandwidth": SLOWER})
         await begin(source, inet(port), kind=kind)
         await wait_status(source, "active")
         destination.kill()
