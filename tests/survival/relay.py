@@ -83,9 +83,11 @@ class Line:
         """Let the other one have `count` bytes in all."""
         data = bytes(self.said[speaker][self.passed[speaker]:count])
         self.passed[speaker] += len(data)
+        end = self._ends[other_than(speaker)]
+        if end.fileno() < 0:        # closed meanwhile
+            return
         with contextlib.suppress(ConnectionError):
-            await asyncio.get_running_loop().sock_sendall(
-                self._ends[other_than(speaker)], data)
+            await asyncio.get_running_loop().sock_sendall(end, data)
 
     async def pass_on(self, speaker: str) -> None:
         """All that one of them says, but not that it ends."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -229,9 +228,7 @@ async def test_reset_before_the_stream(options: Options, base: str, tmp_path: Pa
     """Who begins to write knows no more than that it cannot, and who reads is late."""
     async def treat(line: Line) -> None:
         if line.number:
-            with contextlib.suppress(OSError):      # it is closed meanwhile
-                await line.carry_both()
-            return
+            return await line.carry_both()
         await line.reach()
         answers = asyncio.create_task(line.pass_on("destination"))
         while line.conversation("source") is None and await line.hear("source"):
