@@ -13,7 +13,7 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Optional
 
@@ -28,6 +28,16 @@ LINGER = 5.0
 
 def other_than(speaker: str) -> str:
     return SPEAKERS[1 - SPEAKERS.index(speaker)]
+
+
+@contextlib.contextmanager
+def while_open(end: socket.socket) -> Iterator[None]:
+    """Who is there may go at any time, and a test may close the line while it is in use."""
+    try:
+        yield
+    except OSError as err:
+        if not isinstance(err, ConnectionError) and end.fileno() >= 0:
+            raise
 
 
 class Line:
@@ -72,21 +82,16 @@ class Line:
     async def _receive(self, speaker: str) -> bytes:
         await asyncio.sleep(0)      # or who sends fast enough keeps all others waiting
         end = self._ends[speaker]
-        if end.fileno() < 0:        # closed meanwhile
-            return b""
-        try:
+        with while_open(end):
             return await asyncio.get_running_loop().sock_recv(end, PIECE)
-        except ConnectionError:
-            return b""
+        return b""
 
     async def tell(self, speaker: str, count: int) -> None:
         """Let the other one have `count` bytes in all."""
         data = bytes(self.said[speaker][self.passed[speaker]:count])
         self.passed[speaker] += len(data)
         end = self._ends[other_than(speaker)]
-        if end.fileno() < 0:        # closed meanwhile
-            return
-        with contextlib.suppress(ConnectionError):
+        with while_open(end):
             await asyncio.get_running_loop().sock_sendall(end, data)
 
     async def pass_on(self, speaker: str) -> None:
